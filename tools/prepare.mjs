@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Brings a fresh clone to a runnable state: dependencies, native addon, compiled TypeScript.
+// Each step runs only when its inputs are newer than its output, so it is cheap to call before every command.
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+process.chdir(root);
+
+/** Runs a command; its output is shown only if it fails, so that data on stdout stays clean. */
+function run(what, command, args) {
+  process.stderr.write(`prepare: ${what}\n`);
+  const done = spawnSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 64 << 20 });
+  if (done.status === 0) return;
+  process.stderr.write(`${done.stdout ?? ''}${done.stderr ?? ''}${done.error ?? ''}\n`);
+  process.stderr.write(`error: prepare: ${what} failed (${command} ${args.join(' ')})\n`);
+  process.exit(1);
+}
+
+/** Newest modification time, in ms, of the files under `path`; 0 if it does not exist. */
+function newest(path) {
+  if (!existsSync(path)) return 0;
+  const info = statSync(path);
+  if (!info.isDirectory()) return info.mtimeMs;
+  let time = 0;
+  for (const name of readdirSync(path)) {
+    if (name !== 'build') time = Math.max(time, newest(join(path, name)));
+  }
+  return time;
+}
+
+const installed = 'node_modules/.package-lock.json';
+if (newest(installed) < Math.max(newest('package-lock.json'), newest('package.json'))) {
+  run('installing dependencies', 'npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
+}
+
+const addon = 'native/build/Release/devstate.node';
+if (newest(addon) < newest('native')) {
+  const args = ['node_modules/node-gyp/bin/node-gyp.js', 'rebuild', '--directory=native', '--loglevel=error'];
+  // Node's own headers, when they are installed beside it, spare a download that may not be possible.
+  const nodedir = dirname(dirname(process.execPath));
+  if (existsSync(join(nodedir, 'include/node/node_api.h'))) args.push(`--nodedir=${nodedir}`);
+  run('building the native addon', process.execPath, args);
+}
+
+run('compiling', process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.']);

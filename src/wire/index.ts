@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/** vfio-user message layouts: encode and decode, nothing else. Pure: knows no socket and no device. */
+
+export * from './constants.js';
+export * from './device-info.js';
+export * from './dma.js';
+export * from './errno.js';
+export * from './feature.js';
+export * from './header.js';
+export * from './irq.js';
+export * from './migration-data.js';
+export * from './reader.js';
+export * from './region-access.js';
+export * from './region-info.js';
+export * from './region-io-fds.js';
+export * from './version.js';

@@ -27,6 +27,22 @@ export const ERROR_CODES = {
   DEVSTATE_E_SYSTEM: ExitCode.failed,
   /** The native addon is missing or does not load. */
   DEVSTATE_E_ADDON: ExitCode.failed,
+  /** No QMP server answers at the socket: nothing listens, another client holds it, or it speaks something else. */
+  DEVSTATE_E_QMP_CONNECT: ExitCode.cannotConnect,
+  /** The QMP connection ended; QEMU may have exited. */
+  DEVSTATE_E_QMP_CLOSED: ExitCode.failed,
+  /** QEMU sent something that is not QMP; the connection is given up. */
+  DEVSTATE_E_QMP_PROTOCOL: ExitCode.failed,
+  /** QEMU refused a QMP command; the message carries QEMU's own words. */
+  DEVSTATE_E_QMP_COMMAND: ExitCode.failed,
+  /** QEMU's qtest access could not be set up, was lost, or refused a command. */
+  DEVSTATE_E_QTEST: ExitCode.failed,
+  /** QEMU has no PCI device with the given id. */
+  DEVSTATE_E_PCI_DEVICE: ExitCode.incompatible,
+  /** QEMU's view of a PCI device cannot be captured, or does not fit the device it is replayed to. */
+  DEVSTATE_E_PCI_VIEW: ExitCode.failed,
+  /** QEMU's migration failed or was cancelled. */
+  DEVSTATE_E_QEMU_MIGRATION: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

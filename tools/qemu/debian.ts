@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Fetches and unpacks packages of a Debian release without root and without touching the machine's own packages.
+ *
+ * apt runs on a private state: its own source list, lists, cache and an empty `status`, so that it believes nothing is
+ * installed and a closure includes the C library. The mirror is the one the machine's own apt uses. Signatures are
+ * checked as apt always does; an archive keyring too old for the release is replaced by the newer package of the
+ * machine's own, trusted, archive.
+ */
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { mkdir, readdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+
+/** Tells the user what is going on, one line at a time. */
+export type Report = (line: string) => void;
+
+/** Runs a program; its stdout, or an error that ends with what it said on stderr. */
+export async function run(
+  command: string,
+  args: readonly string[],
+  options: { cwd?: string; environment?: Readonly<Record<string, string>> } = {},
+): Promise<string> {
+  try {
+    const { stdout } = await promisify(execFile)(command, args, {
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+      env: { ...process.env, LC_ALL: 'C', ...options.environment },
+      maxBuffer: 64 << 20,
+    });
+    return stdout;
+  } catch (error) {
+    const { stderr, message } = error as Error & { stderr?: string };
+    const said = (stderr ?? '').trim().split('\n').slice(-4).join('\n');
+    throw new Error(`${command} ${args.at(0) ?? ''}: ${said || message}`, { cause: error });
+  }
+}
+
+/** Archive roots among the URIs that `apt-get update --print-uris` prints, the likeliest mirror of Debian first. */
+export function mirrorsOf(printedUris: string): string[] {
+  const roots = new Set<string>();
+  for (const match of printedUris.matchAll(/^'([^']+?)\/dists\/([^'/]+)\/InRelease'/gm)) {
+    const [, root = '', suite = ''] = match;
+    // Security and third-party archives hold no whole release; a wrong guess among the rest only costs a failed update.
+    if (!suite.endsWith('-security')) roots.add(root);
+  }
+  const isDebian = (root: string) => /\/debian$/.test(root);
+  return [...roots].sort((a, b) => Number(isDebian(b)) - Number(isDebian(a)));
+}
+
+/** A release of Debian, reachable through a private apt state in one directory. */
+export class DebianRelease {
+  readonly #directory: string;
+  readonly #options: readonly string[];
+
+  private constructor(directory: string, options: readonly string[]) {
+    this.#directory = directory;
+    this.#options = options;
+  }
+
+  /**
+   * Sets up the private state in `directory` and fetches the package lists of `suites`.
+   * Throws, with the reason, if the machine has no apt, no mirror of Debian or cannot reach it.
+   */
+  static async open(directory: string, suites: readonly string[], report: Report): Promise<DebianRelease> {
+    const printed = await run('apt-get', ['update', '--print-uris']);
+    const configured = process.env.DEVSTATE_DEBIAN_MIRROR;
+    const mirrors = configured ? [configured] : mirrorsOf(printed);
+    if (mirrors.length === 0) throw new Error('apt has no archive configured; set DEVSTATE_DEBIAN_MIRROR');
+    const failures: string[] = [];
+    for (const mirror of mirrors) {
+      try {
+        return await DebianRelease.#openMirror(directory, mirror, suites, report);
+      } catch (error) {
+        failures.push(error instanceof Error ? error.message : String(error));
+      }
+    }
+    throw new Error(`no mirror has ${suites.join(' and ')}: ${failures.join('; ')}`);
+  }
+
+  static async #openMirror(directory: string, mirror: string, suites: readonly string[], report: Report) {
+    const attempt = async (keyring: string | undefined) => {
+      const options = await privateState(directory, [
+        'Types: deb',
+        `URIs: ${mirror}`,
+        `Suites: ${suites.join(' ')}`,
+        'Components: main',
+        // Without a keyring of the distribution, apt falls back on the keys the machine's owner trusts.
+        ...(keyring === undefined ? [] : [`Signed-By: ${keyring}`]),
+      ]);
+      await run('apt-get', [...options, '-o', 'APT::Update::Error-Mode=any', 'update']);
+      return new DebianRelease(directory, options);
+    };
+    report(`fetching the package lists of ${suites.join(' and ')}`);
+    try {
+      return await attempt(installedKeyring());
+    } catch (error) {
+      if (!/NO_PUBKEY|Missing key|not signed/.test(error instanceof Error ? error.message : '')) throw error;
+      report('the archive keyring of this machine is too old for it: fetching the current one');
+      return await attempt(await currentKeyring(directory));
+    }
+  }
+
+  /** Downloads `packages` and all they depend on, preferring versions from `suite`; paths of the .deb files. */
+  async downloadClosure(packages: readonly string[], suite: string): Promise<string[]> {
+    await run('apt-get', [...this.#options, '-y', '--download-only', '-t', suite, 'install', ...packages]);
+    return debFiles(join(this.#directory, 'cache/archives'));
+  }
+
+  /** Downloads one package alone; the path of its .deb file. */
+  async download(name: string): Promise<string> {
+    const target = join(this.#directory, 'download', name);
+    await mkdir(target, { recursive: true });
+    await run('apt-get', [...this.#options, 'download', name], { cwd: target });
+    return (await debFiles(target))[0]!;
+  }
+
+  /** Names of the packages that `name` depends on directly. */
+  async dependencies(name: string): Promise<string[]> {
+    const printed = await run('apt-cache', [...this.#options, 'depends', name]);
+    return [...printed.matchAll(/^ +\|?Depends: ([^\s<>]+)$/gm)].map((match) => match[1]!);
+  }
+}
+
+/** Unpacks a .deb file below `root`, as the current user. */
+export async function unpack(deb: string, root: string): Promise<void> {
+  await run('dpkg', ['-x', deb, root]);
+}
+
+/** Lays out an apt state in `directory` whose only source is `source` (deb822 lines); the options that select it. */
+async function privateState(directory: string, source?: readonly string[]): Promise<string[]> {
+  await mkdir(join(directory, 'state/lists/partial'), { recursive: true });
+  await mkdir(join(directory, 'cache/archives/partial'), { recursive: true });
+  await writeFile(join(directory, 'status'), '');
+  const settings = [
+    `Dir::State=${join(directory, 'state')}`,
+    `Dir::State::status=${join(directory, 'status')}`,
+    `Dir::Cache=${join(directory, 'cache')}`,
+    'APT::Install-Recommends=false',
+    'Acquire::Languages=none',
+    'Acquire::Retries=2',
+    // Root's apt would drop to a user who cannot write here.
+    'APT::Sandbox::User=',
+  ];
+  if (source !== undefined) {
+    const list = join(directory, 'private.sources');
+    await writeFile(list, `${source.join('\n')}\n`);
+    settings.push(`Dir::Etc::sourcelist=${list}`, 'Dir::Etc::sourceparts=/dev/null');
+  }
+  return settings.flatMap((setting) => ['-o', setting]);
+}
+
+function installedKeyring(): string | undefined {
+  return ['pgp', 'gpg']
+    .map((extension) => `/usr/share/keyrings/debian-archive-keyring.${extension}`)
+    .find((path) => existsSync(path));
+}
+
+/** The keyring of the newest `debian-archive-keyring` package in the archives that the machine itself trusts. */
+async function currentKeyring(directory: string): Promise<string> {
+  const own = join(directory, 'keyring');
+  const options = await privateState(own);
+  await run('apt-get', [...options, 'update']);
+  await run('apt-get', [...options, 'download', 'debian-archive-keyring'], { cwd: own });
+  await unpack((await debFiles(own))[0]!, own);
+  return join(own, 'usr/share/keyrings/debian-archive-keyring.gpg');
+}
+
+async function debFiles(directory: string): Promise<string[]> {
+  const names = await readdir(directory);
+  return names.filter((name) => name.endsWith('.deb')).map((name) => join(directory, name));
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Provides a QEMU with `vfio-user-pci` and the parts of a small Linux guest, on machines whose distribution lacks them.
+ *
+ * A QEMU >= 10.1 that is installed (or named by `$DEVSTATE_QEMU`) is used as it is. Otherwise QEMU and its whole
+ * closure come from the packages of Debian 13, unpacked into the cache and started through their own dynamic loader:
+ * no root, nothing installed. Run as a program it prints what it found or made, as one JSON object.
+ */
+import { existsSync } from 'node:fs';
+import { chmod, copyFile, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { cached } from './cache.js';
+import { DebianRelease, type Report, run, unpack } from './debian.js';
+
+/** A QEMU that can be started: `spawn(command[0], [...command.slice(1), ...args], { env: environment })`. */
+export interface QemuInstallation {
+  /** The program and the leading arguments it always needs. */
+  readonly command: readonly string[];
+  /** Variables to add to the environment. */
+  readonly environment: Readonly<Record<string, string>>;
+  /** As QEMU names it, e.g. `11.1.3`. */
+  readonly version: string;
+  readonly origin: 'installed' | 'provisioned';
+}
+
+/** What a test guest is made of; paths of files. */
+export interface GuestParts {
+  /** A bzImage with the NVMe PCI driver built in. */
+  readonly kernel: string;
+  /** A statically linked busybox. */
+  readonly busybox: string;
+}
+
+const RELEASE = 'trixie';
+const BACKPORTS = `${RELEASE}-backports`;
+
+// A changed recipe needs a new name: an entry that exists is taken as complete.
+const QEMU_ENTRY = 'qemu-1';
+const GUEST_ENTRY = 'guest-1';
+
+function toStderr(line: string): void {
+  process.stderr.write(`provision: ${line}\n`);
+}
+
+/** {@link obtainQemu}, or `undefined` after telling `report` why there is none. */
+export async function provisionQemu(report: Report = toStderr): Promise<QemuInstallation | undefined> {
+  return orUndefined(() => obtainQemu(report), 'no QEMU with vfio-user-pci', report);
+}
+
+/** {@link obtainGuest}, or `undefined` after telling `report` why there is none. */
+export async function provisionGuest(report: Report = toStderr): Promise<GuestParts | undefined> {
+  return orUndefined(() => obtainGuest(report), 'no Linux guest', report);
+}
+
+/** A QEMU with `vfio-user-pci`: the installed one, or one from the cache, which is filled first if need be. */
+export async function obtainQemu(report: Report = toStderr): Promise<QemuInstallation> {
+  const named = process.env.DEVSTATE_QEMU;
+  const version = await usableVersion([named ?? 'qemu-system-x86_64']);
+  if (version !== undefined) {
+    return { command: [named ?? 'qemu-system-x86_64'], environment: {}, version, origin: 'installed' };
+  }
+  if (named !== undefined) throw new Error(`DEVSTATE_QEMU=${named} does not run or has no vfio-user-pci`);
+  requireX86('QEMU');
+  const entry = await cached(QEMU_ENTRY, async (directory) => {
+    await withRelease(report, async (release) => {
+      report('fetching QEMU and the libraries it needs (about 40 MB)');
+      const packages = await release.downloadClosure(['qemu-system-x86', 'seabios'], BACKPORTS);
+      report(`unpacking ${packages.length} packages`);
+      for (const deb of packages) await unpack(deb, directory);
+    });
+    const { command, environment } = unpackedQemu(directory);
+    const unpackedVersion = await usableVersion(command, environment);
+    if (unpackedVersion === undefined) throw new Error(`the QEMU of ${BACKPORTS} has no vfio-user-pci`);
+    await writeFile(join(directory, 'version'), unpackedVersion);
+    report(`QEMU ${unpackedVersion} is ready`);
+  });
+  return {
+    ...unpackedQemu(entry),
+    version: await readFile(join(entry, 'version'), 'utf8'),
+    origin: 'provisioned',
+  };
+}
+
+/** Kernel and busybox for a guest, from the cache, which is filled first if need be. */
+export async function obtainGuest(report: Report = toStderr): Promise<GuestParts> {
+  requireX86('the guest');
+  const entry = await cached(GUEST_ENTRY, async (directory) => {
+    await withRelease(report, async (release) => {
+      const images = await release.dependencies('linux-image-cloud-amd64');
+      const image = images.find((name) => name.startsWith('linux-image-'));
+      if (image === undefined) throw new Error(`${RELEASE} has no cloud kernel`);
+      report(`fetching ${image} and busybox (about 36 MB)`);
+      const unpacked = join(directory, 'unpacked');
+      await unpack(await release.download(image), unpacked);
+      await unpack(await release.download('busybox-static'), unpacked);
+      const kernel = (await readdir(join(unpacked, 'boot'))).find((name) => name.startsWith('vmlinuz-'));
+      if (kernel === undefined) throw new Error(`${image} has no vmlinuz`);
+      await copyFile(join(unpacked, 'boot', kernel), join(directory, 'vmlinuz'));
+      await copyFile(join(unpacked, 'usr/bin/busybox'), join(directory, 'busybox'));
+      await chmod(join(directory, 'busybox'), 0o755);
+      await rm(unpacked, { recursive: true });
+      report('the guest is ready');
+    });
+  });
+  return { kernel: join(entry, 'vmlinuz'), busybox: join(entry, 'busybox') };
+}
+
+/** How to start the QEMU that was unpacked into `root`: by its own loader, libraries, firmware and modules. */
+function unpackedQemu(root: string): Pick<QemuInstallation, 'command' | 'environment'> {
+  const libraries = join(root, 'usr/lib/x86_64-linux-gnu');
+  const command = [
+    join(root, 'usr/lib64/ld-linux-x86-64.so.2'),
+    ...['--library-path', `${libraries}:${join(libraries, 'pulseaudio')}`],
+    join(root, 'usr/bin/qemu-system-x86_64'),
+    ...['-L', join(root, 'usr/share/qemu'), '-L', join(root, 'usr/share/seabios')],
+  ];
+  return { command, environment: { QEMU_MODULE_DIR: join(libraries, 'qemu') } };
+}
+
+/** The version that `command` prints, if it runs and knows `vfio-user-pci` (QEMU 10.1 or newer). */
+async function usableVersion(
+  command: readonly string[],
+  environment: Readonly<Record<string, string>> = {},
+): Promise<string | undefined> {
+  const [program = '', ...prefix] = command;
+  try {
+    const printed = await run(program, [...prefix, '--version'], { environment });
+    await run(program, [...prefix, '-device', 'vfio-user-pci,help'], { environment });
+    return /version (\d+(?:\.\d+)+)/.exec(printed)?.[1];
+  } catch {
+    return undefined;
+  }
+}
+
+async function withRelease(report: Report, use: (release: DebianRelease) => Promise<void>): Promise<void> {
+  if (!existsSync('/usr/bin/apt-get')) throw new Error('this machine has no apt to fetch packages with');
+  const work = await mkdtemp(join(tmpdir(), 'devstate-apt-'));
+  try {
+    await use(await DebianRelease.open(work, [RELEASE, BACKPORTS], report));
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+function requireX86(what: string): void {
+  if (process.arch !== 'x64') throw new Error(`${what} can be provisioned on x86-64 machines only`);
+}
+
+async function orUndefined<T>(
+  obtain: () => Promise<T>,
+  what: string,
+  report: Report,
+): Promise<T | undefined> {
+  try {
+    return await obtain();
+  } catch (error) {
+    report(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+    return undefined;
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const qemu = await provisionQemu();
+  const guest = await provisionGuest();
+  console.log(JSON.stringify({ qemu, guest }, undefined, 2));
+  if (qemu === undefined || guest === undefined) process.exitCode = 1;
+}

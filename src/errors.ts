@@ -43,6 +43,42 @@ export const ERROR_CODES = {
   DEVSTATE_E_PCI_VIEW: ExitCode.failed,
   /** QEMU's migration failed or was cancelled. */
   DEVSTATE_E_QEMU_MIGRATION: ExitCode.failed,
+  /** A text that should be a UUID is none. */
+  DEVSTATE_E_UUID: ExitCode.usage,
+  /** The registry knows no format of this name or UUID. */
+  DEVSTATE_E_FORMAT_UNKNOWN: ExitCode.incompatible,
+  /** The format is known, its version in the blob is one this reader cannot read. */
+  DEVSTATE_E_FORMAT_VERSION: ExitCode.incompatible,
+  /** The bytes do not carry the envelope's magic: not a tagged state blob, or its first bytes are damaged. */
+  DEVSTATE_E_ENVELOPE_MAGIC: ExitCode.corrupt,
+  /** The envelope is of a version this reader does not know. */
+  DEVSTATE_E_ENVELOPE_VERSION: ExitCode.incompatible,
+  /** The envelope header is damaged or contradicts itself. */
+  DEVSTATE_E_ENVELOPE_HEADER: ExitCode.corrupt,
+  /** The metadata map is damaged, or a value cannot be part of one. */
+  DEVSTATE_E_ENVELOPE_METADATA: ExitCode.corrupt,
+  /** The blob requires a feature that this reader does not have. */
+  DEVSTATE_E_ENVELOPE_FEATURE: ExitCode.incompatible,
+  /** A record header is damaged or contradicts itself. */
+  DEVSTATE_E_ENVELOPE_RECORD: ExitCode.corrupt,
+  /** A mandatory record is of a type this reader does not know. */
+  DEVSTATE_E_ENVELOPE_RECORD_UNKNOWN: ExitCode.incompatible,
+  /** A record is longer than the envelope allows. */
+  DEVSTATE_E_ENVELOPE_RECORD_TOO_LONG: ExitCode.corrupt,
+  /** A record was lost on the way, or came before its turn. */
+  DEVSTATE_E_ENVELOPE_RECORD_MISSING: ExitCode.corrupt,
+  /** A record came a second time, or after its turn. */
+  DEVSTATE_E_ENVELOPE_RECORD_REPEATED: ExitCode.corrupt,
+  /** A record's payload or padding is damaged. */
+  DEVSTATE_E_ENVELOPE_PAYLOAD: ExitCode.corrupt,
+  /** The end record counts other records or bytes than there were. */
+  DEVSTATE_E_ENVELOPE_COUNT: ExitCode.corrupt,
+  /** The digest over all records is not that of the end record: a record was replaced. */
+  DEVSTATE_E_ENVELOPE_DIGEST: ExitCode.corrupt,
+  /** The blob stops before its end record is complete. */
+  DEVSTATE_E_ENVELOPE_TRUNCATED: ExitCode.corrupt,
+  /** Bytes follow the end record. */
+  DEVSTATE_E_ENVELOPE_TRAILING: ExitCode.corrupt,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

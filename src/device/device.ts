@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a device author implements, and what the SDK gives in return.
+ *
+ * The author writes the device's own function: regions, reset, quiesce, and the list of state formats it can save and
+ * load. The SDK does the rest: the vfio-user protocol, interrupts' eventfds, guest memory with dirty logging, the
+ * migration state machines, the state envelope, the migration socket.
+ */
+
+import type { GuestMemory } from './guest-memory.js';
+import type { Interrupts } from './interrupts.js';
+import type { PciConfigSpace } from './pci-config.js';
+
+/** Value of a model parameter. */
+export type ParameterValue = string | number | boolean;
+
+/**
+ * What a guest can tell of the device: two devices of one model with equal parameters are interchangeable,
+ * whoever built them. The URI never changes while the model evolves: new behaviour is a new parameter.
+ */
+export interface DeviceModel {
+  /** For instance `devstate.org/nvme`. */
+  readonly uri: string;
+  readonly parameters: Readonly<Record<string, ParameterValue>>;
+}
+
+/** One BAR. Its accesses come to `Device.readRegion` and `Device.writeRegion` with `index` as the region. */
+export interface Bar {
+  /** 0 to 5; a 64-bit BAR takes the next index too. */
+  readonly index: number;
+  /** Bytes; a power of two. */
+  readonly size: number;
+  readonly kind: 'memory32' | 'memory64' | 'io';
+}
+
+/** Number of interrupts the device can raise, by kind. */
+export interface InterruptCounts {
+  readonly intx: boolean;
+  /** MSI vectors, 0 for none. */
+  readonly msi: number;
+  /** MSI-X vectors, 0 for none. The capability must be in the config space. */
+  readonly msix: number;
+}
+
+/** Why the device is reset: by the guest or VMM, because the VMM's connection ended, or because a load was given up. */
+export type ResetReason = 'requested' | 'disconnected' | 'aborted';
+
+/** What the SDK gives a device when it is attached. */
+export interface DeviceHost {
+  readonly memory: GuestMemory;
+  readonly interrupts: Interrupts;
+  /** One line for the operator; never for data. */
+  log(level: 'info' | 'warn' | 'error', message: string): void;
+}
+
+export interface Device {
+  readonly model: DeviceModel;
+  /** Who made this implementation, for blobs and diagnosis: `vendor/name version`. */
+  readonly producer: string;
+  readonly config: PciConfigSpace;
+  readonly bars: readonly Bar[];
+  readonly interruptCounts: InterruptCounts;
+  /** In order of preference. At least one. */
+  readonly formats: readonly StateFormat[];
+
+  /** Called once before anything else. */
+  attach(host: DeviceHost): void;
+
+  /**
+   * Fills `target` with the register contents at `offset` of BAR `region`. Inside the BAR is guaranteed; width and
+   * alignment are the guest's. Synchronous if at all possible: a vCPU is waiting. `target` is valid until the call
+   * returns or its promise settles.
+   * @throws RequestError to fail the access
+   */
+  readRegion(region: number, offset: number, target: Uint8Array): void | Promise<void>;
+
+  /** As `readRegion`, the other way. `data` is valid until the call returns or its promise settles. */
+  writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void>;
+
+  /** After a write to the config space has been applied to `config`: registers that do something. */
+  configWritten?(offset: number, length: number): void;
+
+  /** Back to the state after power on. Ends all DMA first. Must not fail. */
+  reset(reason: ResetReason): void | Promise<void>;
+
+  /**
+   * Stops: when it settles, nothing is in flight, no DMA and no interrupt follows, and the state does not change but by
+   * region accesses, which must still be taken (without effect on guest memory until `resume`). @throws to stay running
+   */
+  quiesce(): void | Promise<void>;
+
+  /** Runs again after `quiesce`, or for the first time after a load: raises what interrupts are due. */
+  resume(): void | Promise<void>;
+
+  /**
+   * The state is about to be read for another instance of this device: let go of what only one of the two may hold
+   * (flush and unlock the image). Called quiesced; idempotent. @throws to refuse to be migrated away
+   */
+  handOver?(): void | Promise<void>;
+
+  /**
+   * Take that hold again or for the first time: before `resume` after a hand-over, and when a load is committed.
+   * Idempotent. @throws when somebody else holds it
+   */
+  takeOver?(): void | Promise<void>;
+}
+
+/** One piece of a device's state. Payloads are at most `MAX_RECORD_PAYLOAD` bytes; larger things are split by their format. */
+export interface StateRecord {
+  /** The format's own number for it, from 0x10000. */
+  readonly type: number;
+  /** A reader that does not know the type may skip it. */
+  readonly optional?: boolean;
+  readonly payload: Uint8Array;
+}
+
+/** `pre-copy` while the device runs (any number of times, each yields what changed since), then once `final`, quiesced. */
+export type SaveRound = 'pre-copy' | 'final';
+
+/** A representation of the state that a device can save and load. */
+export interface StateFormat {
+  /** Lower-case RFC 9562 text. */
+  readonly uuid: string;
+  /** For instance `org.devstate.nvme.alder`. */
+  readonly name: string;
+  readonly version: { readonly major: number; readonly minor: number };
+
+  /**
+   * Yields the records of one round. Pulled as fast as the reader reads, so that state of any size streams; a payload
+   * must stay valid until the next record is pulled. @throws to fail the save: the device goes on
+   */
+  save(round: SaveRound): Iterable<StateRecord> | AsyncIterable<StateRecord>;
+
+  /** About how many bytes the final round would take now. */
+  estimate(): number;
+
+  /** Begins to load what a producer of version `version` saved. The device is stopped. */
+  load(version: { major: number; minor: number }): StateLoader;
+}
+
+/** One load in progress. Nothing of the device changes for good before `commit`. */
+export interface StateLoader {
+  /** `record.payload` is valid until the call returns or its promise settles. @throws RequestError when refused */
+  record(record: StateRecord): void | Promise<void>;
+  /** All records have come, intact: check that nothing is missing, and become that state. @throws RequestError when refused */
+  commit(): void | Promise<void>;
+}
+
+/** Largest payload of one record, bytes. */
+export const MAX_RECORD_PAYLOAD = 16 * 1024 * 1024;

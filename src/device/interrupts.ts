@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Interrupts from the device's side: level for INTx, edges for MSI and MSI-X vectors.
+ *
+ * An interrupt that cannot be delivered now (the device is held, its vector has no eventfd yet, INTx is masked) is not
+ * lost: it stays pending, as the PBA bit of a masked MSI-X vector does, and fires when it can. That matters most at a
+ * migration's destination, where the VMM assigns eventfds after the state has been loaded.
+ */
+
+import { Errno, IrqSetFlag, PciIrq, RequestError, type SetIrqs } from '../wire/index.js';
+
+/** Something to signal: an eventfd that this object owns. */
+export interface Signal {
+  signal(): void;
+  close(): void;
+}
+
+/** What of the interrupts belongs to the device's state. */
+export interface InterruptState {
+  /** MSI-X vectors that are pending. */
+  readonly pendingMsix: readonly number[];
+  readonly pendingMsi: readonly number[];
+}
+
+class Vectors {
+  readonly signals: (Signal | undefined)[];
+  readonly masked: boolean[];
+  readonly pending: boolean[];
+  /** The VMM has turned this kind of interrupt on. */
+  enabled = false;
+
+  constructor(readonly count: number) {
+    this.signals = new Array<Signal | undefined>(count).fill(undefined);
+    this.masked = new Array<boolean>(count).fill(false);
+    this.pending = new Array<boolean>(count).fill(false);
+  }
+
+  assign(vector: number, signal: Signal | undefined): void {
+    this.signals[vector]?.close();
+    this.signals[vector] = signal;
+  }
+
+  clear(): void {
+    for (let i = 0; i < this.count; i++) this.assign(i, undefined);
+    this.enabled = false;
+    this.masked.fill(false);
+  }
+
+  pendingList(): number[] {
+    return this.pending.flatMap((pending, vector) => (pending ? [vector] : []));
+  }
+}
+
+export class Interrupts {
+  readonly #kinds: Vectors[];
+  #held = false;
+  #intxLevel = false;
+
+  /** `counts[i]` is the number of interrupts of `PciIrq` index i. */
+  constructor(readonly counts: readonly number[]) {
+    this.#kinds = counts.map((count) => new Vectors(count));
+  }
+
+  /** The VMM has MSI-X turned on. */
+  get msixEnabled(): boolean {
+    return this.#kinds[PciIrq.MSIX]?.enabled ?? false;
+  }
+
+  get msiEnabled(): boolean {
+    return this.#kinds[PciIrq.MSI]?.enabled ?? false;
+  }
+
+  /** Raises an MSI-X vector. */
+  triggerMsix(vector: number): void {
+    this.#trigger(PciIrq.MSIX, vector);
+  }
+
+  /** Raises an MSI vector. */
+  triggerMsi(vector: number): void {
+    this.#trigger(PciIrq.MSI, vector);
+  }
+
+  /** Drives the INTx line. While it is asserted, each unmask by the VMM signals again: INTx is a level. */
+  setIntx(asserted: boolean): void {
+    const rising = asserted && !this.#intxLevel;
+    this.#intxLevel = asserted;
+    if (rising) this.#trigger(PciIrq.INTX, 0);
+    else if (!asserted) this.#clearPending(PciIrq.INTX, 0);
+  }
+
+  get intxAsserted(): boolean {
+    return this.#intxLevel;
+  }
+
+  /** While held nothing is signalled, everything becomes pending. */
+  hold(): void {
+    this.#held = true;
+  }
+
+  /** Ends the hold and signals what is pending. */
+  release(): void {
+    this.#held = false;
+    this.#kinds.forEach((kind, index) => {
+      for (let vector = 0; vector < kind.count; vector++) this.#deliver(index, vector);
+    });
+  }
+
+  /** Forgets what is pending and drops the INTx line: the device was reset. Assignments stay. */
+  reset(): void {
+    this.#intxLevel = false;
+    for (const kind of this.#kinds) kind.pending.fill(false);
+  }
+
+  /** Closes every eventfd: the VMM is gone. */
+  disconnect(): void {
+    for (const kind of this.#kinds) kind.clear();
+  }
+
+  save(): InterruptState {
+    return {
+      pendingMsix: this.#kinds[PciIrq.MSIX]?.pendingList() ?? [],
+      pendingMsi: this.#kinds[PciIrq.MSI]?.pendingList() ?? [],
+    };
+  }
+
+  /** Makes vectors pending as they were in `state`; ones that this device does not have are refused. */
+  load(state: InterruptState): void {
+    this.#loadPending(PciIrq.MSIX, state.pendingMsix);
+    this.#loadPending(PciIrq.MSI, state.pendingMsi);
+  }
+
+  #loadPending(index: number, vectors: readonly number[]): void {
+    const kind = this.#kinds[index];
+    for (const vector of vectors) {
+      if (kind === undefined || vector >= kind.count) {
+        throw new RequestError(Errno.EINVAL, `pending interrupt vector ${vector} does not exist here`);
+      }
+    }
+    if (kind === undefined) return;
+    kind.pending.fill(false);
+    for (const vector of vectors) kind.pending[vector] = true;
+  }
+
+  /**
+   * DEVICE_SET_IRQS. `signals` are what the message's fds became, one a vector for DATA_EVENTFD, or none to de-assign.
+   * Takes ownership of them only when it does not throw. @throws RequestError EINVAL
+   */
+  set(request: SetIrqs, data: Uint8Array, signals: readonly Signal[]): void {
+    const { index, start, count } = request;
+    const dataKind = request.flags & IrqSetFlag.DATA_MASK;
+    const action = request.flags & IrqSetFlag.ACTIONS_MASK;
+    const kind = this.#kinds[index];
+    if (!isOneBit(dataKind) || !isOneBit(action) || (request.flags & ~0x3f) !== 0) {
+      throw new RequestError(Errno.EINVAL, `SET_IRQS flags 0x${request.flags.toString(16)}`);
+    }
+    if (kind === undefined || start + count > kind.count) {
+      throw new RequestError(
+        Errno.EINVAL,
+        `SET_IRQS vectors ${start}+${count} of index ${index} do not exist`,
+      );
+    }
+    if (dataKind !== IrqSetFlag.DATA_EVENTFD && signals.length > 0) {
+      throw new RequestError(Errno.EINVAL, 'SET_IRQS carries fds but does not say eventfd');
+    }
+    if (dataKind === IrqSetFlag.DATA_BOOL && data.length < count) {
+      throw new RequestError(Errno.EINVAL, `SET_IRQS needs ${count} bytes of data, got ${data.length}`);
+    }
+    if (count === 0) {
+      // The documented way to turn a whole index off: NONE and TRIGGER with nothing.
+      if (dataKind !== IrqSetFlag.DATA_NONE || action !== IrqSetFlag.ACTION_TRIGGER || start !== 0) {
+        throw new RequestError(Errno.EINVAL, 'SET_IRQS of no vectors');
+      }
+      kind.clear();
+      return;
+    }
+    if (dataKind === IrqSetFlag.DATA_EVENTFD) this.#assign(kind, index, action, start, count, signals);
+    else {
+      for (let i = 0; i < count; i++) {
+        if (dataKind === IrqSetFlag.DATA_NONE || data[i] !== 0) this.#act(kind, index, action, start + i);
+      }
+    }
+  }
+
+  #assign(
+    kind: Vectors,
+    index: number,
+    action: number,
+    start: number,
+    count: number,
+    signals: readonly Signal[],
+  ): void {
+    if (action !== IrqSetFlag.ACTION_TRIGGER) {
+      throw new RequestError(Errno.EINVAL, 'SET_IRQS: masking by eventfd is not supported');
+    }
+    if (signals.length !== 0 && signals.length !== count) {
+      throw new RequestError(Errno.EINVAL, `SET_IRQS of ${count} vectors carries ${signals.length} eventfds`);
+    }
+    kind.enabled = true;
+    for (let i = 0; i < count; i++) {
+      kind.assign(start + i, signals[i]);
+      if (index === PciIrq.INTX) {
+        // A new eventfd starts unmasked, and a line that is up must be seen on it.
+        kind.masked[start + i] = false;
+        kind.pending[start + i] = this.#intxLevel;
+      }
+      this.#deliver(index, start + i);
+    }
+  }
+
+  #act(kind: Vectors, index: number, action: number, vector: number): void {
+    if (action === IrqSetFlag.ACTION_MASK) kind.masked[vector] = true;
+    else if (action === IrqSetFlag.ACTION_UNMASK) {
+      kind.masked[vector] = false;
+      if (index === PciIrq.INTX && this.#intxLevel) kind.pending[vector] = true;
+      this.#deliver(index, vector);
+    } else this.#trigger(index, vector);
+  }
+
+  #trigger(index: number, vector: number): void {
+    const kind = this.#kinds[index];
+    if (kind === undefined || vector >= kind.count) return;
+    kind.pending[vector] = true;
+    this.#deliver(index, vector);
+  }
+
+  #clearPending(index: number, vector: number): void {
+    const kind = this.#kinds[index];
+    if (kind !== undefined && vector < kind.count) kind.pending[vector] = false;
+  }
+
+  #deliver(index: number, vector: number): void {
+    const kind = this.#kinds[index];
+    if (kind === undefined || this.#held || !kind.pending[vector] || kind.masked[vector]) return;
+    const signal = kind.signals[vector];
+    if (signal === undefined) return;
+    kind.pending[vector] = false;
+    // INTx is automasked: it is not signalled again before the VMM unmasks it.
+    if (index === PciIrq.INTX) kind.masked[vector] = true;
+    signal.signal();
+  }
+}
+
+function isOneBit(value: number): boolean {
+  return value !== 0 && (value & (value - 1)) === 0;
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The formats this project registers. `formats/registry.json` is the same list for readers in other languages. */
+import { DevstateError } from '../errors.js';
+import type { FormatVersion } from './header.js';
+import { isUuid, parseUuid, type Uuid } from './uuid.js';
+
+/** An entry of the registry. */
+export interface RegisteredFormat {
+  uuid: Uuid;
+  /** Reverse domain name; unique. */
+  name: string;
+  /** `standard`: any vendor may implement it. `vendor`: its payload is its vendor's affair. */
+  kind: 'standard' | 'vendor';
+  /** URIs of the device models whose state it can hold. */
+  models: readonly string[];
+  /** Versions that exist, `major.minor`, oldest first. */
+  versions: readonly string[];
+  /** Path of the payload schema within `formats/`; null if the payload is opaque. */
+  schema: string | null;
+  /** `experimental`: may change without a new version. `stable`: never. */
+  stability: 'experimental' | 'stable';
+}
+
+/** Native state of the reference NVMe controller of vendor alder. */
+export const NVME_ALDER: RegisteredFormat = {
+  uuid: parseUuid('d49a84ce-5d67-4c5c-9ba8-6c99372bc19d'),
+  name: 'org.devstate.nvme.alder',
+  kind: 'vendor',
+  models: ['devstate.org/nvme'],
+  versions: ['1.0'],
+  schema: null,
+  stability: 'experimental',
+};
+
+/** Every registered format, ordered by name. */
+export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_ALDER];
+
+/** The format of this UUID (either case) or name; undefined if it is not registered. */
+export function findFormat(uuidOrName: string): RegisteredFormat | undefined {
+  if (!isUuid(uuidOrName)) return REGISTERED_FORMATS.find((format) => format.name === uuidOrName);
+  const uuid = parseUuid(uuidOrName);
+  return REGISTERED_FORMATS.find((format) => format.uuid === uuid);
+}
+
+/** As {@link findFormat}; DEVSTATE_E_FORMAT_UNKNOWN if it is not registered. */
+export function requireFormat(uuidOrName: string): RegisteredFormat {
+  const format = findFormat(uuidOrName);
+  if (format !== undefined) return format;
+  throw new DevstateError(
+    'DEVSTATE_E_FORMAT_UNKNOWN',
+    `no format ${JSON.stringify(uuidOrName.slice(0, 64))} is registered: \`devstate formats\` lists those that are`,
+  );
+}
+
+/** `major.minor` as text. */
+export function formatVersionText(version: FormatVersion): string {
+  return `${version.major}.${version.minor}`;
+}
+
+/**
+ * Checks that a reader of `format` may read a blob of `version`: its major version must exist here, its minor
+ * version need not, because what a newer minor version adds is optional or announced as a feature.
+ * @throws DevstateError DEVSTATE_E_FORMAT_VERSION
+ */
+export function requireReadableVersion(format: RegisteredFormat, version: FormatVersion): void {
+  if (format.versions.some((known) => known.startsWith(`${version.major}.`))) return;
+  throw new DevstateError(
+    'DEVSTATE_E_FORMAT_VERSION',
+    `the blob is ${format.name} ${formatVersionText(version)}, this reader knows ${format.versions.join(', ')}: update devstate or convert the blob`,
+  );
+}

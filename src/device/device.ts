@@ -7,9 +7,12 @@
  * migration state machines, the state envelope, the migration socket.
  */
 
+import type { StateFormat } from '../migration/index.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import type { PciConfigSpace } from './pci-config.js';
+
+export type { SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
 
 /** Value of a model parameter. */
 export type ParameterValue = string | number | boolean;
@@ -55,8 +58,8 @@ export interface DeviceHost {
 
 export interface Device {
   readonly model: DeviceModel;
-  /** Who made this implementation, for blobs and diagnosis: `vendor/name version`. */
-  readonly producer: string;
+  /** Who made this implementation, for blobs and diagnosis. */
+  readonly producer: { readonly name: string; readonly version: string };
   readonly config: PciConfigSpace;
   readonly bars: readonly Bar[];
   readonly interruptCounts: InterruptCounts;
@@ -104,47 +107,3 @@ export interface Device {
    */
   takeOver?(): void | Promise<void>;
 }
-
-/** One piece of a device's state. Payloads are at most `MAX_RECORD_PAYLOAD` bytes; larger things are split by their format. */
-export interface StateRecord {
-  /** The format's own number for it, from 0x10000. */
-  readonly type: number;
-  /** A reader that does not know the type may skip it. */
-  readonly optional?: boolean;
-  readonly payload: Uint8Array;
-}
-
-/** `pre-copy` while the device runs (any number of times, each yields what changed since), then once `final`, quiesced. */
-export type SaveRound = 'pre-copy' | 'final';
-
-/** A representation of the state that a device can save and load. */
-export interface StateFormat {
-  /** Lower-case RFC 9562 text. */
-  readonly uuid: string;
-  /** For instance `org.devstate.nvme.alder`. */
-  readonly name: string;
-  readonly version: { readonly major: number; readonly minor: number };
-
-  /**
-   * Yields the records of one round. Pulled as fast as the reader reads, so that state of any size streams; a payload
-   * must stay valid until the next record is pulled. @throws to fail the save: the device goes on
-   */
-  save(round: SaveRound): Iterable<StateRecord> | AsyncIterable<StateRecord>;
-
-  /** About how many bytes the final round would take now. */
-  estimate(): number;
-
-  /** Begins to load what a producer of version `version` saved. The device is stopped. */
-  load(version: { major: number; minor: number }): StateLoader;
-}
-
-/** One load in progress. Nothing of the device changes for good before `commit`. */
-export interface StateLoader {
-  /** `record.payload` is valid until the call returns or its promise settles. @throws RequestError when refused */
-  record(record: StateRecord): void | Promise<void>;
-  /** All records have come, intact: check that nothing is missing, and become that state. @throws RequestError when refused */
-  commit(): void | Promise<void>;
-}
-
-/** Largest payload of one record, bytes. */
-export const MAX_RECORD_PAYLOAD = 16 * 1024 * 1024;

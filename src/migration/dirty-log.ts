@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The log of pages that the device has written (DMA_LOGGING_*): a sparse bitmap, so that its size follows what was
+ * written and not how much memory the guest has.
+ */
+
+import { type DmaRange, dirtyBitmapLength, Errno, RequestError } from '../wire/index.js';
+
+/** Finest page size that we log at, and the default. */
+export const MIN_LOG_PAGE_SIZE = 4096;
+const MAX_LOG_PAGE_SIZE = 2 ** 30;
+/** Pages in one chunk of the bitmap: 4 KiB of bits, 128 MiB of guest memory at 4 KiB pages. */
+const CHUNK_PAGES = 2 ** 15;
+const CHUNK_WORDS = CHUNK_PAGES / 32;
+/** Largest bitmap that one report may ask for, bytes: 256 MiB, QEMU's own bound. */
+const MAX_BITMAP_LENGTH = 2 ** 28;
+
+export class DirtyLog {
+  readonly pageSize: number;
+  readonly #ranges: readonly DmaRange[];
+  readonly #chunks = new Map<number, Uint32Array>();
+
+  /**
+   * @param pageSize the hint of DMA_LOGGING_START; the size in force is `this.pageSize`
+   * @param ranges what to log; empty for everything
+   * @throws RequestError EINVAL for a page size that is no power of two, or ranges that overlap, overflow or are not aligned
+   */
+  constructor(pageSize: number, ranges: readonly DmaRange[]) {
+    requirePageSize(pageSize);
+    this.pageSize = Math.min(Math.max(pageSize, MIN_LOG_PAGE_SIZE), MAX_LOG_PAGE_SIZE);
+    this.#ranges = ranges.slice().sort((a, b) => a.iova - b.iova);
+    let end = 0;
+    for (const { iova, length } of this.#ranges) {
+      if (length === 0 || iova % this.pageSize !== 0 || length % this.pageSize !== 0) {
+        throw new RequestError(
+          Errno.EINVAL,
+          `logging range 0x${iova.toString(16)}+${length} is not whole pages`,
+        );
+      }
+      if (!Number.isSafeInteger(iova + length))
+        throw new RequestError(Errno.EOVERFLOW, 'logging range overflows');
+      if (iova < end) throw new RequestError(Errno.EINVAL, 'logging ranges overlap');
+      end = iova + length;
+    }
+  }
+
+  /** Records a write of `length` bytes at `address`. */
+  mark(address: number, length: number): void {
+    if (length === 0) return;
+    if (this.#ranges.length === 0) {
+      this.#markPages(
+        Math.floor(address / this.pageSize),
+        Math.floor((address + length - 1) / this.pageSize),
+      );
+      return;
+    }
+    for (const range of this.#ranges) {
+      const start = Math.max(address, range.iova);
+      const end = Math.min(address + length, range.iova + range.length);
+      if (start < end)
+        this.#markPages(Math.floor(start / this.pageSize), Math.floor((end - 1) / this.pageSize));
+    }
+  }
+
+  #markPages(first: number, last: number): void {
+    for (let page = first; page <= last; page++) {
+      const index = Math.floor(page / CHUNK_PAGES);
+      let chunk = this.#chunks.get(index);
+      if (chunk === undefined) {
+        chunk = new Uint32Array(CHUNK_WORDS);
+        this.#chunks.set(index, chunk);
+      }
+      const bit = page % CHUNK_PAGES;
+      chunk[bit >>> 5]! |= 1 << (bit & 31);
+    }
+  }
+
+  /**
+   * Writes the bitmap of [iova, iova + length) into `bitmap` (cleared first), a bit for each `pageSize` bytes, least
+   * significant first, and forgets what it reported. @throws RequestError EINVAL for an impossible range or page size
+   */
+  report(iova: number, length: number, pageSize: number, bitmap: Uint8Array): void {
+    requireReport(iova, length, pageSize);
+    bitmap.fill(0);
+    const firstPage = Math.floor(iova / this.pageSize);
+    const lastPage = Math.floor((iova + length - 1) / this.pageSize);
+    const firstChunk = Math.floor(firstPage / CHUNK_PAGES);
+    const lastChunk = Math.floor(lastPage / CHUNK_PAGES);
+    for (const [index, chunk] of this.#chunks) {
+      if (index < firstChunk || index > lastChunk) continue;
+      const base = index * CHUNK_PAGES;
+      this.#reportChunk(
+        chunk,
+        base,
+        Math.max(firstPage - base, 0),
+        Math.min(lastPage - base, CHUNK_PAGES - 1),
+        (page) => setBits(bitmap, iova, length, pageSize, page * this.pageSize, this.pageSize),
+      );
+      if (chunk.every((word) => word === 0)) this.#chunks.delete(index);
+    }
+  }
+
+  /** Calls `found` for each set bit of a chunk from `first` to `last` and clears it. */
+  #reportChunk(
+    chunk: Uint32Array,
+    base: number,
+    first: number,
+    last: number,
+    found: (page: number) => void,
+  ): void {
+    for (let word = first >>> 5; word <= last >>> 5; word++) {
+      let bits = chunk[word]!;
+      if (word === first >>> 5) bits &= -1 << (first & 31);
+      if (word === last >>> 5 && (last & 31) !== 31) bits &= (1 << ((last & 31) + 1)) - 1;
+      chunk[word]! &= ~bits;
+      while (bits !== 0) {
+        const bit = 31 - Math.clz32(bits & -bits);
+        bits &= bits - 1;
+        found(base + word * 32 + bit);
+      }
+    }
+  }
+}
+
+function requirePageSize(pageSize: number): void {
+  if (pageSize < 1 || !Number.isInteger(Math.log2(pageSize))) {
+    throw new RequestError(Errno.EINVAL, `page size ${pageSize} is not a power of two`);
+  }
+}
+
+function requireReport(iova: number, length: number, pageSize: number): void {
+  requirePageSize(pageSize);
+  if (length === 0 || !Number.isSafeInteger(iova + length)) {
+    throw new RequestError(Errno.EINVAL, `dirty report of ${length} bytes at 0x${iova.toString(16)}`);
+  }
+  if (dirtyBitmapLength(length, pageSize) > MAX_BITMAP_LENGTH) {
+    throw new RequestError(Errno.E2BIG, `dirty report of ${length} bytes: ask for less at a time`);
+  }
+}
+
+/** Sets the report's bits for one dirty page of the log, clipped to the report's range. */
+function setBits(
+  bitmap: Uint8Array,
+  iova: number,
+  length: number,
+  pageSize: number,
+  start: number,
+  size: number,
+): void {
+  const from = Math.max(start - iova, 0);
+  const to = Math.min(start + size - iova, length);
+  for (let bit = Math.floor(from / pageSize); bit * pageSize < to; bit++)
+    bitmap[bit >>> 3]! |= 1 << (bit & 7);
+}
+
+/** The dirty ranges that a bitmap describes, neighbouring pages merged. */
+export function* dirtyRanges(
+  bitmap: Uint8Array,
+  iova: number,
+  length: number,
+  pageSize: number,
+): Generator<DmaRange> {
+  const pages = Math.ceil(length / pageSize);
+  let start = -1;
+  for (let page = 0; page <= pages; page++) {
+    if ((page & 7) === 0 && start < 0 && bitmap[page >>> 3] === 0) {
+      page += 7; // eight clean pages
+      continue;
+    }
+    const dirty = page < pages && (bitmap[page >>> 3]! & (1 << (page & 7))) !== 0;
+    if (dirty && start < 0) start = page;
+    else if (!dirty && start >= 0) {
+      const from = start * pageSize;
+      yield { iova: iova + from, length: Math.min(page * pageSize, length) - from };
+      start = -1;
+    }
+  }
+}

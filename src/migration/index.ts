@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Migration without I/O: the state machine, save and load sessions, the dirty log. */
+
+export { DirtyLog, dirtyRanges, MIN_LOG_PAGE_SIZE } from './dirty-log.js';
+export { type FormatChooser, LoadSession } from './load-session.js';
+export { SaveSession } from './save-session.js';
+export type { SaveRound, StateFormat, StateLoader, StateRecord } from './state-format.js';
+export { BrokenDeviceError, MigrationMachine, migrationPath, supportedStates } from './state-machine.js';

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * One saving of a device's state: pulls records from a format, wraps them in an envelope, and hands out bytes in
+ * chunks of the size the reader asks for. Holds at most one record more than it was asked for.
+ */
+
+import { EnvelopeEncoder, type EnvelopeHeader, RecordFlag } from '../formats/index.js';
+import type { StateFormat, StateRecord } from './state-format.js';
+
+type Records = Iterator<StateRecord> | AsyncIterator<StateRecord>;
+
+export class SaveSession {
+  readonly #format: StateFormat;
+  readonly #encoder: EnvelopeEncoder;
+  /** Bytes that are encoded and not yet read, oldest first. */
+  readonly #queue: Uint8Array[] = [];
+  #queued = 0;
+  #records: Records | undefined;
+  #final = false;
+  #ended = false;
+
+  constructor(format: StateFormat, header: EnvelopeHeader) {
+    this.#format = format;
+    this.#encoder = new EnvelopeEncoder(header);
+    this.#push(this.#encoder.header());
+  }
+
+  /** The device is quiesced: what follows is the last round. A pre-copy round under way is given up. */
+  async finish(): Promise<void> {
+    await this.close();
+    this.#final = true;
+  }
+
+  /** Gives up the round under way. */
+  async close(): Promise<void> {
+    const records = this.#records;
+    this.#records = undefined;
+    await records?.return?.();
+  }
+
+  /** The whole stream has been read. */
+  get ended(): boolean {
+    return this.#ended && this.#queued === 0;
+  }
+
+  /** About how many bytes are still to come if the device stopped now. */
+  get pending(): number {
+    return this.#ended ? this.#queued : this.#queued + this.#format.estimate();
+  }
+
+  /**
+   * The next bytes, `size` of them unless the stream (or, in pre-copy, the present round) ends before.
+   * Returned as parts that will not be changed any more.
+   */
+  async read(size: number): Promise<Uint8Array[]> {
+    while (this.#queued < size && !this.#ended) {
+      const records = (this.#records ??= this.#startRound());
+      const result = await records.next();
+      if (result.done !== true) this.#encode(result.value);
+      else {
+        this.#records = undefined;
+        if (!this.#final) break;
+        this.#push(this.#encoder.end());
+        this.#ended = true;
+      }
+    }
+    return this.#take(size);
+  }
+
+  #startRound(): Records {
+    const records = this.#format.save(this.#final ? 'final' : 'pre-copy');
+    return Symbol.asyncIterator in records ? records[Symbol.asyncIterator]() : records[Symbol.iterator]();
+  }
+
+  #encode(record: StateRecord): void {
+    const flags = record.optional === true ? RecordFlag.optional : 0;
+    for (const part of this.#encoder.record(record.type, flags, record.payload)) this.#push(part);
+  }
+
+  #push(part: Uint8Array): void {
+    this.#queue.push(part);
+    this.#queued += part.length;
+  }
+
+  #take(size: number): Uint8Array[] {
+    const parts: Uint8Array[] = [];
+    let wanted = Math.min(size, this.#queued);
+    this.#queued -= wanted;
+    while (wanted > 0) {
+      const part = this.#queue[0]!;
+      if (part.length <= wanted) {
+        parts.push(part);
+        this.#queue.shift();
+        wanted -= part.length;
+      } else {
+        parts.push(part.subarray(0, wanted));
+        this.#queue[0] = part.subarray(wanted);
+        wanted = 0;
+      }
+    }
+    return parts;
+  }
+}

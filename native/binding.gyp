@@ -3,12 +3,18 @@
     {
       "target_name": "devstate",
       "sources": [
-        "src/addon.cc"
+        "src/addon.cc",
+        "src/crc32c.cc",
+        "src/event.cc",
+        "src/file.cc",
+        "src/memory.cc",
+        "src/poll.cc",
+        "src/sigbus.cc",
+        "src/socket.cc",
+        "src/support.cc"
       ],
-      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
-      "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED"],
-      "cflags_cc": ["-std=c++17", "-Wall", "-Wextra", "-Wno-unused-parameter", "-O2"],
-      "cflags_cc!": ["-fno-rtti"]
+      "defines": ["NAPI_VERSION=8", "_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
+      "cflags_cc": ["-std=c++17", "-Wall", "-Wextra", "-O2", "-fvisibility=hidden"]
     }
   ]
 }

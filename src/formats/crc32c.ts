@@ -3,6 +3,8 @@
  * CRC-32C (Castagnoli; RFC 3720 appendix B.4), the checksum of the envelope.
  * The native addon computes it with the processor's instruction; where the addon does not load, eight tables do.
  */
+import { DevstateError } from '../errors.js';
+import { loadPackageAddon } from '../native/loader.js';
 
 /**
  * CRC-32C of `bytes`, continued from `seed`: `crc(ab) === crc(b, crc(a))`, `crc('') === 0`.
@@ -45,5 +47,22 @@ export const crc32cTable: Crc32c = (bytes, seed = 0) => {
   return ~crc >>> 0;
 };
 
+/** Below this many bytes the tables are done before a call into the addon would be. */
+const SHORT = 96;
+
+/** The addon's CRC-32C; undefined where the addon does not load, which formats can do without. */
+function addonCrc32c(): Crc32c | undefined {
+  try {
+    const native = loadPackageAddon();
+    return (bytes, seed = 0) => native.crc32c(bytes, 0, bytes.length, seed);
+  } catch (error) {
+    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_ADDON') return undefined;
+    throw error;
+  }
+}
+
+const long = addonCrc32c() ?? crc32cTable;
+
 /** The fastest CRC-32C there is here. */
-export const crc32c: Crc32c = crc32cTable;
+export const crc32c: Crc32c = (bytes, seed = 0) =>
+  bytes.length < SHORT ? crc32cTable(bytes, seed) : long(bytes, seed);

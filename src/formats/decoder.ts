@@ -22,7 +22,7 @@ import {
   EnvelopeRecord,
   FEATURE_FLAGS_MASK,
   FORMAT_RECORD_TYPES,
-  HEADER_LENGTH,
+  HEADER_INVARIANT_LENGTH,
   padded,
   RECORD_HEADER_LENGTH,
   RECORD_LENGTH_MAX,
@@ -91,7 +91,7 @@ export class EnvelopeDecoder {
   readonly #features: ReadonlyMap<string, number>;
   readonly #lenient: boolean;
   readonly #crc32c: Crc32c;
-  readonly #assembler = new ElementAssembler(HEADER_LENGTH);
+  readonly #assembler = new ElementAssembler(HEADER_INVARIANT_LENGTH);
   readonly #digest = createHash(DIGEST_ALGORITHM);
   #state: State = 'header';
   #failure: { error: unknown } | undefined;
@@ -167,7 +167,7 @@ export class EnvelopeDecoder {
       case 'header':
         this.#headerStart = bytes.slice();
         this.#state = 'headerRest';
-        return headerLengthOf(bytes) - HEADER_LENGTH;
+        return headerLengthOf(bytes) - bytes.length;
       case 'headerRest':
         return this.#header(bytes);
       case 'metadata':
@@ -180,9 +180,7 @@ export class EnvelopeDecoder {
   }
 
   #header(rest: Uint8Array): number {
-    const bytes = new Uint8Array(HEADER_LENGTH + rest.length);
-    bytes.set(this.#headerStart);
-    bytes.set(rest, HEADER_LENGTH);
+    const bytes = new Uint8Array(Buffer.concat([this.#headerStart, rest]));
     this.#fixed = decodeFixedHeader(bytes, this.#crc32c);
     this.#digest.update(bytes);
     this.#state = 'metadata';

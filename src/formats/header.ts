@@ -111,7 +111,7 @@ export function hasMagic(bytes: Uint8Array): boolean {
   return MAGIC.every((byte, index) => bytes[HeaderOffset.magic + index] === byte);
 }
 
-/** The length of a header, read from its first {@link HEADER_LENGTH} bytes, which are believed no further. */
+/** The length of a header, read from its first {@link HEADER_INVARIANT_LENGTH} bytes, which are believed no further. */
 export function headerLengthOf(bytes: Uint8Array): number {
   if (!hasMagic(bytes)) {
     throw wrong(
@@ -178,8 +178,7 @@ export function decodeMetadata(fixed: FixedHeader, bytes: Uint8Array, crc32c: Cr
     features = [],
     ...other
   } = decodeMetadataMap(content, offset);
-  const said = { model, parameters, producer, features };
-  const problem = metadataProblem(said);
+  const problem = metadataProblem({ model, parameters, producer, features });
   if (problem !== undefined) throw wrong('METADATA', problem, offset);
   if (!(stream instanceof Uint8Array) || stream.length !== 16) {
     throw wrong('METADATA', 'the metadata value stream is not 16 bytes', offset);
@@ -187,7 +186,13 @@ export function decodeMetadata(fixed: FixedHeader, bytes: Uint8Array, crc32c: Cr
   return {
     format: fixed.format,
     version: fixed.version,
-    ...(said as Pick<EnvelopeHeader, 'model' | 'parameters' | 'producer' | 'features'>),
+    model: model as string,
+    parameters: parameters as EnvelopeHeader['parameters'],
+    producer: {
+      name: (producer as MetadataMap).name as string,
+      version: (producer as MetadataMap).version as string,
+    },
+    features: features as string[],
     stream: uuidFromBytes(stream),
     other,
   };

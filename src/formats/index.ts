@@ -13,6 +13,20 @@ export {
 export { type EncoderOptions, EnvelopeEncoder } from './encoder.js';
 export { EnvelopeError, type EnvelopeErrorCode } from './envelope-error.js';
 export { type EnvelopeHeader, type FormatVersion, hasMagic, type ParameterValue } from './header.js';
+export {
+  type EnvelopeInspection,
+  type FieldMap,
+  type FieldValue,
+  type FormatDescription,
+  type Inspection,
+  type InspectionError,
+  type InspectOptions,
+  inspect,
+  type OmittedRecords,
+  type RecordFields,
+  type RecordInspection,
+  type UnknownInspection,
+} from './inspect.js';
 export { EnvelopeRecord, FORMAT_RECORD_TYPES, RECORD_LENGTH_MAX, RecordFlag } from './layout.js';
 export type { MetadataMap, MetadataValue } from './msgpack.js';
 export {
@@ -24,4 +38,5 @@ export {
   requireFormat,
   requireReadableVersion,
 } from './registry.js';
+export { renderInspection } from './render.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';

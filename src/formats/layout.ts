@@ -28,7 +28,7 @@ export const MAGIC: Uint8Array = Uint8Array.of(0x89, 0x44, 0x45, 0x56, 0x53, 0x5
 /** The one envelope version there is. */
 export const ENVELOPE_VERSION = 1;
 
-/** Offsets within the envelope header. Those up to `headerLength` hold for every envelope version. */
+/** Offsets within the envelope header. */
 export const HeaderOffset = {
   format: 0,
   magic: 16,
@@ -41,6 +41,8 @@ export const HeaderOffset = {
   metadataCrc: 40,
 } as const;
 
+/** Length of the part of the header that holds for every envelope version. */
+export const HEADER_INVARIANT_LENGTH = 28;
 /** Length of the header this version writes; a longer one is read, its extra bytes skipped. */
 export const HEADER_LENGTH = 48;
 /** The longest header a reader accepts. */

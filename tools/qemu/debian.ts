@@ -7,34 +7,13 @@
  * checked as apt always does; an archive keyring too old for the release is replaced by the newer package of the
  * machine's own, trusted, archive.
  */
-import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
+import { run } from './run.js';
 
 /** Tells the user what is going on, one line at a time. */
 export type Report = (line: string) => void;
-
-/** Runs a program; its stdout, or an error that ends with what it said on stderr. */
-export async function run(
-  command: string,
-  args: readonly string[],
-  options: { cwd?: string; environment?: Readonly<Record<string, string>> } = {},
-): Promise<string> {
-  try {
-    const { stdout } = await promisify(execFile)(command, args, {
-      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
-      env: { ...process.env, LC_ALL: 'C', ...options.environment },
-      maxBuffer: 64 << 20,
-    });
-    return stdout;
-  } catch (error) {
-    const { stderr, message } = error as Error & { stderr?: string };
-    const said = (stderr ?? '').trim().split('\n').slice(-4).join('\n');
-    throw new Error(`${command} ${args.at(0) ?? ''}: ${said || message}`, { cause: error });
-  }
-}
 
 /** Archive roots among the URIs that `apt-get update --print-uris` prints, the likeliest mirror of Debian first. */
 export function mirrorsOf(printedUris: string): string[] {
@@ -161,7 +140,9 @@ async function currentKeyring(directory: string): Promise<string> {
   const own = join(directory, 'keyring');
   const options = await privateState(own);
   await run('apt-get', [...options, 'update']);
-  await run('apt-get', [...options, 'download', 'debian-archive-keyring'], { cwd: own });
+  await run('apt-get', [...options, 'download', 'debian-archive-keyring'], {
+    cwd: own,
+  });
   await unpack((await debFiles(own))[0]!, own);
   return join(own, 'usr/share/keyrings/debian-archive-keyring.gpg');
 }

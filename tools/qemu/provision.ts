@@ -12,7 +12,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { cached } from './cache.js';
-import { DebianRelease, type Report, run, unpack } from './debian.js';
+import { DebianRelease, type Report, unpack } from './debian.js';
+import { run } from './run.js';
 
 /** A QEMU that can be started: `spawn(command[0], [...command.slice(1), ...args], { env: environment })`. */
 export interface QemuInstallation {
@@ -59,7 +60,12 @@ export async function obtainQemu(report: Report = toStderr): Promise<QemuInstall
   const named = process.env.DEVSTATE_QEMU;
   const version = await usableVersion([named ?? 'qemu-system-x86_64']);
   if (version !== undefined) {
-    return { command: [named ?? 'qemu-system-x86_64'], environment: {}, version, origin: 'installed' };
+    return {
+      command: [named ?? 'qemu-system-x86_64'],
+      environment: {},
+      version,
+      origin: 'installed',
+    };
   }
   if (named !== undefined) throw new Error(`DEVSTATE_QEMU=${named} does not run or has no vfio-user-pci`);
   requireX86('QEMU');
@@ -126,8 +132,12 @@ async function usableVersion(
 ): Promise<string | undefined> {
   const [program = '', ...prefix] = command;
   try {
-    const printed = await run(program, [...prefix, '--version'], { environment });
-    await run(program, [...prefix, '-device', 'vfio-user-pci,help'], { environment });
+    const printed = await run(program, [...prefix, '--version'], {
+      environment,
+    });
+    await run(program, [...prefix, '-device', 'vfio-user-pci,help'], {
+      environment,
+    });
     return /version (\d+(?:\.\d+)+)/.exec(printed)?.[1];
   } catch {
     return undefined;

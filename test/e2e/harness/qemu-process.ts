@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+/** A QEMU under test: started, watched and cleaned up. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { QmpClient } from '../../../src/qemu/qmp.js';
+import type { QemuInstallation } from '../../../tools/qemu/provision.js';
+import { SerialConsole } from './serial-console.js';
+
+/** Bounds what is kept of QEMU's stderr. */
+const MAX_STDERR_CHARACTERS = 64 << 10;
+
+/** Ends a QEMU with the test that started it, even if that is killed. */
+const WITH_PARENT = ['setpriv', '--pdeathsig', 'KILL', '--'];
+
+/** A device that a vfio-user server provides. */
+export interface VfioUserDevice {
+  /** QEMU's device id */
+  readonly id: string;
+  /** Path of the server's socket */
+  readonly socket: string;
+  /** Slot and function on the root bus, e.g. `05.0` */
+  readonly addr: string;
+}
+
+export interface QemuOptions {
+  /** Guest RAM. Default 256. */
+  readonly memoryMiB?: number;
+  /** What to boot; without it the firmware finds nothing to boot and idles. */
+  readonly boot?: { readonly kernel: string; readonly initrd: string; readonly append?: string };
+  readonly vfioUser?: readonly VfioUserDevice[];
+  /** Start paused and wait for a migration (`migrate-incoming`). */
+  readonly incoming?: boolean;
+  /** Start with the CPUs stopped. */
+  readonly paused?: boolean;
+  /** More of QEMU's arguments. */
+  readonly extra?: readonly string[];
+}
+
+/** A running QEMU: q35, TCG, shared memfd RAM, serial console, and two QMP sockets. */
+export class QemuProcess {
+  /** The QMP socket for what is being tested; one client at a time, so tests themselves use {@link qmp}. */
+  readonly qmpPath: string;
+  /** The test's own connection, to a QMP socket of its own. */
+  readonly qmp: QmpClient;
+  readonly console: SerialConsole;
+  readonly process: ChildProcess;
+  readonly #directory: string;
+  readonly #stderr: () => string;
+
+  private constructor(
+    directory: string,
+    process: ChildProcess,
+    serial: SerialConsole,
+    qmp: QmpClient,
+    stderr: () => string,
+  ) {
+    this.qmpPath = join(directory, 'qmp');
+    this.#directory = directory;
+    this.process = process;
+    this.console = serial;
+    this.qmp = qmp;
+    this.#stderr = stderr;
+  }
+
+  /** Starts QEMU and resolves once its QMP answers. The caller kills it: `t.teardown(() => qemu.kill())`. */
+  static async start(qemu: QemuInstallation, options: QemuOptions = {}): Promise<QemuProcess> {
+    const directory = await mkdtemp(join(tmpdir(), 'devstate-vm-'));
+    const serial = new SerialConsole(join(directory, 'serial'));
+    const argv = [...(existsSync('/usr/bin/setpriv') ? WITH_PARENT : []), ...qemu.command];
+    const child = spawn(argv[0] ?? '', [...argv.slice(1), ...qemuArguments(directory, options)], {
+      env: { ...process.env, ...qemu.environment },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    let stderr = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      stderr = (stderr + text).slice(-MAX_STDERR_CHARACTERS);
+    });
+    const exited = once(child, 'exit').then(([code, signal]) => {
+      const error = new Error(`QEMU ended (${signal ?? `code ${code}`}): ${stderr.trim()}`);
+      serial.end(error);
+      throw error;
+    });
+    exited.catch(() => {});
+    try {
+      const qmp = await Promise.race([connectWhenThere(directory), exited]);
+      return new QemuProcess(directory, child, serial, qmp, () => stderr);
+    } catch (error) {
+      child.kill('SIGKILL');
+      serial.end(new Error('QEMU did not start'));
+      await rm(directory, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  /** A path in this machine's own temporary directory, for a socket or a file. */
+  path(name: string): string {
+    return join(this.#directory, name);
+  }
+
+  /** What QEMU said on stderr, its last part. */
+  get stderr(): string {
+    return this.#stderr();
+  }
+
+  /** Ends QEMU at once and removes its directory. May be called again. */
+  async kill(): Promise<void> {
+    this.qmp.close();
+    if (this.process.exitCode === null && this.process.signalCode === null) {
+      const exit = once(this.process, 'exit');
+      this.process.kill('SIGKILL');
+      await exit;
+    }
+    await rm(this.#directory, { recursive: true, force: true });
+  }
+}
+
+/** QEMU listens only some time after its start, and says so nowhere: readiness is that both sockets exist. */
+async function connectWhenThere(directory: string): Promise<QmpClient> {
+  const deadline = AbortSignal.timeout(30_000);
+  for (;;) {
+    if (existsSync(join(directory, 'qmp')) && existsSync(join(directory, 'qmp-test'))) {
+      return QmpClient.connect(join(directory, 'qmp-test'), { signal: deadline, timeoutMs: 30_000 });
+    }
+    deadline.throwIfAborted();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+function qemuArguments(directory: string, options: QemuOptions): string[] {
+  const size = `${options.memoryMiB ?? 256}M`;
+  const monitor = (name: string) => ['-qmp', `unix:${join(directory, name)},server=on,wait=off`];
+  const boot = options.boot;
+  return [
+    ...['-accel', 'tcg', '-M', 'q35', '-m', size, '-nodefaults', '-display', 'none', '-no-reboot'],
+    // A device server maps guest RAM, so it must be a file that can be passed.
+    ...['-object', `memory-backend-memfd,id=mem,size=${size},share=on`, '-machine', 'memory-backend=mem'],
+    ...['-chardev', `socket,id=serial0,path=${join(directory, 'serial')}`, '-serial', 'chardev:serial0'],
+    ...monitor('qmp'),
+    ...monitor('qmp-test'),
+    ...(options.vfioUser ?? []).flatMap(({ id, socket, addr }) => {
+      const device = { driver: 'vfio-user-pci', id, addr, socket: { type: 'unix', path: socket } };
+      return ['-device', JSON.stringify(device)];
+    }),
+    ...(options.incoming ? ['-S', '-incoming', 'defer'] : options.paused ? ['-S'] : []),
+    ...(boot === undefined
+      ? []
+      : ['-kernel', boot.kernel, '-initrd', boot.initrd, '-append', kernelCommandLine(boot.append)]),
+    ...(options.extra ?? []),
+  ];
+}
+
+function kernelCommandLine(more = ''): string {
+  return `console=ttyS0 quiet panic=-1 ${more}`.trim();
+}

@@ -27,6 +27,28 @@ export const ERROR_CODES = {
   DEVSTATE_E_SYSTEM: ExitCode.failed,
   /** The native addon is missing or does not load. */
   DEVSTATE_E_ADDON: ExitCode.failed,
+  /** Nothing answers at the socket: it does not exist, nobody listens, or its listener accepts nobody. */
+  DEVSTATE_E_CONNECT: ExitCode.cannotConnect,
+  /** The path to listen at is taken: a live socket, or a file that is no socket. */
+  DEVSTATE_E_ADDRESS_IN_USE: ExitCode.failed,
+  /** A file descriptor was used after it was closed or given away. */
+  DEVSTATE_E_FD_CLOSED: ExitCode.failed,
+  /** The connection is closed, or was lost. */
+  DEVSTATE_E_CONNECTION_CLOSED: ExitCode.failed,
+  /** The peer closed the connection in the middle of a message. */
+  DEVSTATE_E_MESSAGE_TRUNCATED: ExitCode.failed,
+  /** A message claims a length that is below its header's or above the limit. */
+  DEVSTATE_E_MESSAGE_LENGTH: ExitCode.failed,
+  /** A message carried more file descriptors than agreed, carried them out of place, or some were lost. */
+  DEVSTATE_E_MESSAGE_FDS: ExitCode.failed,
+  /** The peer does not read what is sent to it, and no more can be kept for it. */
+  DEVSTATE_E_SEND_QUEUE_FULL: ExitCode.failed,
+  /** The connection cannot be given away while a message is half received or half sent. */
+  DEVSTATE_E_CONNECTION_BUSY: ExitCode.failed,
+  /** The peer did not reply in time. */
+  DEVSTATE_E_REQUEST_TIMEOUT: ExitCode.cancelled,
+  /** All 65536 request ids are waiting for replies. */
+  DEVSTATE_E_REQUEST_LIMIT: ExitCode.failed,
   /** No QMP server answers at the socket: nothing listens, another client holds it, or it speaks something else. */
   DEVSTATE_E_QMP_CONNECT: ExitCode.cannotConnect,
   /** The QMP connection ended; QEMU may have exited. */

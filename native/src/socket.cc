@@ -130,8 +130,8 @@ napi_value SetReceiveBuffer(napi_env env, napi_callback_info info) {
   return SetBuffer(env, info, SO_RCVBUFFORCE, SO_RCVBUF);
 }
 
-/// Points `parts` at what is left of a Uint8Array or an array of them after `skip` bytes; the count, or -1 after throwing.
-int GatherParts(napi_env env, Arguments* args, size_t index, size_t skip, iovec* parts) {
+/// Points `parts` at bytes [start, end) of a Uint8Array or an array of them; the count, or -1 after throwing.
+int GatherParts(napi_env env, Arguments* args, size_t index, size_t start, size_t end, iovec* parts) {
   napi_value value = args->value(index);
   bool isArray = false;
   if (value != nullptr) napi_is_array(env, value, &isArray);
@@ -142,7 +142,7 @@ int GatherParts(napi_env env, Arguments* args, size_t index, size_t skip, iovec*
     return -1;
   }
   int count = 0;
-  for (uint32_t i = 0; i < given; i++) {
+  for (uint32_t i = 0; i < given && end > 0; i++) {
     napi_value item = value;
     if (isArray) napi_get_element(env, value, i, &item);
     napi_typedarray_type type = napi_int8_array;
@@ -153,29 +153,30 @@ int GatherParts(napi_env env, Arguments* args, size_t index, size_t skip, iovec*
       args->Fail("parts must be a Uint8Array or an array of them");
       return -1;
     }
-    if (skip >= length) {
-      skip -= length;
-      continue;
+    size_t last = end < length ? end : length;
+    if (start < last) {
+      parts[count].iov_base = static_cast<uint8_t*>(data) + start;
+      parts[count].iov_len = last - start;
+      count++;
     }
-    parts[count].iov_base = static_cast<uint8_t*>(data) + skip;
-    parts[count].iov_len = length - skip;
-    count++;
-    skip = 0;
+    start = start > length ? start - length : 0;
+    end -= last;
   }
   return count;
 }
 
-/// sendMessage(fd, parts, skip, fds | null, fdCount) → bytes sent; the fds travel with the first of them. Never blocks.
+/// sendMessage(fd, parts, start, end, fds | null, fdCount) → bytes sent; the fds travel with the first. Never blocks.
 napi_value SendMessage(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
   int fd = args.Int(0);
-  size_t skip = args.Unsigned(2);
+  size_t start = args.Unsigned(2);
+  size_t end = args.Unsigned(3);
   size_t capacity = 0;
-  int32_t* fds = args.Int32Array(3, &capacity, true);
-  size_t fdCount = args.Unsigned(4);
+  int32_t* fds = args.Int32Array(4, &capacity, true);
+  size_t fdCount = args.Unsigned(5);
   if (args.failed()) return nullptr;
   iovec parts[kMaxParts];
-  int partCount = GatherParts(env, &args, 1, skip, parts);
+  int partCount = GatherParts(env, &args, 1, start, end, parts);
   if (partCount < 0) return nullptr;
   if (fdCount > kMaxFds || fdCount > capacity) return Number(env, -EINVAL);
 

@@ -60,15 +60,28 @@ export interface NativeBinding {
   setSendBuffer(fd: number, bytes: number): number;
   setReceiveBuffer(fd: number, bytes: number): number;
   /**
-   * Sends what follows the first `skip` bytes of at most 64 parts; the first `fdCount` of `fds`, at most
+   * Sends bytes `start` to `end` (exclusive, clamped) of at most 64 parts; the first `fdCount` of `fds`, at most
    * {@link MAX_MESSAGE_FDS}, travel with the first byte. Returns the bytes sent, maybe fewer than given.
    */
-  sendMessage(fd: number, parts: Parts, skip: number, fds: Int32Array | null, fdCount: number): number;
+  sendMessage(
+    fd: number,
+    parts: Parts,
+    start: number,
+    end: number,
+    fds: Int32Array | null,
+    fdCount: number,
+  ): number;
   /**
    * Receives up to `length` bytes at `buffer[offset]`; 0 at the end of the stream. `received` then holds
    * `[count of fds, 1 if some were lost, fds...]`, the fds close-on-exec.
    */
-  receiveMessage(fd: number, buffer: Uint8Array, offset: number, length: number, received: Int32Array): number;
+  receiveMessage(
+    fd: number,
+    buffer: Uint8Array,
+    offset: number,
+    length: number,
+    received: Int32Array,
+  ): number;
 
   createPoller(fd: number, callback: (events: number) => void): Poller | number;
 

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Sockets that carry messages and file descriptors. */
+
+export { closeAll, Fd } from './fd.js';
+export { connect, Listener, type ListenOptions, socketPair } from './listener.js';
+export {
+  type Frame,
+  type Framing,
+  type MessageHandler,
+  type MessageLimits,
+  MessageSocket,
+  type SendOptions,
+} from './message-socket.js';
+export { type Completion, RequestTable } from './request-table.js';

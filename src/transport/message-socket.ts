@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Messages with file descriptors over a connected UNIX stream socket. Knows where a message ends, not what it means.
+ *
+ * ```
+ *   socket ──recvmsg──▶ header + its fds ──recvmsg──▶ body ──▶ handler.message(frame)     one buffer, reused
+ *   send(parts, fds) ──sendmsg──▶ socket;  what it does not take ──▶ queue ──when writable──▶ socket
+ * ```
+ *
+ * The header is read exactly, never more: the kernel ends a read behind the bytes that fds came with but not before them,
+ * so a longer read could not tell which message they belong to. fds must come with the header.
+ */
+
+import { asDevstateError, DevstateError } from '../errors.js';
+import {
+  checkObject,
+  Errno,
+  MAX_MESSAGE_FDS,
+  native,
+  type Parts,
+  PollEvent,
+  type Poller,
+} from '../native/index.js';
+import { closeAll, Fd } from './fd.js';
+import { lengthOf, SendQueue, sendNow } from './send-queue.js';
+
+/** Where a message ends. */
+export interface Framing {
+  /** Bytes of the header that every message starts with. */
+  readonly headerLength: number;
+  /** Length of the whole message, header included, whose header is at `offset`. */
+  messageLength(view: DataView, offset: number): number;
+}
+
+/** What a peer may make us hold. */
+export interface MessageLimits {
+  /** Longest message, header included. */
+  readonly maxMessageLength: number;
+  /** Most fds with one message, at most {@link MAX_MESSAGE_FDS}. */
+  readonly maxFds: number;
+  /** Most bytes kept for a peer that does not read. */
+  readonly maxQueuedBytes: number;
+}
+
+/** One received message, from offset 0 of the buffer. The object and its buffer are reused: valid during the call only. */
+export interface Frame {
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  /** Bytes of the message; the buffer behind it is longer. */
+  readonly length: number;
+  /** In the order they were sent. Those that the handler does not `take()` are closed when it returns. */
+  readonly fds: readonly Fd[];
+}
+
+export interface MessageHandler {
+  /** A message arrived. An exception closes the connection with it as the error. */
+  message(frame: Frame): void;
+  /**
+   * Called once, never from within a call of the socket: undefined when the peer or we closed the connection between two
+   * messages, else what was wrong with it.
+   */
+  closed(error: DevstateError | undefined): void;
+}
+
+export interface SendOptions {
+  /** Send only this many bytes of the parts. */
+  readonly length?: number;
+  /** Travel with the first byte. They stay the caller's, who may close them when `send` returns. */
+  readonly fds?: readonly Fd[];
+  /** The parts will not be changed any more: they are kept, not copied, when they have to wait. */
+  readonly owned?: boolean;
+}
+
+/** One wake-up serves at most this many messages and about this many bytes, then other sockets have their turn. */
+const BURST_MESSAGES = 64;
+const BURST_BYTES = 4 << 20;
+
+const INITIAL_BUFFER = 4096;
+const NO_FDS: readonly Fd[] = [];
+const NO_OPTIONS: SendOptions = {};
+
+/** Filled by each receiveMessage and read before the next: [count, lost, fds...]. */
+const received = new Int32Array(2 + MAX_MESSAGE_FDS);
+
+class ReusedFrame implements Frame {
+  view: DataView;
+  bytes: Uint8Array;
+  length = 0;
+  readonly fds: Fd[] = [];
+
+  constructor(capacity: number) {
+    this.bytes = new Uint8Array(capacity);
+    this.view = new DataView(this.bytes.buffer);
+  }
+
+  /** Makes room for `capacity` bytes and keeps the first `used`. */
+  grow(capacity: number, used: number): void {
+    const bytes = new Uint8Array(capacity);
+    bytes.set(this.bytes.subarray(0, used));
+    this.bytes = bytes;
+    this.view = new DataView(bytes.buffer);
+  }
+}
+
+interface Waiter {
+  resolve(): void;
+  reject(error: DevstateError): void;
+}
+
+export class MessageSocket {
+  readonly #fd: Fd;
+  /** Of {@link #fd}, only used while it is open. */
+  readonly #socket: number;
+  readonly #framing: Framing;
+  readonly #limits: MessageLimits;
+  readonly #handler: MessageHandler;
+  readonly #poller: Poller;
+  readonly #frame: ReusedFrame;
+  readonly #queue = new SendQueue();
+  readonly #drainWaiters: Waiter[] = [];
+  /** Bytes of the current message that are here, and that the next step needs: the header's or the message's. */
+  #have = 0;
+  #want: number;
+  #watched = 0;
+  #paused = false;
+  #closed = false;
+  #ending = false;
+  /** Sending failed; what the peer sent before may still be read. */
+  #deaf: DevstateError | undefined;
+
+  /**
+   * Becomes the owner of a connected socket and starts to receive with the next turn of the event loop.
+   * @throws DEVSTATE_E_SYSTEM when the fd cannot be watched; it is closed then.
+   */
+  constructor(fd: Fd, framing: Framing, limits: MessageLimits, handler: MessageHandler) {
+    this.#fd = fd.take();
+    this.#socket = this.#fd.number;
+    this.#framing = framing;
+    this.#limits = limits;
+    this.#handler = handler;
+    this.#want = framing.headerLength;
+    this.#frame = new ReusedFrame(Math.min(INITIAL_BUFFER, limits.maxMessageLength));
+    try {
+      this.#poller = checkObject(native.createPoller(this.#socket, this.#onReady), 'watch a socket');
+    } catch (error) {
+      this.#fd.close();
+      throw error;
+    }
+    this.#watch();
+  }
+
+  get isClosed(): boolean {
+    return this.#closed;
+  }
+
+  /** Bytes that wait for the peer to read. */
+  get queuedBytes(): number {
+    return this.#queue.bytes;
+  }
+
+  /** Whether no message is half received or waits to be sent. */
+  get isIdle(): boolean {
+    return this.#have === 0 && this.#queue.isEmpty;
+  }
+
+  /** Pid, uid and gid of the peer when it connected. */
+  get peerCredentials(): { pid: number; uid: number; gid: number } {
+    const out = new Int32Array(3);
+    native.peerCredentials(this.#fd.number, out);
+    return { pid: out[0]!, uid: out[1]!, gid: out[2]! };
+  }
+
+  /**
+   * Sends one message, or a run of whole messages. Nothing is sent on a closed connection; a peer that stopped reading
+   * is noticed as the end of what it sends.
+   * @returns true when all was handed to the kernel, false when it waits in the queue or is dropped.
+   */
+  send(parts: Parts, options: SendOptions = NO_OPTIONS): boolean {
+    if (this.#closed || this.#deaf !== undefined) return false;
+    const length = options.length ?? lengthOf(parts);
+    const fds = options.fds ?? NO_FDS;
+    let sent = 0;
+    if (this.#queue.isEmpty) {
+      const result = sendNow(this.#socket, parts, 0, length, fds);
+      if (result === length) return true;
+      if (result < 0 && result !== -Errno.EAGAIN) {
+        this.#onSendError(-result);
+        return false;
+      }
+      sent = Math.max(result, 0);
+    }
+    this.#enqueue(parts, sent, length, sent === 0 ? fds : NO_FDS, options.owned === true);
+    return false;
+  }
+
+  /** Resolves when the queue is empty; rejects when the connection closes before. */
+  drained(): Promise<void> {
+    if (this.#closed || this.#deaf !== undefined) return Promise.reject(this.#deaf ?? closedError());
+    if (this.#queue.isEmpty) return Promise.resolve();
+    return new Promise((resolve, reject) => this.#drainWaiters.push({ resolve, reject }));
+  }
+
+  /** Stops receiving after the current message. Whether the peer goes away is not noticed until {@link resume}. */
+  pause(): void {
+    this.#paused = true;
+    this.#watch();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    this.#watch();
+  }
+
+  /** Lets the process end although the connection is open, and back. */
+  unref(): void {
+    this.#poller.unref();
+  }
+
+  ref(): void {
+    this.#poller.ref();
+  }
+
+  /** Closes when the queue is sent. */
+  end(): void {
+    this.#ending = true;
+    if (this.#queue.isEmpty) this.close();
+  }
+
+  /** Closes at once; the queue is dropped. `error` is what `handler.closed` is told. May be called again. */
+  close(error?: DevstateError): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#poller.close();
+    this.#fd.close();
+    this.#release(error);
+    queueMicrotask(() => this.#handler.closed(error));
+  }
+
+  /**
+   * Gives the connected socket away, between two messages: nothing more is received, `handler.closed` is not called.
+   * @throws DEVSTATE_E_CONNECTION_BUSY unless {@link isIdle}, DEVSTATE_E_CONNECTION_CLOSED when closed.
+   */
+  detach(): Fd {
+    if (this.#closed) throw closedError();
+    if (!this.isIdle) {
+      throw new DevstateError(
+        'DEVSTATE_E_CONNECTION_BUSY',
+        'a message is half received or half sent; wait for drained() and for the message to be complete',
+      );
+    }
+    this.#closed = true;
+    this.#poller.close();
+    this.#release(undefined);
+    return this.#fd.take();
+  }
+
+  #release(error: DevstateError | undefined): void {
+    this.#queue.clear();
+    closeAll(this.#frame.fds);
+    this.#settleDrained(error ?? closedError());
+  }
+
+  /** Watches for what there is reason to wait for. */
+  #watch(): void {
+    if (this.#closed) return;
+    const events = (this.#paused ? 0 : PollEvent.readable) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
+    if (events === this.#watched) return;
+    this.#watched = events;
+    if (events === 0) this.#poller.stop();
+    else this.#poller.start(events);
+  }
+
+  readonly #onReady = (events: number): void => {
+    // libuv stops watching a socket that has an error pending; the next call on the socket tells which.
+    if (events < 0) this.#watched = 0;
+    if (!this.#queue.isEmpty && (events < 0 || (events & PollEvent.writable) !== 0)) this.#flush();
+    if (events < 0 || (events & PollEvent.readable) !== 0) this.#receive();
+    this.#watch();
+  };
+
+  #receive(): void {
+    let messages = 0;
+    let bytes = 0;
+    while (!this.#closed && !this.#paused && messages < BURST_MESSAGES && bytes < BURST_BYTES) {
+      const want = this.#want - this.#have;
+      const got = native.receiveMessage(this.#socket, this.#frame.bytes, this.#have, want, received);
+      if (got <= 0) {
+        if (got === -Errno.EINTR) continue;
+        if (got !== -Errno.EAGAIN) this.#onReceiveEnd(-got);
+        return;
+      }
+      if ((received[0] !== 0 || received[1] !== 0) && !this.#takeFds()) return;
+      this.#have += got;
+      bytes += got;
+      if (got < want) continue;
+      if (this.#have === this.#framing.headerLength && !this.#beginBody()) return;
+      if (this.#have === this.#want) {
+        messages++;
+        this.#deliver();
+      }
+    }
+  }
+
+  /** Adds the fds that came with bytes after the first {@link #have}; false when the stream is at fault. */
+  #takeFds(): boolean {
+    const fds = this.#frame.fds;
+    for (let i = 0; i < received[0]!; i++) fds.push(new Fd(received[2 + i]!));
+    let wrong: string | undefined;
+    if (received[1] !== 0) wrong = 'file descriptors of a message were lost; raise the limit of open files';
+    else if (this.#have >= this.#framing.headerLength)
+      wrong = 'file descriptors came behind the header of a message';
+    else if (fds.length > this.#limits.maxFds) {
+      wrong = `a message carried ${fds.length} file descriptors, at most ${this.#limits.maxFds} are accepted`;
+    }
+    if (wrong !== undefined) this.close(new DevstateError('DEVSTATE_E_MESSAGE_FDS', wrong));
+    return wrong === undefined;
+  }
+
+  /** Reads the length from the complete header and makes room; false when it is out of bounds. */
+  #beginBody(): boolean {
+    const { headerLength } = this.#framing;
+    const { maxMessageLength } = this.#limits;
+    const length = this.#framing.messageLength(this.#frame.view, 0);
+    if (!(length >= headerLength && length <= maxMessageLength)) {
+      const message = `a message claims ${length} bytes; ${headerLength} to ${maxMessageLength} are accepted`;
+      this.close(new DevstateError('DEVSTATE_E_MESSAGE_LENGTH', message));
+      return false;
+    }
+    const capacity = this.#frame.bytes.length;
+    if (length > capacity)
+      this.#frame.grow(Math.min(Math.max(length, 2 * capacity), maxMessageLength), this.#have);
+    this.#want = length;
+    return true;
+  }
+
+  #deliver(): void {
+    const frame = this.#frame;
+    frame.length = this.#want;
+    this.#have = 0;
+    this.#want = this.#framing.headerLength;
+    try {
+      this.#handler.message(frame);
+    } catch (error) {
+      this.close(asDevstateError(error));
+    }
+    if (frame.fds.length > 0) {
+      closeAll(frame.fds);
+      frame.fds.length = 0;
+    }
+  }
+
+  /** The stream ended (`errno` 0) or broke. */
+  #onReceiveEnd(errno: number): void {
+    if (this.#have > 0) {
+      const message = `the peer closed the connection after ${this.#have} of ${this.#want} bytes of a message`;
+      this.close(new DevstateError('DEVSTATE_E_MESSAGE_TRUNCATED', message));
+    } else if (errno === 0) {
+      this.close();
+    } else {
+      this.close(
+        new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the connection was lost; is the peer alive?', {
+          errno,
+        }),
+      );
+    }
+  }
+
+  #enqueue(parts: Parts, start: number, end: number, fds: readonly Fd[], owned: boolean): void {
+    const { maxQueuedBytes } = this.#limits;
+    if (this.#queue.bytes + end - start > maxQueuedBytes) {
+      const message = `the peer does not read: more than ${maxQueuedBytes} bytes wait for it`;
+      this.close(new DevstateError('DEVSTATE_E_SEND_QUEUE_FULL', message));
+      return;
+    }
+    try {
+      this.#queue.push(parts, start, end, fds, owned);
+    } catch (error) {
+      this.close(asDevstateError(error));
+    }
+    this.#watch();
+  }
+
+  #flush(): void {
+    const result = this.#queue.flush(this.#socket);
+    if (result < 0) {
+      if (result !== -Errno.EAGAIN) this.#onSendError(-result);
+      return;
+    }
+    this.#settleDrained(undefined);
+    if (this.#ending) this.close();
+  }
+
+  /** The peer no longer reads. Its last messages are still worth reading, and their end closes the connection. */
+  #onSendError(errno: number): void {
+    const error = new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the peer closed the connection', {
+      errno,
+    });
+    if (errno !== Errno.EPIPE && errno !== Errno.ECONNRESET) {
+      this.close(new DevstateError('DEVSTATE_E_SYSTEM', 'sending to the peer failed', { errno }));
+      return;
+    }
+    this.#deaf = error;
+    this.#queue.clear();
+    this.#settleDrained(error);
+    if (this.#ending) this.close();
+  }
+
+  #settleDrained(error: DevstateError | undefined): void {
+    for (const waiter of this.#drainWaiters.splice(0)) {
+      if (error === undefined) waiter.resolve();
+      else waiter.reject(error);
+    }
+  }
+}
+
+function closedError(): DevstateError {
+  return new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the connection is closed');
+}

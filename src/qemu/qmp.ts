@@ -19,6 +19,9 @@ import { LineSplitter } from './line-splitter.js';
 /** Longest line taken from QEMU, in bytes; its longest known, the reply to query-qmp-schema, has about 0.3 MB. */
 const MAX_LINE_BYTES = 8 << 20;
 
+/** sun_path of Linux's sockaddr_un, without the terminating NUL. */
+const MAX_SOCKET_PATH_BYTES = 107;
+
 /** Time for QEMU to send its greeting, which it does at once unless another client is connected. */
 const GREETING_TIMEOUT_MS = 5000;
 
@@ -57,6 +60,8 @@ export interface QmpEvent {
   readonly data: Readonly<Record<string, unknown>>;
   /** When it happened, in ms since the epoch, by QEMU's clock (microsecond resolution). */
   readonly timestampMs: number;
+  /** When it arrived here, by this process's `performance.now()`: comparable between QEMUs on different hosts. */
+  readonly receivedMs: number;
 }
 
 /** QEMU's refusal of a command. */
@@ -93,7 +98,7 @@ export class QmpClient {
   #nextId = 0;
   #lost: DevstateError | undefined;
 
-  private constructor(socket: Socket, lines: LineSplitter, version: QemuVersion) {
+  private constructor(socket: Socket, lines: LineSplitter, version: QemuVersion, early: readonly string[]) {
     this.#socket = socket;
     this.version = version;
     this.#emitter.setMaxListeners(0);
@@ -103,6 +108,7 @@ export class QmpClient {
     lines.onOverflow = () => lose('DEVSTATE_E_QMP_PROTOCOL', `a line longer than ${MAX_LINE_BYTES} bytes`);
     socket.on('error', (error) => lose('DEVSTATE_E_QMP_CLOSED', error.message, error));
     socket.on('close', () => lose('DEVSTATE_E_QMP_CLOSED', 'QEMU closed it; see whether QEMU still runs'));
+    for (const line of early) this.#take(line);
   }
 
   /**
@@ -113,12 +119,18 @@ export class QmpClient {
     const timeout = AbortSignal.timeout(options.timeoutMs ?? GREETING_TIMEOUT_MS);
     const either = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
     options.signal?.throwIfAborted();
+    if (Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) {
+      // Node would cut it off silently and connect to something else.
+      const why = `a socket's path has at most ${MAX_SOCKET_PATH_BYTES} bytes`;
+      throw new DevstateError('DEVSTATE_E_QMP_CONNECT', `no QMP server at ${path}: ${why}`);
+    }
     const socket = connect(path);
     try {
       await once(socket, 'connect', { signal: either });
       const lines = new LineSplitter(socket, MAX_LINE_BYTES);
-      const greeting = Greeting.parse(JSON.parse(await firstLine(socket, lines, either)));
-      const client = new QmpClient(socket, lines, greeting.QMP.version.qemu);
+      const [first = '', ...early] = await firstLines(socket, lines, either);
+      const { version } = Greeting.parse(JSON.parse(first)).QMP;
+      const client = new QmpClient(socket, lines, version.qemu, early);
       await client.execute('qmp_capabilities', { signal: either });
       return client;
     } catch (cause) {
@@ -294,17 +306,22 @@ async function abortable<T>(
   }
 }
 
-/** The first line a peer sends, or a rejection if it closes or says too much first. */
-async function firstLine(socket: Socket, lines: LineSplitter, signal: AbortSignal): Promise<string> {
+/** The first line a peer sends, and those that came with it; rejects if it closes or says too much first. */
+async function firstLines(socket: Socket, lines: LineSplitter, signal: AbortSignal): Promise<string[]> {
+  const found: string[] = [];
   let stop = () => {};
-  const line = new Promise<string>((resolve, reject) => {
+  const any = new Promise<void>((resolve, reject) => {
     const closed = () => reject(new Error('it closed the connection'));
-    lines.onLine = resolve;
+    lines.onLine = (line) => {
+      found.push(line);
+      resolve();
+    };
     lines.onOverflow = () => reject(new Error('it sends lines without end'));
     socket.once('error', reject).once('close', closed);
     stop = () => socket.off('error', reject).off('close', closed);
   });
-  return abortable(line, signal, () => stop());
+  await abortable(any, signal, () => stop());
+  return found;
 }
 
 function parseJson(line: string): unknown {

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
+export * from './migration.js';
+export type { PciLocation } from './pci-commands.js';
+export { findPciDevice, type PciDevice } from './pci-location.js';
+export { capturePciView, replayPciView, restoreCommand, silenceIntx } from './pci-replay.js';
+export { type MsixEntry, PciView } from './pci-view.js';
+export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
+export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';

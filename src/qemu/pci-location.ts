@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Finds a device among those that QEMU's `query-pci` lists, behind bridges as well. */
+import { z } from 'zod';
+import { DevstateError } from '../errors.js';
+import type { PciLocation } from './pci-commands.js';
+import type { QmpClient } from './qmp.js';
+
+interface ListedDevice {
+  bus: number;
+  slot: number;
+  function: number;
+  qdev_id: string;
+  id: { vendor: number; device: number };
+  pci_bridge?: { devices?: ListedDevice[] | undefined } | undefined;
+}
+
+const ListedDevice: z.ZodType<ListedDevice> = z.lazy(() =>
+  z.object({
+    bus: z.int().min(0).max(0xff),
+    slot: z.int().min(0).max(0x1f),
+    function: z.int().min(0).max(7),
+    qdev_id: z.string(),
+    id: z.object({ vendor: z.int(), device: z.int() }),
+    pci_bridge: z.object({ devices: z.array(ListedDevice).optional() }).optional(),
+  }),
+);
+
+const Buses = z.array(z.object({ devices: z.array(ListedDevice) }));
+
+/** A device that QEMU has. */
+export interface PciDevice extends PciLocation {
+  readonly vendorId: number;
+  readonly deviceId: number;
+}
+
+/**
+ * The device with QEMU's id `qdevId`, as the guest's (or firmware's) bus numbers stand now: a bridge whose secondary
+ * bus has no number yet hides what is behind it.
+ * Throws DEVSTATE_E_PCI_DEVICE if there is none.
+ */
+export async function findPciDevice(
+  qmp: QmpClient,
+  qdevId: string,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<PciDevice> {
+  const buses = await qmp.execute('query-pci', { schema: Buses, signal: options.signal });
+  const queue = buses.flatMap((bus) => bus.devices);
+  const known: string[] = [];
+  for (let device = queue.shift(); device !== undefined; device = queue.shift()) {
+    if (device.qdev_id === qdevId) {
+      const { bus, slot, function: func, id } = device;
+      return { bus, slot, function: func, vendorId: id.vendor, deviceId: id.device };
+    }
+    if (device.qdev_id !== '') known.push(device.qdev_id);
+    queue.push(...(device.pci_bridge?.devices ?? []));
+  }
+  const list = known.length === 0 ? 'no device has an id' : `there are: ${known.join(', ')}`;
+  throw new DevstateError('DEVSTATE_E_PCI_DEVICE', `QEMU has no PCI device with id "${qdevId}" (${list})`);
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Captures QEMU's view of a vfio-user device at the source and replays it at the destination.
+ *
+ *     capture (source, at pre-switchover)          replay (destination, before `cont`)
+ *       configuration space by 0xcf8/0xcfc           BARs, ROM BAR, interrupt line
+ *       MSI-X table by reading its BAR               COMMAND                             → BARs are mapped
+ *                                                    MSI-X table by writing its BAR
+ *                                                    MSI registers, MSI, MSI-X control   → vectors are wired
+ *
+ * The address latch behind 0xcf8 is guest state (a vCPU may be stopped between its two accesses): it is put back after
+ * every use.
+ */
+import { type Expectation, effectsOf, identityOf, requireSame } from './pci-checks.js';
+import {
+  ADDRESS_PORT,
+  configRead,
+  configWrite,
+  msixEntries,
+  msixTableReads,
+  type PciLocation,
+  replayCommands,
+} from './pci-commands.js';
+import { CONFIG_SPACE_SIZE, Command, Register } from './pci-config.js';
+import { decodeConfig, type PciView } from './pci-view.js';
+import type { QtestAccess, QtestCommand } from './qtest.js';
+
+/** Runs `commands` with the guest's 0xcf8 latch put back afterwards; their values. */
+async function withLatch(qtest: QtestAccess, commands: readonly QtestCommand[]): Promise<number[]> {
+  const [latch = 0] = await qtest.run([{ operation: 'inl', address: ADDRESS_PORT }]);
+  const restore: QtestCommand = { operation: 'outl', address: ADDRESS_PORT, value: latch };
+  const values = await qtest.run([...commands, restore]);
+  return values.slice(0, -1);
+}
+
+/**
+ * Captures QEMU's view of the device at `location`. The VM must be stopped, the device's server still answering.
+ * Throws DEVSTATE_E_PCI_VIEW if the configuration space makes no sense.
+ */
+export async function capturePciView(qtest: QtestAccess, location: PciLocation): Promise<PciView> {
+  const offsets = Array.from({ length: CONFIG_SPACE_SIZE / 4 }, (_, index) => 4 * index);
+  const values = await withLatch(
+    qtest,
+    offsets.flatMap((offset) => configRead(location, offset, 'l')),
+  );
+  const config = new Uint8Array(CONFIG_SPACE_SIZE);
+  const registers = new DataView(config.buffer);
+  for (const offset of offsets) registers.setUint32(offset, values[offset / 2 + 1] ?? 0, true);
+  const view = decodeConfig(config);
+  const reads = msixTableReads(view, location);
+  if (view.msix === undefined || reads.length === 0) return view;
+  const entries = msixEntries(reads, await withLatch(qtest, reads));
+  return { ...view, msix: { ...view.msix, entries } };
+}
+
+/**
+ * Makes QEMU's view of the device at `location` that of `view`. The VM must be stopped; the device's own state must
+ * be loaded before, because QEMU wires interrupts and maps BARs through the device's server.
+ * Throws DEVSTATE_E_PCI_VIEW if the device there is another one, or does not keep what was written.
+ */
+export async function replayPciView(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<void> {
+  const checks = identityOf(view);
+  const found = await readAll(qtest, location, checks);
+  requireSame(checks, found, 'the device at the destination is another one');
+  const kept = effectsOf(view);
+  const commands = replayCommands(view, location);
+  const readBack = kept.flatMap(({ offset, width }) => configRead(location, offset, width));
+  const values = await withLatch(qtest, [...commands, ...readBack]);
+  requireSame(kept, everySecond(values.slice(commands.length)), 'the device did not keep what was replayed');
+}
+
+/**
+ * Keeps the device from asserting INTx, and deasserts the line. An INTx line that is up when QEMU migrates leaves the
+ * destination's interrupt controller with an interrupt that nothing ever clears. Undone by {@link restoreCommand}.
+ */
+export async function silenceIntx(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<void> {
+  const silent = view.command | Command.interruptDisable;
+  await withLatch(qtest, configWrite(location, Register.command, 'w', silent));
+}
+
+/** Writes the captured COMMAND register back, after {@link silenceIntx}, when the source goes on. */
+export async function restoreCommand(
+  qtest: QtestAccess,
+  location: PciLocation,
+  view: PciView,
+): Promise<void> {
+  await withLatch(qtest, configWrite(location, Register.command, 'w', view.command));
+}
+
+async function readAll(
+  qtest: QtestAccess,
+  location: PciLocation,
+  checks: readonly Expectation[],
+): Promise<number[]> {
+  const reads = checks.flatMap(({ offset, width }) => configRead(location, offset, width));
+  return everySecond(await withLatch(qtest, reads));
+}
+
+/** Values of the data accesses among pairs of select and access. */
+function everySecond(values: readonly number[]): number[] {
+  return values.filter((_, index) => index % 2 === 1);
+}

@@ -263,6 +263,7 @@ export class QmpClient {
         name: data.event,
         data: data.data,
         timestampMs,
+        receivedMs: performance.now(),
       });
       return;
     }

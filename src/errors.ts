@@ -101,6 +101,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_ENVELOPE_TRUNCATED: ExitCode.corrupt,
   /** Bytes follow the end record. */
   DEVSTATE_E_ENVELOPE_TRAILING: ExitCode.corrupt,
+  /** The peer broke the vfio-user protocol; the connection was closed. */
+  DEVSTATE_E_PROTOCOL: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

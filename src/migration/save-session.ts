@@ -54,8 +54,8 @@ export class SaveSession {
    */
   async read(size: number): Promise<Uint8Array[]> {
     while (this.#queued < size && !this.#ended) {
-      const records = (this.#records ??= this.#startRound());
-      const result = await records.next();
+      this.#records ??= this.#startRound();
+      const result = await this.#records.next();
       if (result.done !== true) this.#encode(result.value);
       else {
         this.#records = undefined;

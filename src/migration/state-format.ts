@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a device's representation of its state looks like to the save and load sessions. */
 
+import type { Uuid } from '../formats/index.js';
+
 /** One piece of a device's state. Payloads are at most `MAX_RECORD_PAYLOAD` bytes; larger things are split by their format. */
 export interface StateRecord {
   /** The format's own number for it, from 0x10000. */
@@ -15,8 +17,7 @@ export type SaveRound = 'pre-copy' | 'final';
 
 /** A representation of the state that a device can save and load. */
 export interface StateFormat {
-  /** Lower-case RFC 9562 text. */
-  readonly uuid: string;
+  readonly uuid: Uuid;
   /** For instance `org.devstate.nvme.alder`. */
   readonly name: string;
   readonly version: { readonly major: number; readonly minor: number };

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+/** An interrupt's eventfd. */
+
+import { native } from '../native/index.js';
+import type { Fd } from '../transport/index.js';
+import type { Signal } from './interrupts.js';
+
+export class EventSignal implements Signal {
+  readonly #fd: Fd;
+
+  /** Takes the fd. */
+  constructor(fd: Fd) {
+    this.#fd = fd.take();
+  }
+
+  signal(): void {
+    // A counter that is full is as loud as it gets; a peer's fd that is no eventfd loses only its own interrupts.
+    native.eventfdSignal(this.#fd.number);
+  }
+
+  close(): void {
+    this.#fd.close();
+  }
+}

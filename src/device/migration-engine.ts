@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What each arc of the migration state machine does to a device of the SDK, and the sessions that move its state.
+ * Several connections may look; one at a time drives: the *owner*, from its first state change until the device
+ * runs again or the owner is gone.
+ */
+
+import { asDevstateError } from '../errors.js';
+import { type EnvelopeHeader, newUuid } from '../formats/index.js';
+import {
+  BrokenDeviceError,
+  DirtyLog,
+  LoadSession,
+  MigrationMachine,
+  SaveSession,
+  type StateFormat,
+} from '../migration/index.js';
+import type { MigrationPort } from '../server/index.js';
+import {
+  type DmaLoggingReport,
+  type DmaLoggingStart,
+  Errno,
+  MigrationFlag,
+  MigrationState,
+  migrationStateName,
+  RequestError,
+} from '../wire/index.js';
+import type { Device } from './device.js';
+import type { GuestMemory } from './guest-memory.js';
+import type { Interrupts } from './interrupts.js';
+import { modelDifferences } from './model.js';
+
+const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
+
+/** Every device of the SDK can do all of migration v2: quiescing for P2P is the same as quiescing. */
+export const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
+
+/** Names an arc in a `switch`. */
+const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
+
+export class MigrationEngine {
+  readonly #device: Device;
+  readonly #memory: GuestMemory;
+  readonly #interrupts: Interrupts;
+  readonly #machine: MigrationMachine;
+  /** Transitions and resets, one after the other. */
+  #queue: Promise<unknown> = Promise.resolve();
+  #save: SaveSession | undefined;
+  #load: LoadSession | undefined;
+  #log: DirtyLog | undefined;
+  #handedOver = false;
+  #owner: EnginePort | undefined;
+
+  constructor(device: Device, memory: GuestMemory, interrupts: Interrupts) {
+    this.#device = device;
+    this.#memory = memory;
+    this.#interrupts = interrupts;
+    this.#machine = new MigrationMachine(MIGRATION_FLAGS, (from, to) => this.#act(from, to));
+  }
+
+  get state(): MigrationState {
+    return this.#machine.state;
+  }
+
+  /** Whether somebody drives a migration now. */
+  get owned(): boolean {
+    return this.#owner !== undefined;
+  }
+
+  open(): MigrationPort {
+    return new EnginePort(this);
+  }
+
+  /** Runs `work` when the transitions asked for before are done. */
+  #serialise<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#queue.then(work);
+    this.#queue = done.catch(() => {});
+    return done;
+  }
+
+  /** Device reset, from whatever state: sessions end, the device runs. */
+  reset(reason: 'requested' | 'disconnected' | 'aborted'): Promise<void> {
+    return this.#serialise(() => this.#reset(reason));
+  }
+
+  async #reset(reason: 'requested' | 'disconnected' | 'aborted'): Promise<void> {
+    const stopped = ![RUNNING, PRE_COPY].includes(this.#machine.state as 2 | 6);
+    await this.#endSessions();
+    this.#machine.reset();
+    await this.#device.reset(reason);
+    this.#interrupts.reset();
+    if (stopped) {
+      await this.#device.resume();
+      this.#interrupts.release();
+    }
+  }
+
+  async #endSessions(): Promise<void> {
+    const save = this.#save;
+    this.#save = undefined;
+    this.#load = undefined;
+    await save?.close();
+  }
+
+  setState(owner: EnginePort, target: number): Promise<void> {
+    return this.#serialise(async () => {
+      this.#requireOwner(owner);
+      if (target !== this.#machine.state) this.#owner = owner;
+      try {
+        await this.#machine.setState(target);
+      } finally {
+        if (this.#machine.state === RUNNING) this.#owner = undefined;
+      }
+    });
+  }
+
+  #requireOwner(port: EnginePort): void {
+    if (this.#owner !== undefined && this.#owner !== port) {
+      throw new RequestError(Errno.EBUSY, 'another connection drives the migration of this device');
+    }
+  }
+
+  /** A driver is gone. What it has stopped stays stopped, because the other side may run; the rest is undone. */
+  release(port: EnginePort): Promise<void> {
+    return this.#serialise(async () => {
+      if (this.#owner !== port) return;
+      this.#owner = undefined;
+      this.stopLogging();
+      if (this.#machine.state === RESUMING) await this.#reset('aborted');
+      else if (this.#machine.state === PRE_COPY || this.#machine.state === PRE_COPY_P2P) {
+        await this.#machine.setState(RUNNING);
+      }
+    });
+  }
+
+  get dataSize(): number {
+    if (this.#save !== undefined) return this.#save.pending;
+    return this.#device.formats[0]?.estimate() ?? 0;
+  }
+
+  async read(size: number): Promise<Uint8Array[]> {
+    const save = this.#save;
+    if (save === undefined)
+      throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
+    return save.read(size);
+  }
+
+  write(bytes: Uint8Array): void {
+    if (this.#load === undefined) {
+      throw new RequestError(Errno.EINVAL, `nothing is loaded in ${migrationStateName(this.state)}`);
+    }
+    asRequest(() => this.#load?.push(bytes));
+  }
+
+  startLogging(start: DmaLoggingStart): number {
+    if (this.#log !== undefined) throw new RequestError(Errno.EBUSY, 'DMA logging is on already');
+    this.#log = new DirtyLog(start.pageSize, start.ranges);
+    this.#memory.setWriteLog(this.#log);
+    return this.#log.pageSize;
+  }
+
+  stopLogging(): void {
+    this.#log = undefined;
+    this.#memory.setWriteLog(undefined);
+  }
+
+  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
+    if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
+    this.#log.report(report.iova, report.length, report.pageSize, bitmap);
+    // What the device holds for writing may change after this report.
+    this.#memory.markPinned();
+  }
+
+  async #act(from: MigrationState, to: MigrationState): Promise<void> {
+    switch (arc(from, to)) {
+      case arc(RUNNING, RUNNING_P2P):
+      case arc(PRE_COPY, PRE_COPY_P2P):
+        return this.#quiesce();
+      case arc(RUNNING_P2P, RUNNING):
+      case arc(PRE_COPY_P2P, PRE_COPY):
+        return this.#resume();
+      case arc(STOP, RUNNING_P2P):
+        return this.#takeOver();
+      case arc(RUNNING, PRE_COPY):
+      case arc(RUNNING_P2P, PRE_COPY_P2P):
+        this.#save = this.#startSave();
+        return;
+      case arc(STOP, STOP_COPY):
+        await this.#handOver();
+        this.#save = this.#startSave();
+        return this.#save.finish();
+      case arc(PRE_COPY_P2P, STOP_COPY):
+        await this.#handOver();
+        return this.#save?.finish();
+      case arc(STOP, RESUMING):
+        this.#load = new LoadSession((header) => this.#chooseFormat(header));
+        return;
+      case arc(RESUMING, STOP):
+        return this.#commitLoad();
+      case arc(PRE_COPY, RUNNING):
+      case arc(PRE_COPY_P2P, RUNNING_P2P):
+      case arc(STOP_COPY, STOP):
+        return this.#endSessions();
+      case arc(RUNNING_P2P, STOP):
+        return;
+      default:
+        throw new RequestError(
+          Errno.EINVAL,
+          `no arc ${migrationStateName(from)} → ${migrationStateName(to)}`,
+        );
+    }
+  }
+
+  async #quiesce(): Promise<void> {
+    await this.#device.quiesce();
+    this.#interrupts.hold();
+  }
+
+  async #resume(): Promise<void> {
+    await this.#device.resume();
+    this.#interrupts.release();
+  }
+
+  async #handOver(): Promise<void> {
+    await this.#device.handOver?.();
+    this.#handedOver = true;
+  }
+
+  async #takeOver(): Promise<void> {
+    if (!this.#handedOver) return;
+    await this.#device.takeOver?.();
+    this.#handedOver = false;
+  }
+
+  #startSave(): SaveSession {
+    const format = this.#device.formats[0];
+    if (format === undefined) throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
+    const { model, producer } = this.#device;
+    return new SaveSession(format, {
+      format: format.uuid,
+      version: format.version,
+      model: model.uri,
+      parameters: { ...model.parameters },
+      producer,
+      stream: newUuid(),
+      features: [],
+      other: {},
+    });
+  }
+
+  #chooseFormat(header: EnvelopeHeader): StateFormat {
+    const { model, formats } = this.#device;
+    const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
+    const format = formats.find(({ uuid }) => uuid === header.format);
+    if (format === undefined) reasons.push(`format ${header.format} is not known here`);
+    else if (format.version.major !== header.version.major) {
+      reasons.push(
+        `${format.name} version ${header.version.major} is not known here (${format.version.major} is)`,
+      );
+    }
+    if (format === undefined || reasons.length > 0) throw new RequestError(Errno.EINVAL, reasons.join('; '));
+    return format;
+  }
+
+  async #commitLoad(): Promise<void> {
+    const load = this.#load;
+    this.#load = undefined;
+    try {
+      await load?.commit();
+      await this.#device.takeOver?.();
+      this.#handedOver = false;
+    } catch (error) {
+      // The session is spent and the device is neither what it was nor what it should be: only a reset helps.
+      throw new BrokenDeviceError(asRequestError(error));
+    }
+  }
+
+  /** For a broken device: a state that only a reset leaves. */
+  get broken(): boolean {
+    return this.#machine.state === ERROR;
+  }
+}
+
+function asRequest(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    throw asRequestError(error);
+  }
+}
+
+/** Errors of the envelope become EINVAL, with their sentence. */
+function asRequestError(error: unknown): RequestError {
+  if (error instanceof RequestError) return error;
+  const { errno, message } = asDevstateError(error);
+  return new RequestError(errno ?? Errno.EINVAL, message);
+}
+
+/** The engine as one connection sees it. */
+class EnginePort implements MigrationPort {
+  readonly #engine: MigrationEngine;
+
+  constructor(engine: MigrationEngine) {
+    this.#engine = engine;
+  }
+
+  get flags(): number {
+    return MIGRATION_FLAGS;
+  }
+
+  get state(): MigrationState {
+    return this.#engine.state;
+  }
+
+  get dataSize(): number {
+    return this.#engine.dataSize;
+  }
+
+  setState(target: number): Promise<void> {
+    return this.#engine.setState(this, target);
+  }
+
+  read(size: number): Promise<Uint8Array[]> {
+    return this.#engine.read(size);
+  }
+
+  write(bytes: Uint8Array): void {
+    this.#engine.write(bytes);
+  }
+
+  startLogging(start: DmaLoggingStart): number {
+    return this.#engine.startLogging(start);
+  }
+
+  stopLogging(): void {
+    this.#engine.stopLogging();
+  }
+
+  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
+    this.#engine.reportLogging(report, bitmap);
+  }
+
+  close(): Promise<void> {
+    return this.#engine.release(this);
+  }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Makes a `Device` servable: declares its regions and interrupts, routes accesses, keeps the DMA ranges and eventfds,
+ * and carries its migrations out.
+ */
+
+import type {
+  DmaPeer,
+  ManagementPort,
+  MigrationPort,
+  ServedDevice,
+  ServedIrq,
+  ServedRegion,
+} from '../server/index.js';
+import type { Fd } from '../transport/index.js';
+import {
+  DEFAULT_MAX_DMA_MAPS,
+  DeviceInfoFlag,
+  DmaMapFlag,
+  type DmaMapRequest,
+  DmaUnmapFlag,
+  type DmaUnmapRequest,
+  Errno,
+  IrqInfoFlag,
+  IrqSetFlag,
+  PciIrq,
+  PciRegion,
+  RegionInfoFlag,
+  RequestError,
+  type SetIrqs,
+} from '../wire/index.js';
+import { openBacking } from './backing.js';
+import type { Device, DeviceHost } from './device.js';
+import { EventSignal } from './event-signal.js';
+import { GuestMemory } from './guest-memory.js';
+import { Interrupts } from './interrupts.js';
+import { MigrationEngine } from './migration-engine.js';
+import { CONFIG_SPACE_SIZE } from './pci-config.js';
+
+export interface RuntimeOptions {
+  /** Short name for log lines. */
+  readonly name: string;
+  readonly log?: DeviceHost['log'];
+}
+
+const READ_WRITE = RegionInfoFlag.READ | RegionInfoFlag.WRITE;
+
+export class DeviceRuntime implements ServedDevice {
+  readonly name: string;
+  readonly flags = DeviceInfoFlag.PCI | DeviceInfoFlag.RESET;
+  readonly regions: readonly (ServedRegion | undefined)[];
+  readonly irqs: readonly ServedIrq[];
+  readonly management: ManagementPort;
+
+  readonly #device: Device;
+  readonly #memory = new GuestMemory();
+  readonly #interrupts: Interrupts;
+  readonly #engine: MigrationEngine;
+  #peer: DmaPeer | undefined;
+
+  constructor(device: Device, options: RuntimeOptions) {
+    this.name = options.name;
+    this.#device = device;
+    this.regions = declareRegions(device);
+    const { intx, msi, msix } = device.interruptCounts;
+    // ERR and REQ: declared, as every PCI device has them, and never raised by a software device.
+    const counts = [intx ? 1 : 0, msi, msix, 1, 1];
+    this.irqs = counts.map((count, index) => ({ flags: irqFlags(index), count }));
+    this.#interrupts = new Interrupts(counts);
+    this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts);
+    this.management = this.#createManagement();
+    device.attach({
+      memory: this.#memory,
+      interrupts: this.#interrupts,
+      log: (level, message) => options.log?.(level, message),
+    });
+  }
+
+  #createManagement(): ManagementPort {
+    const memory = this.#memory;
+    const device = this.#device;
+    return {
+      note: new Uint8Array(0),
+      describe: () => JSON.stringify(describe(device)),
+      dmaMaps: () =>
+        memory.regions.map((region) => ({
+          address: region.address,
+          size: region.length,
+          flags: (region.readable ? DmaMapFlag.READ : 0) | (region.writable ? DmaMapFlag.WRITE : 0),
+        })),
+      readMemory: (address, target) => memory.read(address, target),
+      writeMemory: (address, source) => memory.write(address, source),
+    };
+  }
+
+  dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
+    const peer = this.#peer;
+    if (peer === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
+    if (this.#memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
+      throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
+    }
+    const backing = openBacking(request, fd, peer);
+    try {
+      this.#memory.add({
+        address: request.address,
+        length: request.size,
+        readable: (request.flags & DmaMapFlag.READ) !== 0,
+        writable: (request.flags & DmaMapFlag.WRITE) !== 0,
+        backing,
+      });
+    } catch (error) {
+      backing.unmap();
+      throw error;
+    }
+  }
+
+  dmaUnmap(request: DmaUnmapRequest): void | Promise<void> {
+    if ((request.flags & DmaUnmapFlag.ALL) !== 0) return this.#memory.clear();
+    return this.#memory.remove(request.address, request.size);
+  }
+
+  setIrqs(request: SetIrqs, data: Uint8Array, fds: readonly Fd[]): void {
+    if ((request.flags & IrqSetFlag.DATA_EVENTFD) === 0 && fds.length > 0) {
+      throw new RequestError(Errno.EINVAL, 'SET_IRQS carries fds but does not say eventfd');
+    }
+    const signals = fds.map((fd) => new EventSignal(fd));
+    try {
+      this.#interrupts.set(request, data, signals);
+    } catch (error) {
+      for (const signal of signals) signal.close();
+      throw error;
+    }
+  }
+
+  readRegion(region: number, offset: number, target: Uint8Array): void | Promise<void> {
+    if (region !== PciRegion.CONFIG) return this.#device.readRegion(region, offset, target);
+    this.#device.config.setInterruptStatus(this.#interrupts.intxAsserted);
+    this.#device.config.read(offset, target);
+  }
+
+  writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void> {
+    if (region !== PciRegion.CONFIG) return this.#device.writeRegion(region, offset, data);
+    this.#device.config.write(offset, data);
+    this.#device.configWritten?.(offset, data.length);
+  }
+
+  reset(): Promise<void> {
+    return this.#engine.reset('requested');
+  }
+
+  connected(peer: DmaPeer): void {
+    this.#peer = peer;
+  }
+
+  async disconnected(): Promise<void> {
+    this.#peer = undefined;
+    // A manager that has stopped the device still needs its state; it resets the device by ending its work.
+    if (!this.#engine.owned) await this.#engine.reset('disconnected');
+    this.#interrupts.disconnect();
+    await this.#memory.clear();
+  }
+
+  openMigration(): MigrationPort {
+    return this.#engine.open();
+  }
+}
+
+function declareRegions(device: Device): (ServedRegion | undefined)[] {
+  const regions = new Array<ServedRegion | undefined>(PciRegion.COUNT).fill(undefined);
+  for (const bar of device.bars) regions[bar.index] = { size: bar.size, flags: READ_WRITE };
+  regions[PciRegion.CONFIG] = { size: CONFIG_SPACE_SIZE, flags: READ_WRITE };
+  return regions;
+}
+
+function irqFlags(index: number): number {
+  if (index === PciIrq.INTX) return IrqInfoFlag.EVENTFD | IrqInfoFlag.MASKABLE | IrqInfoFlag.AUTOMASKED;
+  return index === PciIrq.MSI || index === PciIrq.MSIX
+    ? IrqInfoFlag.EVENTFD | IrqInfoFlag.NORESIZE
+    : IrqInfoFlag.EVENTFD;
+}
+
+/** What DEVSTATE_DESCRIPTION answers. */
+function describe(device: Device): unknown {
+  return {
+    model: device.model,
+    producer: device.producer,
+    formats: device.formats.map(({ uuid, name, version }) => ({ uuid, name, version })),
+    pci: {
+      vendorId: device.config.bytes[0]! | (device.config.bytes[1]! << 8),
+      deviceId: device.config.bytes[2]! | (device.config.bytes[3]! << 8),
+    },
+  };
+}

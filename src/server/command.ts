@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What a command handler works with. */
+
+import type { Fd } from '../transport/index.js';
+import type { Capabilities } from '../wire/index.js';
+import type { Reply } from './reply.js';
+import type { MigrationPort, ServedDevice } from './served-device.js';
+
+/** A received command. Valid until its handler returns or its promise settles. */
+export interface Request {
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  /** The payload is [at, end) of `bytes`. */
+  readonly at: number;
+  readonly end: number;
+  /** What came along; what the handler does not take is closed. */
+  readonly fds: readonly Fd[];
+}
+
+/** Who is at the other end: the VMM, or a manager on the migration socket. */
+export type Role = 'vmm' | 'manager';
+
+export interface ServerContext {
+  readonly role: Role;
+  readonly device: ServedDevice;
+  readonly migration: MigrationPort | undefined;
+  /** The other end's capabilities, as far as agreed. */
+  readonly peer: Capabilities;
+  /** Most bytes of one transfer. */
+  readonly maxTransfer: number;
+}
+
+/**
+ * Carries out one command and writes its reply's payload. Synchronous wherever it can be, because a vCPU waits.
+ * @throws RequestError for an error reply
+ */
+export type CommandHandler = (context: ServerContext, request: Request, reply: Reply) => void | Promise<void>;

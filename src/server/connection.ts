@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * One client's connection: takes its commands in order, answers them, and matches replies to commands of our own.
+ *
+ *     frame ─ reply? ──▶ DMA peer's pending request
+ *       └─ command ──▶ busy? ──▶ backlog (copied)
+ *                        └─ handler ──▶ reply, unless No_reply
+ *
+ * A handler that returns a promise makes the connection busy: later commands wait, replies do not, so a device that
+ * needs guest memory by messages in the middle of a region access gets it.
+ */
+
+import { DevstateError } from '../errors.js';
+import { closeAll, type Fd, type Frame, MessageSocket } from '../transport/index.js';
+import {
+  type Capabilities,
+  Command,
+  commandName,
+  decodeVersion,
+  defaultCapabilities,
+  Errno,
+  encodeReplyHeader,
+  encodeVersion,
+  HEADER_LENGTH,
+  HeaderFlag,
+  messageCommand,
+  messageFlags,
+  messageId,
+  RequestError,
+  vfioUserFraming,
+} from '../wire/index.js';
+import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
+import type { CommandHandler, Request, Role, ServerContext } from './command.js';
+import { commandsFor } from './commands.js';
+import { MessageDmaPeer } from './dma-peer.js';
+import { Reply } from './reply.js';
+import type { MigrationPort, ServedDevice } from './served-device.js';
+
+/** A client that does not agree on a version within this time is sent away, so that it does not keep others out. */
+const VERSION_TIMEOUT_MS = 5000;
+/** Most that a client may send ahead while one of its commands is being carried out. */
+const MAX_BACKLOG_MESSAGES = 4096;
+const MAX_BACKLOG_BYTES = 16 * 1024 * 1024;
+
+const LIMITS = {
+  maxMessageLength: MAX_MESSAGE_LENGTH,
+  maxFds: MAX_MESSAGE_FDS,
+  maxQueuedBytes: 64 * 1024 * 1024,
+};
+
+export interface ConnectionOptions {
+  readonly role: Role;
+  readonly device: ServedDevice;
+  /** Offer a second socket for commands from the server, if the client can. */
+  readonly twinSocket: boolean;
+  readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
+  /** Called once, when the connection has ended and the device has been told. */
+  readonly closed: () => void;
+}
+
+/** A command that waits: its bytes and fds are its own. */
+interface Waiting {
+  readonly bytes: Uint8Array;
+  readonly fds: Fd[];
+}
+
+export class Connection implements ServerContext {
+  readonly role: Role;
+  readonly device: ServedDevice;
+  readonly maxTransfer = MAX_DATA_XFER_SIZE;
+  migration: MigrationPort | undefined;
+  peer: Capabilities = defaultCapabilities;
+
+  readonly #options: ConnectionOptions;
+  readonly #socket: MessageSocket;
+  readonly #reply = new Reply();
+  readonly #commands: ReadonlyMap<number, CommandHandler>;
+  readonly #backlog: Waiting[] = [];
+  #backlogBytes = 0;
+  #busy = false;
+  #negotiated = false;
+  #dmaPeer: MessageDmaPeer | undefined;
+  #versionTimer: NodeJS.Timeout | undefined;
+
+  /** Takes over a connected socket. */
+  constructor(fd: Fd, options: ConnectionOptions) {
+    this.role = options.role;
+    this.device = options.device;
+    this.#options = options;
+    this.#commands = commandsFor(options.role);
+    this.#socket = new MessageSocket(fd, vfioUserFraming, LIMITS, {
+      message: (frame) => this.#message(frame),
+      closed: (error) => void this.#closed(error),
+    });
+    this.#versionTimer = setTimeout(() => {
+      this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', 'the client did not send VERSION in time'));
+    }, VERSION_TIMEOUT_MS);
+    this.#versionTimer.unref();
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+
+  #message(frame: Frame): void {
+    if ((messageFlags(frame.view) & HeaderFlag.TYPE_MASK) === HeaderFlag.TYPE_REPLY) {
+      if (this.#dmaPeer?.reply(frame) !== true) {
+        throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the client answered a command that was never sent');
+      }
+    } else if (this.#busy) this.#enqueue(frame);
+    else this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
+  }
+
+  #enqueue(frame: Frame): void {
+    this.#backlogBytes += frame.length;
+    if (this.#backlog.length >= MAX_BACKLOG_MESSAGES || this.#backlogBytes > MAX_BACKLOG_BYTES) {
+      throw new DevstateError(
+        'DEVSTATE_E_PROTOCOL',
+        'the client sends commands faster than they can be carried out',
+      );
+    }
+    this.#backlog.push({ bytes: frame.bytes.slice(0, frame.length), fds: frame.fds.map((fd) => fd.take()) });
+  }
+
+  #dispatch(view: DataView, bytes: Uint8Array, end: number, fds: readonly Fd[]): void {
+    const id = messageId(view);
+    const command = messageCommand(view);
+    const noReply = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
+    this.#reply.reset();
+    let done: void | Promise<void>;
+    try {
+      done = this.#handle(command, { view, bytes, at: HEADER_LENGTH, end, fds });
+    } catch (error) {
+      this.#finish(id, command, noReply, error);
+      return;
+    }
+    if (done === undefined) {
+      this.#finish(id, command, noReply, undefined);
+      return;
+    }
+    this.#busy = true;
+    // The handler may still read its request: the next messages go elsewhere.
+    this.#socket.keepFrame();
+    const held = fds.filter((fd) => fd.isOpen).map((fd) => fd.take());
+    done
+      .then(
+        () => this.#finish(id, command, noReply, undefined),
+        (error: unknown) => this.#finish(id, command, noReply, error),
+      )
+      .finally(() => {
+        closeAll(held);
+        this.#busy = false;
+        this.#serveBacklog();
+      });
+  }
+
+  #serveBacklog(): void {
+    while (!this.#busy && !this.#socket.isClosed) {
+      const waiting = this.#backlog.shift();
+      if (waiting === undefined) return;
+      this.#backlogBytes -= waiting.bytes.length;
+      const { bytes, fds } = waiting;
+      this.#dispatch(new DataView(bytes.buffer), bytes, bytes.length, fds);
+      closeAll(fds);
+    }
+  }
+
+  #handle(command: number, request: Request): void | Promise<void> {
+    if (command === Command.VERSION) return this.#version(request);
+    if (!this.#negotiated) throw new RequestError(Errno.EINVAL, 'the first command must be VERSION');
+    const handler = this.#commands.get(command);
+    if (handler === undefined)
+      throw new RequestError(Errno.EINVAL, `${commandName(command)} is not served here`);
+    return handler(this, request, this.#reply);
+  }
+
+  #finish(id: number, command: number, noReply: boolean, error: unknown): void {
+    let errno = 0;
+    if (error !== undefined) {
+      errno = error instanceof RequestError ? error.errno : Errno.EIO;
+      const level = error instanceof RequestError ? 'warn' : 'error';
+      this.#options.log(
+        level,
+        `${commandName(command)}: ${error instanceof Error ? error.message : String(error)}`,
+      );
+    }
+    if (noReply) return;
+    const reply = this.#reply;
+    if (errno !== 0) {
+      reply.reset();
+      reply.allocate(0);
+    }
+    let length = reply.length;
+    for (const part of reply.parts) length += part.length;
+    encodeReplyHeader(reply.view, 0, id, command, length, errno);
+    this.#send(reply);
+  }
+
+  #send(reply: Reply): void {
+    const head = HEADER_LENGTH + reply.length;
+    if (reply.parts.length === 0) {
+      this.#socket.send(
+        reply.bytes,
+        reply.fds.length === 0 ? { length: head } : { length: head, fds: reply.fds },
+      );
+      return;
+    }
+    // The parts stay as they are, so only the head has to be copied for the queue to keep.
+    this.#socket.send([reply.bytes.slice(0, head), ...reply.parts], { fds: reply.fds, owned: true });
+  }
+
+  #version(request: Request): void {
+    if (this.#negotiated) throw new RequestError(Errno.EINVAL, 'VERSION was agreed on already');
+    if (request.fds.length > 0) throw new RequestError(Errno.EINVAL, 'VERSION carries fds');
+    const proposal = decodeVersion(request.view, request.at, request.end);
+    const version = negotiate(proposal, { twinSocket: this.#options.twinSocket && this.role === 'vmm' });
+    this.peer = { ...proposal.capabilities, writeMultiple: version.capabilities.writeMultiple };
+    this.migration = this.device.openMigration(this.role);
+    if (this.role === 'vmm') {
+      this.#dmaPeer = new MessageDmaPeer(this.#socket, proposal);
+      if (version.capabilities.twinSocket) this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
+      this.device.connected(this.#dmaPeer);
+    }
+    const payload = encodeVersion(version);
+    this.#reply.allocate(payload.length);
+    this.#reply.bytes.set(payload, HEADER_LENGTH);
+    this.#negotiated = true;
+    clearTimeout(this.#versionTimer);
+  }
+
+  async #closed(error: DevstateError | undefined): Promise<void> {
+    clearTimeout(this.#versionTimer);
+    for (const waiting of this.#backlog.splice(0)) closeAll(waiting.fds);
+    if (error !== undefined)
+      this.#options.log('warn', `${this.role} connection: ${error.message} (${error.code})`);
+    this.#dmaPeer?.close();
+    try {
+      await this.migration?.close();
+      if (this.#negotiated && this.role === 'vmm') await this.device.disconnected();
+    } catch (failure) {
+      this.#options.log(
+        'error',
+        `after the ${this.role} left: ${failure instanceof Error ? failure.message : failure}`,
+      );
+    }
+    this.#options.closed();
+  }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+/** DEVICE_FEATURE: one table of features, each with what GET and SET do. */
+
+import {
+  DMA_LOGGING_REPORT_LENGTH,
+  DMA_MAP_ENTRY_LENGTH,
+  decodeDmaLoggingReport,
+  decodeDmaLoggingStart,
+  decodeFeatureHeader,
+  dirtyBitmapLength,
+  Errno,
+  encodeDmaLoggingReport,
+  encodeDmaMapEntries,
+  encodeFeatureHeader,
+  FEATURE_LENGTH,
+  Feature,
+  FeatureFlag,
+  HEADER_LENGTH,
+  MIG_DEVICE_STATE_LENGTH,
+  RequestError,
+  requireBytes,
+  writeU64,
+} from '../wire/index.js';
+import type { CommandHandler, Request, ServerContext } from './command.js';
+import { requireMigration } from './migration-commands.js';
+import type { Reply } from './reply.js';
+
+/** Largest note a manager may leave. */
+export const MAX_NOTE_LENGTH = 64 * 1024;
+
+interface FeatureHandlers {
+  /** Only on the migration socket. */
+  readonly managerOnly?: boolean;
+  /** Without migration the feature does not exist. */
+  readonly needsMigration?: boolean;
+  /** Writes the whole reply payload, by `startReply`. `data` is where the request's data begin. */
+  readonly get?: (context: ServerContext, request: Request, data: number, reply: Reply) => void;
+  /** May change the data, which are echoed in the reply. */
+  readonly set?: (context: ServerContext, request: Request, data: number) => void | Promise<void>;
+}
+
+/** Begins a GET reply with `length` bytes of data; returns where they go. @throws RequestError EINVAL if argsz is too small */
+function startReply(reply: Reply, request: Request, length: number): number {
+  const { argsz, flags } = decodeFeatureHeader(request.view, request.at, request.end);
+  if (argsz < FEATURE_LENGTH + length) {
+    throw new RequestError(Errno.EINVAL, `argsz ${argsz}: DEVICE_FEATURE needs ${FEATURE_LENGTH + length}`);
+  }
+  reply.allocate(FEATURE_LENGTH + length);
+  encodeFeatureHeader(reply.view, HEADER_LENGTH, FEATURE_LENGTH + length, flags);
+  return HEADER_LENGTH + FEATURE_LENGTH;
+}
+
+function replyWithBytes(reply: Reply, request: Request, bytes: Uint8Array): void {
+  const at = startReply(reply, request, bytes.length);
+  reply.bytes.set(bytes, at);
+}
+
+const features = new Map<number, FeatureHandlers>([
+  [
+    Feature.MIGRATION,
+    {
+      needsMigration: true,
+      get: (context, request, _data, reply) => {
+        writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).flags);
+      },
+    },
+  ],
+  [
+    Feature.MIG_DEVICE_STATE,
+    {
+      needsMigration: true,
+      get: (context, request, _data, reply) => {
+        const at = startReply(reply, request, MIG_DEVICE_STATE_LENGTH);
+        reply.view.setUint32(at, requireMigration(context).state, true);
+        reply.view.setInt32(at + 4, -1, true);
+      },
+      set: (context, { view, end }, data) => {
+        requireBytes(view, data, end, MIG_DEVICE_STATE_LENGTH, 'MIG_DEVICE_STATE');
+        return requireMigration(context).setState(view.getUint32(data, true));
+      },
+    },
+  ],
+  [
+    Feature.DMA_LOGGING_START,
+    {
+      needsMigration: true,
+      set: (context, { view, end }, data) => {
+        const pageSize = requireMigration(context).startLogging(decodeDmaLoggingStart(view, data, end));
+        writeU64(view, data, pageSize);
+      },
+    },
+  ],
+  [
+    Feature.DMA_LOGGING_STOP,
+    { needsMigration: true, set: (context) => requireMigration(context).stopLogging() },
+  ],
+  [
+    Feature.DMA_LOGGING_REPORT,
+    {
+      needsMigration: true,
+      get: (context, request, data, reply) => {
+        const report = decodeDmaLoggingReport(request.view, data, request.end);
+        const length = dirtyBitmapLength(report.length, report.pageSize);
+        if (!(length <= context.maxTransfer)) {
+          throw new RequestError(Errno.E2BIG, `dirty bitmap of ${length} bytes: ask for less at a time`);
+        }
+        const at = startReply(reply, request, DMA_LOGGING_REPORT_LENGTH + length);
+        encodeDmaLoggingReport(reply.view, at, report);
+        const bitmap = at + DMA_LOGGING_REPORT_LENGTH;
+        requireMigration(context).reportLogging(report, reply.bytes.subarray(bitmap, bitmap + length));
+      },
+    },
+  ],
+  [
+    Feature.MIG_DATA_SIZE,
+    {
+      needsMigration: true,
+      get: (context, request, _data, reply) => {
+        writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).dataSize);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_DESCRIPTION,
+    {
+      managerOnly: true,
+      get: ({ device }, request, _data, reply) => {
+        replyWithBytes(reply, request, new TextEncoder().encode(device.management.describe()));
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_NOTE,
+    {
+      managerOnly: true,
+      get: ({ device }, request, _data, reply) => replyWithBytes(reply, request, device.management.note),
+      set: ({ device }, { bytes, end }, data) => {
+        if (end - data > MAX_NOTE_LENGTH) throw new RequestError(Errno.E2BIG, `note of ${end - data} bytes`);
+        device.management.note = bytes.slice(data, end);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_DMA_MAPS,
+    {
+      managerOnly: true,
+      get: ({ device }, request, _data, reply) => {
+        const maps = device.management.dmaMaps();
+        encodeDmaMapEntries(reply.view, startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH), maps);
+      },
+    },
+  ],
+]);
+
+/** The feature's handlers, for this connection. @throws RequestError ENOTTY when there is no such feature */
+function findFeature(context: ServerContext, index: number): FeatureHandlers {
+  const handlers = features.get(index);
+  const hidden =
+    handlers === undefined ||
+    (handlers.managerOnly === true && context.role !== 'manager') ||
+    (handlers.needsMigration === true && context.migration === undefined);
+  if (hidden) throw new RequestError(Errno.ENOTTY, `no device feature ${index}`);
+  return handlers;
+}
+
+export const deviceFeature: CommandHandler = (context, request, reply) => {
+  const { argsz, flags } = decodeFeatureHeader(request.view, request.at, request.end);
+  const { GET, SET, PROBE, INDEX_MASK } = FeatureFlag;
+  const operation = flags & (GET | SET);
+  const probe = (flags & PROBE) !== 0;
+  const known = (flags & ~(INDEX_MASK | GET | SET | PROBE)) === 0;
+  if (argsz < FEATURE_LENGTH || !known || (!probe && operation !== GET && operation !== SET)) {
+    throw new RequestError(Errno.EINVAL, `DEVICE_FEATURE flags 0x${flags.toString(16)}, argsz ${argsz}`);
+  }
+  const handlers = findFeature(context, flags & INDEX_MASK);
+  if (
+    ((operation & GET) !== 0 && handlers.get === undefined) ||
+    ((operation & SET) !== 0 && handlers.set === undefined)
+  ) {
+    throw new RequestError(Errno.ENOTTY, `device feature ${flags & INDEX_MASK} does not do that`);
+  }
+  const data = request.at + FEATURE_LENGTH;
+  if (!probe && operation === GET) return handlers.get?.(context, request, data, reply);
+
+  const echo = (): void => {
+    reply.allocate(request.end - request.at);
+    reply.bytes.set(request.bytes.subarray(request.at, request.end), HEADER_LENGTH);
+  };
+  const done = probe ? undefined : handlers.set?.(context, request, data);
+  if (done !== undefined) return done.then(echo);
+  echo();
+};

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The server's end of vfio-user. */
+
+export { MAX_NOTE_LENGTH } from './feature-command.js';
+export type {
+  DmaPeer,
+  IoFd,
+  ManagementPort,
+  MigrationPort,
+  ServedDevice,
+  ServedIrq,
+  ServedRegion,
+} from './served-device.js';
+export { Server, type ServerOptions } from './server.js';

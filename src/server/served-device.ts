@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a vfio-user server serves. The server speaks the protocol and checks every request against what is declared
+ * here; the device behind it sees only requests that make sense. Refusals are `RequestError`s: their errno goes to the peer.
+ */
+
+import type { Fd } from '../transport/index.js';
+import type {
+  DmaLoggingReport,
+  DmaLoggingStart,
+  DmaMapEntry,
+  DmaMapRequest,
+  DmaUnmapRequest,
+  MigrationState,
+  MmapArea,
+  SetIrqs,
+} from '../wire/index.js';
+
+/** A sub-region whose accesses the client may signal on an fd instead of sending messages. */
+export interface IoFd {
+  readonly offset: number;
+  readonly size: number;
+  readonly fd: Fd;
+  /** `IoFdType`. */
+  readonly type: number;
+  readonly flags: number;
+  readonly data: bigint;
+}
+
+export interface ServedRegion {
+  readonly size: number;
+  /** `RegionInfoFlag` READ and WRITE; MMAP and CAPS are derived. */
+  readonly flags: number;
+  /** Memory that the client may map: all of the region, or its `areas`. */
+  readonly memory?: { readonly fd: Fd; readonly offset: number; readonly areas?: readonly MmapArea[] };
+  /** For device-specific regions. */
+  readonly type?: { readonly type: number; readonly subtype: number };
+  readonly ioFds?: readonly IoFd[];
+}
+
+export interface ServedIrq {
+  /** `IrqInfoFlag`. */
+  readonly flags: number;
+  readonly count: number;
+}
+
+/** The client's memory by messages (DMA_READ, DMA_WRITE): what a range without an fd is reached by. */
+export interface DmaPeer {
+  read(address: number, target: Uint8Array): Promise<void>;
+  write(address: number, source: Uint8Array): Promise<void>;
+}
+
+/** Migration protocol v2, as one connection sees it. */
+export interface MigrationPort {
+  /** `MigrationFlag` bits. */
+  readonly flags: number;
+  readonly state: MigrationState;
+  setState(target: number): Promise<void>;
+  /** Estimate, in bytes, of what is still to be read if the device stopped now. */
+  readonly dataSize: number;
+  /** Up to `size` bytes of the stream, as parts that will not change. Empty when there is nothing (more). */
+  read(size: number): Promise<Uint8Array[]>;
+  /** `bytes` are valid until the promise settles. */
+  write(bytes: Uint8Array): void | Promise<void>;
+  /** @returns the page size in force */
+  startLogging(start: DmaLoggingStart): number;
+  stopLogging(): void;
+  /** Writes the bitmap of the range, and clears what it reports. */
+  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void;
+  /** The connection is gone. */
+  close(): void | Promise<void>;
+}
+
+/** What the migration socket offers beyond migration itself. */
+export interface ManagementPort {
+  /** JSON text that describes the device: model, parameters, producer, formats. */
+  describe(): string;
+  /** Bytes a manager has left for the next one. */
+  note: Uint8Array;
+  dmaMaps(): DmaMapEntry[];
+  /** Guest memory through the device's DMA maps. */
+  readMemory(address: number, target: Uint8Array): void | Promise<void>;
+  writeMemory(address: number, source: Uint8Array): void | Promise<void>;
+}
+
+export interface ServedDevice {
+  /** Short name for log lines. */
+  readonly name: string;
+  /** `DeviceInfoFlag`. */
+  readonly flags: number;
+  /** By region index; `undefined` where the device has none. */
+  readonly regions: readonly (ServedRegion | undefined)[];
+  /** By interrupt index. */
+  readonly irqs: readonly ServedIrq[];
+
+  /** Takes `fd` if it does not throw. */
+  dmaMap(request: DmaMapRequest, fd: Fd | undefined): void;
+  /** Settles when nothing refers to the range any more. `DmaUnmapFlag.ALL` for every range. */
+  dmaUnmap(request: DmaUnmapRequest): void | Promise<void>;
+  /** Takes the fds if it does not throw. */
+  setIrqs(request: SetIrqs, data: Uint8Array, fds: readonly Fd[]): void;
+  /** `offset` and `target.length` are inside the region. `target` and `data` are valid until the promise settles. */
+  readRegion(region: number, offset: number, target: Uint8Array): void | Promise<void>;
+  writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void>;
+  reset(): void | Promise<void>;
+
+  /** A VMM has connected and agreed on a version. */
+  connected(peer: DmaPeer): void;
+  /** It has gone. Settles when the device is ready for the next. */
+  disconnected(): void | Promise<void>;
+  /** Migration for a new connection; `undefined` when the device cannot migrate. */
+  openMigration(role: 'vmm' | 'manager'): MigrationPort | undefined;
+  readonly management: ManagementPort;
+}

@@ -103,6 +103,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_ENVELOPE_TRAILING: ExitCode.corrupt,
   /** The peer broke the vfio-user protocol; the connection was closed. */
   DEVSTATE_E_PROTOCOL: ExitCode.failed,
+  /** The device server answered a command with an error; its errno is the error's `errno`. */
+  DEVSTATE_E_REFUSED: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

@@ -174,9 +174,7 @@ function declareRegions(device: Device): (ServedRegion | undefined)[] {
 
 function irqFlags(index: number): number {
   if (index === PciIrq.INTX) return IrqInfoFlag.EVENTFD | IrqInfoFlag.MASKABLE | IrqInfoFlag.AUTOMASKED;
-  return index === PciIrq.MSI || index === PciIrq.MSIX
-    ? IrqInfoFlag.EVENTFD | IrqInfoFlag.NORESIZE
-    : IrqInfoFlag.EVENTFD;
+  return IrqInfoFlag.EVENTFD;
 }
 
 /** What DEVSTATE_DESCRIPTION answers. */

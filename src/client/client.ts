@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The client's end of vfio-user: what a VMM does to a device server, or a manager on a migration socket.
+ *
+ * Commands may be sent without waiting for the replies of earlier ones. A refused command rejects with
+ * DEVSTATE_E_REFUSED and the server's errno; a lost connection rejects everything with DEVSTATE_E_CONNECTION_CLOSED.
+ */
+
+import { DevstateError } from '../errors.js';
+import { closeAll, connect, Fd, type Frame, MessageSocket, RequestTable } from '../transport/index.js';
+import {
+  type Capabilities,
+  Command,
+  commandName,
+  DEFAULT_MAX_DATA_XFER_SIZE,
+  DEFAULT_MAX_DMA_MAPS,
+  DEVICE_INFO_LENGTH,
+  type DeviceInfo,
+  DMA_MAP_LENGTH,
+  DMA_UNMAP_LENGTH,
+  type DmaMapRequest,
+  type DmaUnmapRequest,
+  decodeDeviceInfo,
+  decodeIrqInfo,
+  decodeRegionInfo,
+  decodeRegionIoFds,
+  decodeVersion,
+  Errno,
+  encodeDeviceInfo,
+  encodeDmaMap,
+  encodeDmaUnmap,
+  encodeHeader,
+  encodeIrqInfo,
+  encodeRegionAccess,
+  encodeRegionInfo,
+  encodeRegionIoFds,
+  encodeSetIrqs,
+  encodeVersion,
+  errnoName,
+  HEADER_LENGTH,
+  HeaderFlag,
+  IRQ_INFO_LENGTH,
+  type IrqInfo,
+  IrqSetFlag,
+  messageCommand,
+  messageError,
+  messageFlags,
+  messageId,
+  PROTOCOL_MAJOR,
+  PROTOCOL_MINOR,
+  REGION_ACCESS_LENGTH,
+  REGION_INFO_LENGTH,
+  REGION_IO_FDS_LENGTH,
+  type RegionInfo,
+  RequestError,
+  SET_IRQS_LENGTH,
+  type SetIrqs,
+  type SubRegionIoFd,
+  type Version,
+  vfioUserFraming,
+  WRITE_MULTI_DATA_LENGTH,
+  WRITE_MULTI_ENTRY_LENGTH,
+  writeU64,
+} from '../wire/index.js';
+import { type DmaHandler, serveDma } from './dma-service.js';
+
+export interface ClientOptions {
+  /** What we offer; anything left out has its default. */
+  readonly capabilities?: Partial<Capabilities>;
+  readonly dma?: DmaHandler;
+  /** After this the server is given up: DEVSTATE_E_REQUEST_TIMEOUT. Milliseconds, default 30,000. */
+  readonly timeoutMs?: number;
+}
+
+export interface SendOptions {
+  /** Ask for no reply: the promise settles when the command is sent. */
+  readonly noReply?: boolean;
+}
+
+/** One write of REGION_WRITE_MULTI: at most 8 bytes. */
+export interface RegionWrite {
+  readonly region: number;
+  readonly offset: number;
+  readonly data: Uint8Array;
+}
+
+/** Most areas or capabilities that we ask the server for again when the first answer was too small. */
+const MAX_INFO_LENGTH = 128 * 1024;
+const LIMITS = { maxMessageLength: 64 * 1024 * 1024, maxFds: 253, maxQueuedBytes: 256 * 1024 * 1024 };
+const DEFAULT_TIMEOUT_MS = 30_000;
+
+const offeredCapabilities: Capabilities = {
+  maxMsgFds: 16,
+  maxDataXferSize: DEFAULT_MAX_DATA_XFER_SIZE,
+  maxDmaMaps: DEFAULT_MAX_DMA_MAPS,
+  pageSizes: 4096,
+  writeMultiple: true,
+  twinSocket: false,
+  migrationPageSize: 4096,
+};
+
+/** Nothing of a reply is of interest. */
+const ignore = (): void => {};
+
+export class Client {
+  readonly #socket: MessageSocket;
+  #twin: MessageSocket | undefined;
+  readonly #pending = new RequestTable<Frame>();
+  readonly #timeoutMs: number;
+  readonly #dma: DmaHandler | undefined;
+  #version: Version | undefined;
+  #closed: DevstateError | undefined;
+  readonly #closeWaiters: (() => void)[] = [];
+
+  private constructor(fd: Fd, options: ClientOptions) {
+    this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    this.#dma = options.dma;
+    this.#socket = new MessageSocket(fd, vfioUserFraming, LIMITS, {
+      message: (frame) => this.#message(this.#socket, frame),
+      closed: (error) => this.#onClosed(error),
+    });
+  }
+
+  /** Connects to a path, or takes a connected socket, and negotiates the version. */
+  static async connect(where: string | Fd, options: ClientOptions = {}): Promise<Client> {
+    const client = new Client(where instanceof Fd ? where : await connect(where), options);
+    try {
+      await client.#negotiate({ ...offeredCapabilities, ...options.capabilities });
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+    return client;
+  }
+
+  /** What the server answered to VERSION. */
+  get version(): Version {
+    if (this.#version === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'version not negotiated');
+    return this.#version;
+  }
+
+  /** Most bytes in one region access or migration data transfer. */
+  get maxTransfer(): number {
+    return this.version.capabilities.maxDataXferSize;
+  }
+
+  get isClosed(): boolean {
+    return this.#closed !== undefined || this.#socket.isClosed;
+  }
+
+  /** Settles when the connection has ended, whoever ended it. */
+  closed(): Promise<void> {
+    if (this.#closed !== undefined) return Promise.resolve();
+    return new Promise((resolve) => this.#closeWaiters.push(resolve));
+  }
+
+  close(): void {
+    this.#twin?.close();
+    this.#socket.close();
+  }
+
+  async #negotiate(capabilities: Capabilities): Promise<void> {
+    const proposal = encodeVersion({ major: PROTOCOL_MAJOR, minor: PROTOCOL_MINOR, capabilities });
+    await this.request(Command.VERSION, [proposal], (frame) => {
+      const version = decodeVersion(frame.view, HEADER_LENGTH, frame.length);
+      if (version.major !== PROTOCOL_MAJOR || version.minor > PROTOCOL_MINOR) {
+        throw new DevstateError(
+          'DEVSTATE_E_PROTOCOL',
+          `the server chose protocol ${version.major}.${version.minor}`,
+        );
+      }
+      this.#version = version;
+      const twin = version.capabilities.twinSocket
+        ? frame.fds[version.capabilities.twinSocketFdIndex ?? -1]
+        : undefined;
+      if (twin !== undefined) this.#useTwin(twin.take());
+    });
+  }
+
+  #useTwin(fd: Fd): void {
+    const twin = new MessageSocket(fd, vfioUserFraming, LIMITS, {
+      message: (frame) => this.#message(twin, frame),
+      closed: ignore,
+    });
+    this.#twin = twin;
+  }
+
+  #message(socket: MessageSocket, frame: Frame): void {
+    const flags = messageFlags(frame.view);
+    if ((flags & HeaderFlag.TYPE_MASK) !== HeaderFlag.TYPE_REPLY) {
+      this.#serve(socket, frame);
+      return;
+    }
+    const id = messageId(frame.view);
+    if ((flags & HeaderFlag.ERROR) === 0) this.#pending.resolve(id, frame);
+    else {
+      const errno = messageError(frame.view) || Errno.EINVAL;
+      const command = this.#pending.whatOf(id) ?? commandName(messageCommand(frame.view));
+      this.#pending.reject(
+        id,
+        new DevstateError('DEVSTATE_E_REFUSED', `the device server refuses ${command}: ${errnoName(errno)}`, {
+          errno,
+        }),
+      );
+    }
+  }
+
+  /** Carries out a command of the server's: DMA_READ or DMA_WRITE. */
+  #serve(socket: MessageSocket, frame: Frame): void {
+    const command = messageCommand(frame.view);
+    const noReply = (messageFlags(frame.view) & HeaderFlag.NO_REPLY) !== 0;
+    let reply: Uint8Array = new Uint8Array(HEADER_LENGTH);
+    let errno = 0;
+    try {
+      reply = serveDma(command, frame, this.#dma);
+    } catch (error) {
+      errno = error instanceof RequestError ? error.errno : Errno.EIO;
+    }
+    if (noReply) return;
+    const size = errno === 0 ? reply.length : HEADER_LENGTH;
+    const type = HeaderFlag.TYPE_REPLY | (errno === 0 ? 0 : HeaderFlag.ERROR);
+    encodeHeader(new DataView(reply.buffer), 0, messageId(frame.view), command, size, type, errno);
+    socket.send(reply, { length: size });
+  }
+
+  #onClosed(error: DevstateError | undefined): void {
+    this.#closed =
+      error ?? new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the device server closed the connection');
+    this.#pending.rejectAll(this.#closed);
+    this.#twin?.close();
+    for (const resolve of this.#closeWaiters.splice(0)) resolve();
+  }
+
+  /**
+   * Sends any command. `take` reads the reply while its bytes are valid. The building block of everything else here;
+   * for tests and tools it is also the way to say what no method says.
+   */
+  request<T>(
+    command: number,
+    payload: readonly Uint8Array[],
+    take: (frame: Frame) => T,
+    options: { fds?: readonly Fd[]; noReply?: boolean } = {},
+  ): Promise<T> {
+    if (this.#closed !== undefined) return Promise.reject(this.#closed);
+    return new Promise<T>((resolve, reject) => {
+      const header = new Uint8Array(HEADER_LENGTH);
+      let size = HEADER_LENGTH;
+      for (const part of payload) size += part.length;
+      let id = 0;
+      let flags: number = HeaderFlag.TYPE_COMMAND;
+      if (options.noReply === true) flags |= HeaderFlag.NO_REPLY;
+      else {
+        id = this.#pending.add(commandName(command), this.#timeoutMs, (error, frame) => {
+          if (frame === undefined) {
+            reject(error);
+            return;
+          }
+          try {
+            resolve(take(frame));
+          } catch (failure) {
+            reject(failure);
+          }
+        });
+      }
+      encodeHeader(new DataView(header.buffer), 0, id, command, size, flags);
+      const parts = [header, ...payload];
+      this.#socket.send(parts, options.fds === undefined ? {} : { fds: options.fds });
+      if (options.noReply === true) resolve(undefined as T);
+    });
+  }
+
+  deviceInfo(): Promise<DeviceInfo> {
+    const payload = structure(DEVICE_INFO_LENGTH, (view) =>
+      encodeDeviceInfo(view, 0, { argsz: DEVICE_INFO_LENGTH, flags: 0, regions: 0, irqs: 0 }),
+    );
+    return this.request(Command.DEVICE_GET_INFO, [payload], (frame) =>
+      decodeDeviceInfo(frame.view, HEADER_LENGTH, frame.length),
+    );
+  }
+
+  /** The region's description, with its fd when it can be mapped (the caller's to close). */
+  async regionInfo(index: number): Promise<RegionInfo & { fd?: Fd }> {
+    let info = await this.#regionInfo(index, REGION_INFO_LENGTH);
+    if (info.argsz > REGION_INFO_LENGTH && info.argsz <= MAX_INFO_LENGTH) {
+      info.fd?.close();
+      info = await this.#regionInfo(index, info.argsz);
+    }
+    return info;
+  }
+
+  #regionInfo(index: number, argsz: number): Promise<RegionInfo & { fd?: Fd }> {
+    const payload = structure(REGION_INFO_LENGTH, (view) => {
+      encodeRegionInfo(view, 0, { argsz, flags: 0, index, size: 0, offset: 0 }, 0);
+      view.setUint32(0, argsz, true);
+    });
+    return this.request(Command.DEVICE_GET_REGION_INFO, [payload], (frame) => {
+      const info: RegionInfo & { fd?: Fd } = decodeRegionInfo(frame.view, HEADER_LENGTH, frame.length);
+      if (frame.fds[0] !== undefined) info.fd = frame.fds[0].take();
+      return info;
+    });
+  }
+
+  /** Sub-regions with an fd for their accesses; `fds` are the caller's to close. */
+  async regionIoFds(index: number): Promise<{ entries: SubRegionIoFd[]; fds: Fd[] }> {
+    const first = await this.#regionIoFds(index, REGION_IO_FDS_LENGTH);
+    if (first.argsz <= REGION_IO_FDS_LENGTH || first.argsz > MAX_INFO_LENGTH) return first;
+    closeAll(first.fds);
+    return this.#regionIoFds(index, first.argsz);
+  }
+
+  #regionIoFds(
+    index: number,
+    argsz: number,
+  ): Promise<{ argsz: number; entries: SubRegionIoFd[]; fds: Fd[] }> {
+    const payload = structure(REGION_IO_FDS_LENGTH, (view) =>
+      encodeRegionIoFds(view, 0, { argsz, flags: 0, index, count: 0 }),
+    );
+    return this.request(Command.DEVICE_GET_REGION_IO_FDS, [payload], (frame) => {
+      const needed = frame.view.getUint32(HEADER_LENGTH, true);
+      const entries = needed > argsz ? [] : decodeRegionIoFds(frame.view, HEADER_LENGTH, frame.length);
+      return { argsz: needed, entries, fds: frame.fds.map((fd) => fd.take()) };
+    });
+  }
+
+  irqInfo(index: number): Promise<IrqInfo> {
+    const payload = structure(IRQ_INFO_LENGTH, (view) =>
+      encodeIrqInfo(view, 0, { argsz: IRQ_INFO_LENGTH, flags: 0, index, count: 0 }),
+    );
+    return this.request(Command.DEVICE_GET_IRQ_INFO, [payload], (frame) =>
+      decodeIrqInfo(frame.view, HEADER_LENGTH, frame.length),
+    );
+  }
+
+  /** Maps guest memory for the device; `fd` stays the caller's. */
+  dmaMap(request: DmaMapRequest, fd?: Fd, options: SendOptions = {}): Promise<void> {
+    const payload = structure(DMA_MAP_LENGTH, (view) => encodeDmaMap(view, 0, request));
+    return this.request(
+      Command.DMA_MAP,
+      [payload],
+      ignore,
+      fd === undefined ? options : { ...options, fds: [fd] },
+    );
+  }
+
+  dmaUnmap(request: DmaUnmapRequest, options: SendOptions = {}): Promise<void> {
+    const payload = structure(DMA_UNMAP_LENGTH, (view) => encodeDmaUnmap(view, 0, request));
+    return this.request(Command.DMA_UNMAP, [payload], ignore, options);
+  }
+
+  /** SET_IRQS as it stands; `fds` stay the caller's. `assignEventfds` is the convenient way to assign many. */
+  setIrqs(
+    request: SetIrqs,
+    rest: { data?: Uint8Array; fds?: readonly Fd[]; noReply?: boolean } = {},
+  ): Promise<void> {
+    const data = rest.data ?? new Uint8Array(0);
+    const head = structure(SET_IRQS_LENGTH, (view) => encodeSetIrqs(view, 0, request, data.length));
+    const { data: _, ...options } = rest;
+    return this.request(Command.DEVICE_SET_IRQS, [head, data], ignore, options);
+  }
+
+  /** Assigns an eventfd to each vector from 0, in as many messages as the server's `max_msg_fds` asks for. */
+  async assignEventfds(index: number, fds: readonly Fd[]): Promise<void> {
+    const step = Math.max(1, this.version.capabilities.maxMsgFds);
+    const flags = IrqSetFlag.DATA_EVENTFD | IrqSetFlag.ACTION_TRIGGER;
+    for (let start = 0; start < fds.length; start += step) {
+      const part = fds.slice(start, start + step);
+      await this.setIrqs({ flags, index, start, count: part.length }, { fds: part });
+    }
+  }
+
+  /** Fills `target`, in several messages if it is longer than a transfer may be. */
+  async regionRead(region: number, offset: number, target: Uint8Array): Promise<void> {
+    for (let done = 0; done < target.length; done += this.maxTransfer) {
+      await this.#readPart(region, offset + done, target.subarray(done, done + this.maxTransfer));
+    }
+  }
+
+  #readPart(region: number, offset: number, target: Uint8Array): Promise<void> {
+    const payload = structure(REGION_ACCESS_LENGTH, (view) =>
+      encodeRegionAccess(view, 0, offset, region, target.length),
+    );
+    return this.request(Command.REGION_READ, [payload], (frame) => {
+      const start = HEADER_LENGTH + REGION_ACCESS_LENGTH;
+      if (frame.length !== start + target.length) {
+        throw new DevstateError(
+          'DEVSTATE_E_PROTOCOL',
+          `REGION_READ of ${target.length} bytes got ${frame.length - start}`,
+        );
+      }
+      target.set(frame.bytes.subarray(start, frame.length));
+    });
+  }
+
+  async regionWrite(
+    region: number,
+    offset: number,
+    data: Uint8Array,
+    options: SendOptions = {},
+  ): Promise<void> {
+    for (let done = 0; done < data.length; done += this.maxTransfer) {
+      const part = data.subarray(done, done + this.maxTransfer);
+      const head = structure(REGION_ACCESS_LENGTH, (view) =>
+        encodeRegionAccess(view, 0, offset + done, region, part.length),
+      );
+      await this.request(Command.REGION_WRITE, [head, part], ignore, options);
+    }
+  }
+
+  /** Several small writes in one message. */
+  regionWriteMulti(writes: readonly RegionWrite[], options: SendOptions = {}): Promise<void> {
+    const payload = structure(8 + writes.length * WRITE_MULTI_ENTRY_LENGTH, (view) => {
+      writeU64(view, 0, writes.length);
+      writes.forEach(({ region, offset, data }, i) => {
+        const at = 8 + i * WRITE_MULTI_ENTRY_LENGTH;
+        encodeRegionAccess(view, at, offset, region, data.length);
+        new Uint8Array(view.buffer, at + REGION_ACCESS_LENGTH, WRITE_MULTI_DATA_LENGTH).set(data);
+      });
+    });
+    return this.request(Command.REGION_WRITE_MULTI, [payload], ignore, options);
+  }
+
+  reset(): Promise<void> {
+    return this.request(Command.DEVICE_RESET, [], ignore);
+  }
+}
+
+/** A zeroed buffer of `length` bytes that `encode` has written. */
+function structure(length: number, encode: (view: DataView) => void): Uint8Array {
+  const bytes = new Uint8Array(length);
+  encode(new DataView(bytes.buffer));
+  return bytes;
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The client's end of vfio-user. */
+
+export { Client, type ClientOptions, type RegionWrite, type SendOptions } from './client.js';
+export type { DmaHandler } from './dma-service.js';
+export { type DeviceDescription, MigrationClient } from './migration-client.js';

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Migration protocol v2 as its client drives it, and what our own migration sockets offer beyond it. */
+
+import { z } from 'zod';
+import { DevstateError } from '../errors.js';
+import {
+  Command,
+  DMA_LOGGING_REPORT_LENGTH,
+  DMA_LOGGING_START_LENGTH,
+  type DmaLoggingReport,
+  type DmaLoggingStart,
+  type DmaMapEntry,
+  decodeDmaMapEntries,
+  dirtyBitmapLength,
+  dmaTransferHeaderLength,
+  Errno,
+  encodeDmaLoggingReport,
+  encodeDmaLoggingStart,
+  encodeDmaTransfer,
+  encodeFeatureHeader,
+  encodeMigrationData,
+  FEATURE_LENGTH,
+  Feature,
+  FeatureFlag,
+  HEADER_LENGTH,
+  MIG_DATA_LENGTH,
+  MIG_DEVICE_STATE_LENGTH,
+  type MigrationState,
+  readU64,
+  requireBytes,
+} from '../wire/index.js';
+import type { Client } from './client.js';
+
+/** Largest GET reply that we ask for. */
+const MAX_FEATURE_LENGTH = 1024 * 1024;
+
+const parameter = z.union([z.string(), z.number(), z.boolean()]);
+const description = z.object({
+  model: z.object({ uri: z.string(), parameters: z.record(z.string(), parameter) }),
+  producer: z.object({ name: z.string(), version: z.string() }),
+  formats: z.array(
+    z.object({
+      uuid: z.string(),
+      name: z.string(),
+      version: z.object({ major: z.number().int(), minor: z.number().int() }),
+    }),
+  ),
+  pci: z.object({ vendorId: z.number().int(), deviceId: z.number().int() }),
+});
+
+/** What a device says of itself on its migration socket. */
+export type DeviceDescription = z.infer<typeof description>;
+
+const transferLength = dmaTransferHeaderLength(64);
+
+export class MigrationClient {
+  readonly client: Client;
+
+  constructor(client: Client) {
+    this.client = client;
+  }
+
+  close(): void {
+    this.client.close();
+  }
+
+  /** Reads a feature's data. `data` are the request's own, `length` what the reply may have. */
+  getFeature(feature: number, length: number, data: Uint8Array = new Uint8Array(0)): Promise<Uint8Array> {
+    const head = new Uint8Array(FEATURE_LENGTH);
+    encodeFeatureHeader(new DataView(head.buffer), 0, FEATURE_LENGTH + length, feature | FeatureFlag.GET);
+    return this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) => {
+      const start = HEADER_LENGTH + FEATURE_LENGTH;
+      requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
+      return frame.bytes.slice(start, frame.length);
+    });
+  }
+
+  /** Sets a feature; returns its data as the server changed them. */
+  setFeature(feature: number, data: Uint8Array): Promise<Uint8Array> {
+    const head = new Uint8Array(FEATURE_LENGTH);
+    encodeFeatureHeader(
+      new DataView(head.buffer),
+      0,
+      FEATURE_LENGTH + data.length,
+      feature | FeatureFlag.SET,
+    );
+    return this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) =>
+      frame.bytes.slice(HEADER_LENGTH + FEATURE_LENGTH, frame.length),
+    );
+  }
+
+  /** Whether the server has this feature with these operations (`FeatureFlag.GET`, `SET`). */
+  async probeFeature(feature: number, operations: number): Promise<boolean> {
+    const head = new Uint8Array(FEATURE_LENGTH);
+    encodeFeatureHeader(
+      new DataView(head.buffer),
+      0,
+      FEATURE_LENGTH,
+      feature | operations | FeatureFlag.PROBE,
+    );
+    try {
+      await this.client.request(Command.DEVICE_FEATURE, [head], () => {});
+      return true;
+    } catch (error) {
+      const refusals: (number | undefined)[] = [Errno.ENOTTY, Errno.EINVAL, Errno.ENOTSUP];
+      if (
+        error instanceof DevstateError &&
+        error.code === 'DEVSTATE_E_REFUSED' &&
+        refusals.includes(error.errno)
+      )
+        return false;
+      throw error;
+    }
+  }
+
+  /** `MigrationFlag` bits. */
+  async flags(): Promise<number> {
+    const data = await this.getFeature(Feature.MIGRATION, 8);
+    requireBytes(viewOf(data), 0, data.length, 8, 'MIGRATION');
+    return readU64(viewOf(data), 0);
+  }
+
+  async state(): Promise<MigrationState> {
+    const data = await this.getFeature(Feature.MIG_DEVICE_STATE, MIG_DEVICE_STATE_LENGTH);
+    requireBytes(viewOf(data), 0, data.length, MIG_DEVICE_STATE_LENGTH, 'MIG_DEVICE_STATE');
+    return viewOf(data).getUint32(0, true) as MigrationState;
+  }
+
+  async setState(state: MigrationState): Promise<void> {
+    const data = new Uint8Array(MIG_DEVICE_STATE_LENGTH);
+    viewOf(data).setUint32(0, state, true);
+    viewOf(data).setInt32(4, -1, true);
+    await this.setFeature(Feature.MIG_DEVICE_STATE, data);
+  }
+
+  /** Estimate, in bytes, of the data still to come; undefined when the server does not tell. */
+  async dataSize(): Promise<number | undefined> {
+    if (!(await this.probeFeature(Feature.MIG_DATA_SIZE, FeatureFlag.GET))) return undefined;
+    return readU64(viewOf(await this.getFeature(Feature.MIG_DATA_SIZE, 8)), 0);
+  }
+
+  /** Reads migration data into `target`; the number of bytes, 0 at the end (in pre-copy: for now). */
+  readData(target: Uint8Array): Promise<number> {
+    const head = new Uint8Array(MIG_DATA_LENGTH);
+    encodeMigrationData(viewOf(head), 0, { argsz: MIG_DATA_LENGTH + target.length, size: target.length });
+    return this.client.request(Command.MIG_DATA_READ, [head], (frame) => {
+      const start = HEADER_LENGTH + MIG_DATA_LENGTH;
+      requireBytes(frame.view, HEADER_LENGTH, frame.length, MIG_DATA_LENGTH, 'MIG_DATA_READ reply');
+      // libvfio-user pads the message: only `size` says how much there is.
+      const size = frame.view.getUint32(HEADER_LENGTH + 4, true);
+      if (size > target.length || start + size > frame.length) {
+        throw new DevstateError(
+          'DEVSTATE_E_PROTOCOL',
+          `MIG_DATA_READ of ${target.length} bytes claims ${size}`,
+        );
+      }
+      target.set(frame.bytes.subarray(start, start + size));
+      return size;
+    });
+  }
+
+  writeData(bytes: Uint8Array): Promise<void> {
+    const head = new Uint8Array(MIG_DATA_LENGTH);
+    encodeMigrationData(viewOf(head), 0, { argsz: MIG_DATA_LENGTH + bytes.length, size: bytes.length });
+    return this.client.request(Command.MIG_DATA_WRITE, [head, bytes], () => {});
+  }
+
+  /** @returns the page size in force */
+  async startLogging(start: DmaLoggingStart): Promise<number> {
+    const data = new Uint8Array(DMA_LOGGING_START_LENGTH + 16 * start.ranges.length);
+    encodeDmaLoggingStart(viewOf(data), 0, start);
+    return readU64(viewOf(await this.setFeature(Feature.DMA_LOGGING_START, data)), 0);
+  }
+
+  async stopLogging(): Promise<void> {
+    await this.setFeature(Feature.DMA_LOGGING_STOP, new Uint8Array(0));
+  }
+
+  /** The dirty bitmap of a range, which the server forgets with this. */
+  async reportLogging(report: DmaLoggingReport): Promise<Uint8Array> {
+    const data = new Uint8Array(DMA_LOGGING_REPORT_LENGTH);
+    encodeDmaLoggingReport(viewOf(data), 0, report);
+    const length = DMA_LOGGING_REPORT_LENGTH + dirtyBitmapLength(report.length, report.pageSize);
+    const reply = await this.getFeature(Feature.DMA_LOGGING_REPORT, length, data);
+    if (reply.length < length)
+      throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the dirty bitmap is too short');
+    return reply.subarray(DMA_LOGGING_REPORT_LENGTH, length);
+  }
+
+  /** What the device says of itself; undefined when the server is not one of ours. */
+  async description(): Promise<DeviceDescription | undefined> {
+    if (!(await this.probeFeature(Feature.DEVSTATE_DESCRIPTION, FeatureFlag.GET))) return undefined;
+    const bytes = await this.getFeature(Feature.DEVSTATE_DESCRIPTION, MAX_FEATURE_LENGTH);
+    try {
+      return description.parse(JSON.parse(new TextDecoder().decode(bytes)));
+    } catch (cause) {
+      throw new DevstateError(
+        'DEVSTATE_E_PROTOCOL',
+        'the device describes itself in a way we do not understand',
+        { cause },
+      );
+    }
+  }
+
+  note(): Promise<Uint8Array> {
+    return this.getFeature(Feature.DEVSTATE_NOTE, MAX_FEATURE_LENGTH);
+  }
+
+  async setNote(bytes: Uint8Array): Promise<void> {
+    await this.setFeature(Feature.DEVSTATE_NOTE, bytes);
+  }
+
+  async dmaMaps(): Promise<DmaMapEntry[]> {
+    const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH);
+    return decodeDmaMapEntries(viewOf(data), 0, data.length);
+  }
+
+  /** Reads guest memory through the device's DMA ranges. */
+  readMemory(address: number, target: Uint8Array): Promise<void> {
+    return this.client.request(Command.DMA_READ, [transferHead(address, target.length)], (frame) => {
+      const start = HEADER_LENGTH + transferLength;
+      if (frame.length !== start + target.length)
+        throw new DevstateError('DEVSTATE_E_PROTOCOL', 'DMA_READ reply is too short');
+      target.set(frame.bytes.subarray(start, frame.length));
+    });
+  }
+
+  writeMemory(address: number, source: Uint8Array): Promise<void> {
+    return this.client.request(Command.DMA_WRITE, [transferHead(address, source.length), source], () => {});
+  }
+
+  reset(): Promise<void> {
+    return this.client.reset();
+  }
+}
+
+function transferHead(address: number, count: number): Uint8Array {
+  const head = new Uint8Array(transferLength);
+  encodeDmaTransfer(viewOf(head), 0, { address, count }, 64);
+  return head;
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}

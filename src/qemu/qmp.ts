@@ -12,6 +12,7 @@
  */
 import { EventEmitter, on, once } from 'node:events';
 import { connect, type Socket } from 'node:net';
+import { resolve } from 'node:path';
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import { LineSplitter } from './line-splitter.js';
@@ -88,6 +89,8 @@ interface Cancellable {
 
 /** One connection to a QMP server. Every operation rejects once the connection is lost. */
 export class QmpClient {
+  /** Absolute path of the socket. */
+  readonly path: string;
   readonly version: QemuVersion;
   readonly #socket: Socket;
   readonly #pending = new Map<number, Pending>();
@@ -98,7 +101,14 @@ export class QmpClient {
   #nextId = 0;
   #lost: DevstateError | undefined;
 
-  private constructor(socket: Socket, lines: LineSplitter, version: QemuVersion, early: readonly string[]) {
+  private constructor(
+    path: string,
+    socket: Socket,
+    lines: LineSplitter,
+    version: QemuVersion,
+    early: readonly string[],
+  ) {
+    this.path = resolve(path);
     this.#socket = socket;
     this.version = version;
     this.#emitter.setMaxListeners(0);
@@ -130,7 +140,7 @@ export class QmpClient {
       const lines = new LineSplitter(socket, MAX_LINE_BYTES);
       const [first = '', ...early] = await firstLines(socket, lines, either);
       const { version } = Greeting.parse(JSON.parse(first)).QMP;
-      const client = new QmpClient(socket, lines, version.qemu, early);
+      const client = new QmpClient(path, socket, lines, version.qemu, early);
       await client.execute('qmp_capabilities', { signal: either });
       return client;
     } catch (cause) {
@@ -295,8 +305,8 @@ async function abortable<T>(
 ): Promise<T> {
   let abort = () => {};
   try {
-    return await new Promise<T>((resolve, reject) => {
-      promise.then(resolve, reject);
+    return await new Promise<T>((accept, reject) => {
+      promise.then(accept, reject);
       abort = () => reject(signal?.reason);
       if (signal?.aborted) abort();
       signal?.addEventListener('abort', abort, { once: true });

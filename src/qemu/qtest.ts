@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Access to a running QEMU's ports and physical memory through its qtest server, attached for the purpose and
- * detached again.
+ * Access to a running QEMU's ports and physical memory through its qtest server.
  *
  * qtest is a line protocol (`readl 0xfebf0000` → `OK 0x0000000000000001`) meant for QEMU's own device tests; it works
  * under any accelerator and whether or not the VM runs. It is the only way on stock QEMU to write a device's MMIO.
  * Commands are pipelined: a batch costs one round trip.
+ *
+ * The server is added to QEMU at the first use and stays: QEMU (11.1 and before) keeps a pointer to the first one for
+ * ever and crashes at the first answer of a second. Its socket lies beside the QMP socket, which gives whoever can open
+ * it the same power, so that it opens no new door; a later manager, or one after a crash, finds it by its name.
  */
-import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { chmod, mkdtemp, rm } from 'node:fs/promises';
-import { createServer, type Socket } from 'node:net';
+import { mkdtemp } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import { LineSplitter } from './line-splitter.js';
 import type { QmpClient } from './qmp.js';
@@ -20,9 +23,9 @@ import type { QmpClient } from './qmp.js';
 /** Answers are a few words; nothing that we ask for makes a longer line. */
 const MAX_LINE_BYTES = 4096;
 
-/**
- * QEMU allows one qtest server, so ours has one name: what a manager left that was killed is found by it and removed.
- */
+/** Time for the first answer, which comes at once unless another manager is connected. */
+const FIRST_ANSWER_TIMEOUT_MS = 5000;
+
 const OBJECT_ID = 'devstate-qtest';
 const CHARDEV_ID = 'devstate-qtest-socket';
 
@@ -67,15 +70,13 @@ interface Batch {
   readonly reject: (error: DevstateError) => void;
 }
 
-/** The qtest server of one QEMU while we have it attached. */
+/** A connection to the qtest server of one QEMU. */
 export class Qtest implements QtestAccess {
-  readonly #qmp: QmpClient;
   readonly #socket: Socket;
   readonly #batches: Batch[] = [];
   #lost: DevstateError | undefined;
 
-  private constructor(qmp: QmpClient, socket: Socket) {
-    this.#qmp = qmp;
+  private constructor(socket: Socket) {
     this.#socket = socket;
     const lines = new LineSplitter(socket, MAX_LINE_BYTES);
     lines.onLine = (line) => this.#take(line);
@@ -85,47 +86,31 @@ export class Qtest implements QtestAccess {
   }
 
   /**
-   * Attaches a qtest server to the QEMU behind `qmp`, replacing one that a killed manager left.
-   *
-   * @param options.directory where to put the socket for the moment that QEMU needs to connect to it; QEMU must see
-   *   the same file system there. Default: the system's directory for temporary files.
+   * Connects to the qtest server of the QEMU behind `qmp`, which gets one if it has none yet.
+   * Throws DEVSTATE_E_QTEST if it cannot have one (it was started with a qtest server of its own) or another manager
+   * is connected to it.
    */
-  static async attach(
-    qmp: QmpClient,
-    options: { directory?: string; signal?: AbortSignal | undefined } = {},
-  ): Promise<Qtest> {
-    const { signal } = options;
-    await detach(qmp);
-    const directory = await mkdtemp(join(options.directory ?? tmpdir(), 'devstate-qtest-'));
-    const server = createServer({ noDelay: true });
-    server.maxConnections = 1;
+  static async attach(qmp: QmpClient, options: { signal?: AbortSignal | undefined } = {}): Promise<Qtest> {
+    const timeout = AbortSignal.timeout(FIRST_ANSWER_TIMEOUT_MS);
+    const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
+    let socket: Socket | undefined;
+    const abort = () => socket?.destroy();
+    signal.addEventListener('abort', abort);
     try {
-      // QEMU may run as another user: who knows the name may connect, and only QEMU is told it.
-      await chmod(directory, 0o711);
-      const path = join(directory, randomUUID());
-      server.listen({ path, writableAll: true, readableAll: true });
-      await once(server, 'listening', { signal });
-      const connected = once(server, 'connection', { signal }) as Promise<[Socket]>;
-      connected.catch(() => {});
-      await qmp.execute('chardev-add', { arguments: chardev(path), signal });
-      const qtest = new Qtest(qmp, (await connected)[0]);
-      // Without a log of its own every command would go to QEMU's stderr.
-      const object = {
-        'qom-type': 'qtest',
-        id: OBJECT_ID,
-        chardev: CHARDEV_ID,
-        log: '/dev/null',
-      };
-      await qmp.execute('object-add', { arguments: object, signal });
+      socket = connect(await ensureServer(qmp, signal));
+      await once(socket, 'connect', { signal });
+      const qtest = new Qtest(socket);
+      // One client is served at a time; another one would wait for an answer for ever.
+      await qtest.run([{ operation: 'inl', address: 0xcf8 }]);
       return qtest;
     } catch (cause) {
-      await detach(qmp).catch(() => {});
-      signal?.throwIfAborted();
-      const why = cause instanceof Error ? cause.message : String(cause);
-      throw new DevstateError('DEVSTATE_E_QTEST', `cannot attach a qtest server: ${why}`, { cause });
+      socket?.destroy();
+      options.signal?.throwIfAborted();
+      const message = cause instanceof Error ? cause.message : String(cause);
+      const why = timeout.aborted ? 'no answer; another devstate may be connected to it' : message;
+      throw new DevstateError('DEVSTATE_E_QTEST', `cannot use QEMU's qtest server: ${why}`, { cause });
     } finally {
-      server.close();
-      await rm(directory, { recursive: true, force: true });
+      signal.removeEventListener('abort', abort);
     }
   }
 
@@ -138,13 +123,9 @@ export class Qtest implements QtestAccess {
     });
   }
 
-  /** Detaches the server from QEMU. Batches still under way are rejected. */
-  async close(): Promise<void> {
-    try {
-      await detach(this.#qmp);
-    } finally {
-      this.#lose('closed by this side');
-    }
+  /** Ends the connection; batches still under way are rejected. The server stays in QEMU for the next one. */
+  close(): void {
+    this.#lose('closed by this side');
   }
 
   #take(line: string): void {
@@ -175,20 +156,43 @@ export class Qtest implements QtestAccess {
   }
 }
 
-/** QEMU connects to us: no name stays behind in its file system, and the connection is there when it answers. */
-function chardev(path: string): Record<string, unknown> {
-  const addr = { type: 'unix', data: { path } };
-  return {
-    id: CHARDEV_ID,
-    backend: { type: 'socket', data: { addr, server: false } },
-  };
+const Chardevs = z.array(z.object({ label: z.string(), filename: z.string() }));
+const Objects = z.array(z.object({ name: z.string() }));
+
+/** The path of the socket of our qtest server, which is added to QEMU as far as it is missing. */
+async function ensureServer(qmp: QmpClient, signal: AbortSignal): Promise<string> {
+  const path = (await findSocket(qmp, signal)) ?? (await addSocket(qmp, signal));
+  const objects = await qmp.execute('qom-list', {
+    arguments: { path: '/objects' },
+    schema: Objects,
+    signal,
+  });
+  if (!objects.some(({ name }) => name === OBJECT_ID)) {
+    // Without a log of its own every command would go to QEMU's stderr.
+    const object = { 'qom-type': 'qtest', id: OBJECT_ID, chardev: CHARDEV_ID, log: '/dev/null' };
+    await qmp.execute('object-add', { arguments: object, signal });
+  }
+  return path;
 }
 
-/** Removes our qtest server from QEMU if it is there. */
-async function detach(qmp: QmpClient): Promise<void> {
-  const absent = (error: unknown) => {
-    if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_COMMAND') throw error;
+async function findSocket(qmp: QmpClient, signal: AbortSignal): Promise<string | undefined> {
+  const chardevs = await qmp.execute('query-chardev', { schema: Chardevs, signal });
+  const ours = chardevs.find(({ label }) => label === CHARDEV_ID);
+  return /^(?:disconnected:)?unix:(.*?),server=on/.exec(ours?.filename ?? '')?.[1];
+}
+
+/** Has QEMU listen beside its QMP socket or, where it may not, in a directory of its own. */
+async function addSocket(qmp: QmpClient, signal: AbortSignal): Promise<string> {
+  const listen = async (path: string) => {
+    const data = { addr: { type: 'unix', data: { path } }, server: true, wait: false };
+    const chardev = { id: CHARDEV_ID, backend: { type: 'socket', data } };
+    await qmp.execute('chardev-add', { arguments: chardev, signal });
+    return path;
   };
-  await qmp.execute('object-del', { arguments: { id: OBJECT_ID } }).catch(absent);
-  await qmp.execute('chardev-remove', { arguments: { id: CHARDEV_ID } }).catch(absent);
+  try {
+    return await listen(`${qmp.path}.qtest`);
+  } catch (error) {
+    if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_COMMAND') throw error;
+    return await listen(join(await mkdtemp(join(tmpdir(), 'devstate-qtest-')), 'socket'));
+  }
 }

@@ -90,8 +90,11 @@ export class Qtest implements QtestAccess {
    * Throws DEVSTATE_E_QTEST if it cannot have one (it was started with a qtest server of its own) or another manager
    * is connected to it.
    */
-  static async attach(qmp: QmpClient, options: { signal?: AbortSignal | undefined } = {}): Promise<Qtest> {
-    const timeout = AbortSignal.timeout(FIRST_ANSWER_TIMEOUT_MS);
+  static async attach(
+    qmp: QmpClient,
+    options: { signal?: AbortSignal | undefined; timeoutMs?: number } = {},
+  ): Promise<Qtest> {
+    const timeout = AbortSignal.timeout(options.timeoutMs ?? FIRST_ANSWER_TIMEOUT_MS);
     const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
     let socket: Socket | undefined;
     const abort = () => socket?.destroy();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** QMP, qtest, the PCI view and migration on a real QEMU, with its own emulated NVMe and e1000e devices. */
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import {
   cancelMigration,
@@ -124,6 +126,8 @@ if (found !== undefined) {
     t.teardown(() => other.close());
     const third = await Qtest.attach(other);
     t.equal((await third.run(batch))[3], 0x77ab1234, 'and by another manager');
+    const busy = Qtest.attach(vm.qmp, { timeoutMs: 100 });
+    await t.rejects(busy, { code: 'DEVSTATE_E_QTEST', message: /another devstate may be connected/ });
     third.close();
     await t.rejects(Qtest.attach(vm.qmp, { signal: AbortSignal.abort(new Error('no')) }), /no/);
     const doomed = await attach(t, vm);
@@ -132,6 +136,26 @@ if (found !== undefined) {
     await lost;
     await t.rejects(doomed.run(batch), { code: 'DEVSTATE_E_QTEST' });
     t.notOk(vm.stderr, 'commands are not logged');
+  });
+
+  t.test('qtest where it is unusual', async (t) => {
+    const directory = mkdtempSync(join(tmpdir(), 'd'));
+    t.teardown(() => rmSync(directory, { recursive: true }));
+    const path = join(directory, 'x'.repeat(106 - directory.length));
+    const long = await start(t, { paused: true, extra: ['-qmp', `unix:${path},server=on,wait=off`] });
+    const qmp = await QmpClient.connect(path);
+    t.teardown(() => qmp.close());
+    const qtest = await Qtest.attach(qmp);
+    t.same(
+      await qtest.run([{ operation: 'readb', address: 0x100000 }]),
+      [0],
+      'no room beside the QMP socket',
+    );
+    t.notOk(long.stderr);
+    const own = ['-qtest', 'null', '-qtest-log', 'none'];
+    const taken = await start(t, { paused: true, extra: own });
+    const refused = { code: 'DEVSTATE_E_QTEST', message: /Only one instance of qtest/ };
+    await t.rejects(Qtest.attach(taken.qmp), refused);
   });
 
   t.test('the view of one QEMU, replayed in another', async (t) => {

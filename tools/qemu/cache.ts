@@ -9,7 +9,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 
@@ -38,6 +38,7 @@ export async function cached(name: string, build: (directory: string) => Promise
     await removeUnfinished(cache, name);
     const unfinished = await mkdtemp(join(cache, `${name}.unfinished-`));
     try {
+      await chmod(unfinished, 0o755);
       await build(unfinished);
       await rename(unfinished, entry);
     } catch (error) {

@@ -22,7 +22,7 @@ export async function run(
   } catch (error) {
     const { stderr, message } = error as Error & { stderr?: string };
     const said = (stderr ?? '').trim().split('\n').slice(-4).join('\n');
-    throw new Error(`${command} ${args.at(0) ?? ''}: ${said || message}`, {
+    throw new Error(`${command}: ${said || message}`, {
       cause: error,
     });
   }

@@ -76,6 +76,8 @@ const BURST_MESSAGES = 64;
 const BURST_BYTES = 4 << 20;
 
 const INITIAL_BUFFER = 4096;
+/** Linux gives a socket at least this much to send from, unless its administrator changed that. */
+const DEFAULT_SEND_BUFFER = 208 << 10;
 const NO_FDS: readonly Fd[] = [];
 const NO_OPTIONS: SendOptions = {};
 
@@ -146,6 +148,10 @@ export class MessageSocket {
       this.#fd.close();
       throw error;
     }
+    // A message that fits the kernel's buffer whole is sent by one call, without waiting for the peer in between.
+    // Without privilege less may be granted; that costs some throughput, nothing else.
+    if (limits.maxMessageLength > DEFAULT_SEND_BUFFER)
+      native.setSendBuffer(this.#socket, limits.maxMessageLength);
     this.#watch();
   }
 
@@ -198,6 +204,14 @@ export class MessageSocket {
     if (this.#closed || this.#deaf !== undefined) return Promise.reject(this.#deaf ?? closedError());
     if (this.#queue.isEmpty) return Promise.resolve();
     return new Promise((resolve, reject) => this.#drainWaiters.push({ resolve, reject }));
+  }
+
+  /**
+   * To be called within `handler.message`: the frame's bytes and view stay as they are for as long as the handler
+   * holds on to them, because later messages are received elsewhere. Its fds are still closed unless taken.
+   */
+  keepFrame(): void {
+    this.#frame.grow(Math.min(INITIAL_BUFFER, this.#limits.maxMessageLength), 0);
   }
 
   /** Stops receiving after the current message. Whether the peer goes away is not noticed until {@link resume}. */

@@ -6,7 +6,7 @@ import { DevstateError } from '../errors.js';
 const IDS = 0x10000;
 
 /** Told the reply or why there is none, exactly once. */
-export type Completion<Reply> = (error: DevstateError | undefined, reply: Reply | undefined) => void;
+export type Completion<Reply> = (error: Error | undefined, reply: Reply | undefined) => void;
 
 interface Pending<Reply> {
   readonly complete: Completion<Reply>;
@@ -69,18 +69,18 @@ export class RequestTable<Reply> {
   }
 
   /** Completes a request with an error; false when none with this id waits. */
-  reject(id: number, error: DevstateError): boolean {
+  reject(id: number, error: Error): boolean {
     return this.#complete(id, error, undefined);
   }
 
   /** Completes all with `error`: the connection is gone. */
-  rejectAll(error: DevstateError): void {
+  rejectAll(error: Error): void {
     for (const id of [...this.#pending.keys()]) this.reject(id, error);
     clearTimeout(this.#timer);
     this.#timerDeadline = Infinity;
   }
 
-  #complete(id: number, error: DevstateError | undefined, reply: Reply | undefined): boolean {
+  #complete(id: number, error: Error | undefined, reply: Reply | undefined): boolean {
     const pending = this.#pending.get(id);
     if (pending === undefined) return false;
     this.#pending.delete(id);

@@ -151,6 +151,8 @@ if (found !== undefined) {
       [0],
       'no room beside the QMP socket',
     );
+    const elsewhere = /devstate-qtest-\w+/.exec(JSON.stringify(await qmp.execute('query-chardev')))?.[0];
+    t.teardown(() => rmSync(join(tmpdir(), elsewhere ?? 'absent'), { recursive: true }));
     t.notOk(long.stderr);
     const own = ['-qtest', 'null', '-qtest-log', 'none'];
     const taken = await start(t, { paused: true, extra: own });

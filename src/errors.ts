@@ -105,6 +105,32 @@ export const ERROR_CODES = {
   DEVSTATE_E_PROTOCOL: ExitCode.failed,
   /** The device server answered a command with an error; its errno is the error's `errno`. */
   DEVSTATE_E_REFUSED: ExitCode.failed,
+  /** The device behind a socket cannot migrate, or the socket is not a migration socket. */
+  DEVSTATE_E_NOT_MIGRATABLE: ExitCode.incompatible,
+  /** The two ends of a migration do not fit together; every reason is listed. */
+  DEVSTATE_E_INCOMPATIBLE: ExitCode.incompatible,
+  /** The operation was cancelled (SIGINT, SIGTERM, or through the API); the source runs on. */
+  DEVSTATE_E_CANCELLED: ExitCode.cancelled,
+  /** The operation took longer than its time limit; the source runs on. */
+  DEVSTATE_E_TIMEOUT: ExitCode.cancelled,
+  /** A migration failed and the source could not be put back by itself. */
+  DEVSTATE_E_ROLLBACK: ExitCode.failed,
+  /** A file could not be written. */
+  DEVSTATE_E_OUTPUT: ExitCode.failed,
+  /** A file could not be read. */
+  DEVSTATE_E_INPUT: ExitCode.failed,
+  /** A device model's parameter does not exist, or has a value it cannot have. */
+  DEVSTATE_E_MODEL_PARAMETER: ExitCode.usage,
+  /** The image file does not exist and may not be created. */
+  DEVSTATE_E_IMAGE_MISSING: ExitCode.failed,
+  /** The image file cannot be opened for reading and writing. */
+  DEVSTATE_E_IMAGE_OPEN: ExitCode.failed,
+  /** The image file is smaller or larger than it has to be, or was resized while in use. */
+  DEVSTATE_E_IMAGE_SIZE: ExitCode.failed,
+  /** The image file's size is not a multiple of the logical block size. */
+  DEVSTATE_E_IMAGE_BLOCK_SIZE: ExitCode.failed,
+  /** Another process holds the image file's lock, or this one was to write without holding it. */
+  DEVSTATE_E_IMAGE_LOCKED: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

@@ -126,11 +126,26 @@ export class MigrationClient {
     return viewOf(data).getUint32(0, true) as MigrationState;
   }
 
+  /** Adds the server's own words to a refusal, if it is one of ours and has any. */
+  async #explained<T>(request: Promise<T>): Promise<T> {
+    try {
+      return await request;
+    } catch (error) {
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
+      const words = await this.getFeature(Feature.DEVSTATE_LAST_ERROR, MAX_FEATURE_LENGTH).catch(
+        () => undefined,
+      );
+      if (words === undefined || words.length === 0) throw error;
+      const options = error.errno === undefined ? {} : { errno: error.errno };
+      throw new DevstateError(error.code, `${error.message}: ${new TextDecoder().decode(words)}`, options);
+    }
+  }
+
   async setState(state: MigrationState): Promise<void> {
     const data = new Uint8Array(MIG_DEVICE_STATE_LENGTH);
     viewOf(data).setUint32(0, state, true);
     viewOf(data).setInt32(4, -1, true);
-    await this.setFeature(Feature.MIG_DEVICE_STATE, data);
+    await this.#explained(this.setFeature(Feature.MIG_DEVICE_STATE, data));
   }
 
   /** Estimate, in bytes, of the data still to come; undefined when the server does not tell. */
@@ -143,7 +158,7 @@ export class MigrationClient {
   readData(target: Uint8Array): Promise<number> {
     const head = new Uint8Array(MIG_DATA_LENGTH);
     encodeMigrationData(viewOf(head), 0, { argsz: MIG_DATA_LENGTH + target.length, size: target.length });
-    return this.client.request(Command.MIG_DATA_READ, [head], (frame) => {
+    const read = this.client.request(Command.MIG_DATA_READ, [head], (frame) => {
       const start = HEADER_LENGTH + MIG_DATA_LENGTH;
       requireBytes(frame.view, HEADER_LENGTH, frame.length, MIG_DATA_LENGTH, 'MIG_DATA_READ reply');
       // libvfio-user pads the message: only `size` says how much there is.
@@ -157,12 +172,13 @@ export class MigrationClient {
       target.set(frame.bytes.subarray(start, start + size));
       return size;
     });
+    return this.#explained(read);
   }
 
   writeData(bytes: Uint8Array): Promise<void> {
     const head = new Uint8Array(MIG_DATA_LENGTH);
     encodeMigrationData(viewOf(head), 0, { argsz: MIG_DATA_LENGTH + bytes.length, size: bytes.length });
-    return this.client.request(Command.MIG_DATA_WRITE, [head, bytes], () => {});
+    return this.#explained(this.client.request(Command.MIG_DATA_WRITE, [head, bytes], () => {}));
   }
 
   /** @returns the page size in force */

@@ -28,6 +28,8 @@ export interface ServerContext {
   readonly peer: Capabilities;
   /** Most bytes of one transfer. */
   readonly maxTransfer: number;
+  /** Why the last command of this connection was refused; an errno alone helps nobody. */
+  readonly lastError: string;
 }
 
 /**

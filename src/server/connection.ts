@@ -70,6 +70,7 @@ export class Connection implements ServerContext {
   readonly maxTransfer = MAX_DATA_XFER_SIZE;
   migration: MigrationPort | undefined;
   peer: Capabilities = defaultCapabilities;
+  lastError = '';
 
   readonly #options: ConnectionOptions;
   readonly #socket: MessageSocket;
@@ -179,10 +180,8 @@ export class Connection implements ServerContext {
     if (error !== undefined) {
       errno = error instanceof RequestError ? error.errno : Errno.EIO;
       const level = error instanceof RequestError ? 'warn' : 'error';
-      this.#options.log(
-        level,
-        `${commandName(command)}: ${error instanceof Error ? error.message : String(error)}`,
-      );
+      this.lastError = error instanceof Error ? error.message : String(error);
+      this.#options.log(level, `${commandName(command)}: ${this.lastError}`);
     }
     if (noReply) return;
     const reply = this.#reply;

@@ -28,6 +28,9 @@ import type { Reply } from './reply.js';
 /** Largest note a manager may leave. */
 export const MAX_NOTE_LENGTH = 64 * 1024;
 
+/** Longest explanation of an error, characters. */
+const MAX_EXPLANATION_LENGTH = 4096;
+
 interface FeatureHandlers {
   /** Only on the migration socket. */
   readonly managerOnly?: boolean;
@@ -137,6 +140,15 @@ const features = new Map<number, FeatureHandlers>([
       set: ({ device }, { bytes, end }, data) => {
         if (end - data > MAX_NOTE_LENGTH) throw new RequestError(Errno.E2BIG, `note of ${end - data} bytes`);
         device.management.note = bytes.slice(data, end);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_LAST_ERROR,
+    {
+      managerOnly: true,
+      get: ({ lastError }, request, _data, reply) => {
+        replyWithBytes(reply, request, new TextEncoder().encode(lastError.slice(0, MAX_EXPLANATION_LENGTH)));
       },
     },
   ],

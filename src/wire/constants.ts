@@ -118,6 +118,8 @@ export const Feature = {
   DEVSTATE_NOTE: 0xd501,
   /** GET: the DMA ranges the VMM has mapped (migration socket only). */
   DEVSTATE_DMA_MAPS: 0xd502,
+  /** GET: text that explains the last error reply on this connection (migration socket only). */
+  DEVSTATE_LAST_ERROR: 0xd503,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

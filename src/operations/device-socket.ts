@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Connecting to a device server's migration socket. */
+
+import { Client, MigrationClient } from '../client/index.js';
+import { DevstateError } from '../errors.js';
+import { MigrationFlag } from '../wire/index.js';
+
+export interface DeviceSocket {
+  readonly path: string;
+  readonly device: MigrationClient;
+  /** `MigrationFlag` bits of the device. */
+  readonly flags: number;
+}
+
+/**
+ * Connects and makes sure that the device behind can migrate.
+ * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE
+ */
+export async function openDeviceSocket(path: string): Promise<DeviceSocket> {
+  const device = new MigrationClient(await Client.connect(path));
+  try {
+    const flags = await device.flags();
+    if ((flags & MigrationFlag.STOP_COPY) === 0) throw new Error('it does not offer STOP_COPY');
+    return { path, device, flags };
+  } catch (cause) {
+    device.close();
+    if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_CONNECTION_CLOSED') throw cause;
+    const why = cause instanceof Error ? cause.message : String(cause);
+    const message = `the device at ${path} cannot migrate: ${why}; is this its migration socket?`;
+    throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message, { cause });
+  }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What management and the CLI ask for: sequences over devices and QEMUs, with their rollback. */
+
+export { type LoadOptions, load, readInput } from './load.js';
+export { type MigrateHooks, migrate } from './migrate/migrate.js';
+export type {
+  DevicePair,
+  Downtime,
+  MigratedDevice,
+  MigrateOptions,
+  MigrateProgress,
+  MigrateResult,
+  Phase,
+} from './migrate/types.js';
+export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
+export { type SaveOptions, type SaveResult, save } from './save.js';

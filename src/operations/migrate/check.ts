@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Phase *check*: everybody is there and fits together. Refuses with every reason at once, before anything changes. */
+
+import { modelDifferences } from '../../device/index.js';
+import { DevstateError } from '../../errors.js';
+import {
+  findPciDevice,
+  MigrationWatch,
+  QmpClient,
+  Qtest,
+  queryMigration,
+  queryRunState,
+} from '../../qemu/index.js';
+import { MigrationState, migrationStateName } from '../../wire/index.js';
+import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
+import type { Run, RunDevice, Vm } from './run.js';
+import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
+
+/** Migration states of QEMU in which another one may begin. */
+const IDLE = ['none', 'completed', 'failed', 'cancelled'];
+
+/** Closes what was opened so far when the check fails. */
+type Cleanup = (() => void)[];
+
+/**
+ * Connects to all who take part and checks them.
+ * @throws DEVSTATE_E_USAGE, DEVSTATE_E_CONNECT, DEVSTATE_E_QMP_CONNECT, DEVSTATE_E_INCOMPATIBLE
+ */
+export async function check(
+  options: MigrateOptions,
+  signal: AbortSignal,
+  report: (progress: MigrateProgress) => void,
+): Promise<Run> {
+  report({ phase: 'check' });
+  requireDistinct(options);
+  const cleanup: Cleanup = [];
+  try {
+    const sourceQmp = await openQmp(options.sourceQmp, signal, cleanup);
+    const destinationQmp = await openQmp(options.destQmp, signal, cleanup);
+    const devices: RunDevice[] = [];
+    for (const pair of options.devices) devices.push(await openPair(pair, cleanup));
+
+    const reasons: string[] = [];
+    const runState = await queryRunState(sourceQmp, { signal });
+    await checkQemus(sourceQmp, destinationQmp, runState.status, signal, reasons);
+    for (const device of devices) reasons.push(...(await checkDevice(device, sourceQmp, signal)));
+    if (reasons.length > 0) {
+      throw new DevstateError(
+        'DEVSTATE_E_INCOMPATIBLE',
+        `the migration was refused before it began: ${reasons.join('; ')}`,
+      );
+    }
+    const source = await attach(sourceQmp, signal, cleanup);
+    const destination = await attach(destinationQmp, signal, cleanup);
+    return {
+      options,
+      signal,
+      source,
+      destination,
+      devices,
+      wasRunning: runState.running,
+      warnings: [],
+      report,
+      phase: 'check',
+    };
+  } catch (error) {
+    for (const close of cleanup.reverse()) close();
+    throw error;
+  }
+}
+
+function requireDistinct(options: MigrateOptions): void {
+  const usage = (message: string): never => {
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  };
+  if (options.sourceQmp === options.destQmp)
+    usage(`source and destination QMP are the same socket, ${options.destQmp}`);
+  if (options.devices.length === 0)
+    usage('no device to migrate: name each with --device ID,source=PATH,dest=PATH');
+  const ids = new Set<string>();
+  const sockets = new Set<string>();
+  for (const { id, source, dest } of options.devices) {
+    if (source === dest) usage(`device ${id}: source and destination are the same socket, ${source}`);
+    if (ids.has(id)) usage(`device ${id} is named twice`);
+    ids.add(id);
+    for (const path of [source, dest]) {
+      if (sockets.has(path)) usage(`socket ${path} is named for two devices`);
+      sockets.add(path);
+    }
+  }
+}
+
+async function openQmp(path: string, signal: AbortSignal, cleanup: Cleanup): Promise<QmpClient> {
+  const qmp = await QmpClient.connect(path, { signal });
+  cleanup.push(() => qmp.close());
+  return qmp;
+}
+
+async function attach(qmp: QmpClient, signal: AbortSignal, cleanup: Cleanup): Promise<Vm> {
+  const qtest = await Qtest.attach(qmp, { signal });
+  cleanup.push(() => qtest.close());
+  return { qmp, qtest, watch: new MigrationWatch(qmp) };
+}
+
+async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Promise<RunDevice> {
+  const open = async (path: string): Promise<DeviceSocket> => {
+    const socket = await openDeviceSocket(path);
+    cleanup.push(() => socket.device.close());
+    return socket;
+  };
+  const device = { id, source: await open(source), destination: await open(dest) };
+  const description = await device.source.device.description();
+  return {
+    ...device,
+    description,
+    view: undefined,
+    silenced: false,
+    dirty: [],
+    precopyBytes: 0,
+    stopBytes: 0,
+  };
+}
+
+async function checkQemus(
+  source: QmpClient,
+  destination: QmpClient,
+  sourceStatus: string,
+  signal: AbortSignal,
+  reasons: string[],
+): Promise<void> {
+  if (sourceStatus !== 'running' && sourceStatus !== 'paused')
+    reasons.push(`the source VM is ${sourceStatus}`);
+  const migration = await queryMigration(source, { signal });
+  if (!IDLE.includes(migration.status))
+    reasons.push(`the source VM is migrating already (${migration.status})`);
+  const destinationState = await queryRunState(destination, { signal });
+  if (destinationState.status !== 'inmigrate') {
+    reasons.push(
+      `the destination QEMU is ${destinationState.status}, not waiting: start it with -S -incoming defer`,
+    );
+  }
+  for (const [where, qmp] of [
+    ['source', source],
+    ['destination', destination],
+  ] as const) {
+    if (!qmp.isAtLeast(10, 1))
+      reasons.push(`the ${where} QEMU is older than 10.1, the first with vfio-user-pci`);
+  }
+}
+
+async function checkDevice(device: RunDevice, qmp: QmpClient, signal: AbortSignal): Promise<string[]> {
+  const reasons: string[] = [];
+  const about = (reason: string): number => reasons.push(`device ${device.id}: ${reason}`);
+  const found = await findPciDevice(qmp, device.id, { signal }).catch((error: unknown) => {
+    about(error instanceof Error ? error.message : String(error));
+    return undefined;
+  });
+  const states = await Promise.all([device.source.device.state(), device.destination.device.state()]);
+  if (states[0] !== MigrationState.RUNNING) {
+    about(
+      `its source is ${migrationStateName(states[0])}; if a migration was broken off, run devstate recover`,
+    );
+  }
+  if (states[1] !== MigrationState.RUNNING) about(`its destination is ${migrationStateName(states[1])}`);
+
+  const destination = await device.destination.device.description();
+  if (device.description !== undefined && destination !== undefined) {
+    for (const difference of modelDifferences(device.description.model, destination.model)) about(difference);
+    const known = destination.formats.map(({ uuid }) => uuid);
+    if (!device.description.formats.slice(0, 1).every(({ uuid }) => known.includes(uuid))) {
+      about(`the destination does not know the format ${device.description.formats[0]?.name}`);
+    }
+  }
+  if (found !== undefined && device.description !== undefined) {
+    const { vendorId, deviceId } = device.description.pci;
+    if (found.vendorId !== vendorId || found.deviceId !== deviceId) {
+      about('the source socket belongs to another device than the one QEMU has under this id');
+    }
+  }
+  if ((await device.source.device.dmaMaps()).length === 0) about('no VMM is connected to its source server');
+  if ((await device.destination.device.dmaMaps()).length === 0)
+    about('no VMM is connected to its destination server');
+  return reasons;
+}

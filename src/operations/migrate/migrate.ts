@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Live migration of a VM with vfio-user devices between two stock QEMUs.
+ *
+ *     manager          source QEMU        source server      destination server     destination QEMU
+ *        │ check ─────────▶│                  │                      │                     │
+ *        │ DMA log, PRE_COPY ────────────────▶│                      │                     │
+ *        │ RESUMING ────────────────────────────────────────────────▶│                     │
+ *        │ migrate ───────▶│═══════════════ RAM ══════════════════════════════════════════▶│
+ *        │◀ pre-switchover │                  │                      │                     │
+ *        │ STOP_COPY ────────────────────────▶│                      │                     │
+ *        │ capture, silence INTx ▶│           │                      │                     │
+ *        │◀═════════════════════════ state ═══│═════════════════════▶│                     │
+ *        │ migrate-continue ▶│═══════════════ the rest ═════════════════════════════════▶│
+ *        │ STOP (commit the load), dirty pages ─────────────────────▶│                     │
+ *        │ replay ────────────────────────────────────────────────────────────────────────▶│
+ *        │ RUNNING ─────────────────────────────────────────────────▶│                     │
+ *        │ cont ──────────────────────────────────────────────────────────────────────────▶│
+ *        │ STOP (released) ──────────────────▶│
+ *
+ * The source can go on until `cont`: every failure before it, cancellation included, ends in `rollback`.
+ */
+
+import { asDevstateError, DevstateError } from '../../errors.js';
+import { queryMigration } from '../../qemu/index.js';
+import { check } from './check.js';
+import { countPages } from './dirty-pages.js';
+import { commit, type LandTimes, land } from './land.js';
+import { precopy } from './precopy.js';
+import { rollback } from './rollback.js';
+import { closeRun, type Run, Stopwatch } from './run.js';
+import { type SwitchoverTimes, switchover } from './switchover.js';
+import type { Downtime, MigrateOptions, MigrateProgress, MigrateResult } from './types.js';
+
+export interface MigrateHooks {
+  /** Cancels: the source goes on, the operation rejects with DEVSTATE_E_CANCELLED. */
+  readonly signal?: AbortSignal;
+  readonly progress?: (progress: MigrateProgress) => void;
+}
+
+/**
+ * Moves the VM and its devices. When it rejects, the VM and its devices run at the source as before, unless the error
+ * is DEVSTATE_E_ROLLBACK.
+ */
+export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {}): Promise<MigrateResult> {
+  const stopwatch = new Stopwatch();
+  const limits = limitsOf(options, hooks.signal);
+  let run: Run;
+  try {
+    run = await check(options, limits.signal, hooks.progress ?? (() => {}));
+  } catch (error) {
+    limits.clear();
+    throw inPhase('check', error);
+  }
+  try {
+    return await moveVm(run, stopwatch);
+  } catch (error) {
+    const phase = run.phase;
+    const problems = await rollback(run);
+    throw problems.length === 0 ? inPhase(phase, error) : rollbackError(phase, error, problems);
+  } finally {
+    limits.clear();
+    closeRun(run);
+  }
+}
+
+async function moveVm(run: Run, stopwatch: Stopwatch): Promise<MigrateResult> {
+  const checkMs = stopwatch.lap();
+  await precopy(run);
+  const precopyMs = stopwatch.lap();
+  const switchoverTimes = await switchover(run);
+  const switchoverMs = stopwatch.lap();
+  const landTimes = await land(run);
+  const landMs = stopwatch.lap();
+  await commit(run);
+  const phases = {
+    check: checkMs,
+    precopy: precopyMs,
+    switchover: switchoverMs,
+    land: landMs,
+    commit: stopwatch.lap(),
+  };
+  return summarise(
+    run,
+    phases,
+    downtimeOf(run, switchoverTimes, landTimes),
+    landTimes.pageBytes,
+    stopwatch.elapsed,
+  );
+}
+
+function downtimeOf(run: Run, before: SwitchoverTimes, after: LandTimes): Downtime {
+  const { qemuMs, loadMs, pagesMs, replayMs, resumeMs } = after;
+  const stopped = run.source.watch.stopped?.receivedMs;
+  const resumed = run.destination.watch.resumed?.receivedMs;
+  const ours =
+    before.quiesceMs +
+    before.captureMs +
+    before.saveMs +
+    before.dirtyLogMs +
+    loadMs +
+    pagesMs +
+    replayMs +
+    resumeMs;
+  // A VM that was paused before has no downtime of its own: what the operation took stands in for it.
+  const totalMs = stopped !== undefined && resumed !== undefined ? resumed - stopped : ours + qemuMs;
+  return { totalMs, ...before, qemuMs, loadMs, pagesMs, replayMs, resumeMs, devstateMs: ours };
+}
+
+async function summarise(
+  run: Run,
+  phases: MigrateResult['phases'],
+  downtime: Downtime,
+  pageBytes: number,
+  totalMs: number,
+): Promise<MigrateResult> {
+  const sum = (of: (device: Run['devices'][number]) => number): number =>
+    run.devices.reduce((all, one) => all + of(one), 0);
+  const ram = await queryMigration(run.source.qmp).then(
+    (progress) => progress.ram.transferredBytes,
+    () => 0,
+  );
+  return {
+    status: 'completed',
+    running: run.wasRunning,
+    phases,
+    totalMs,
+    downtime,
+    bytes: {
+      ram,
+      precopy: sum(({ precopyBytes }) => precopyBytes),
+      stop: sum(({ stopBytes }) => stopBytes),
+      pages: pageBytes,
+    },
+    dirtyPages: sum(({ dirty }) => countPages(dirty)),
+    devices: run.devices.map((device) => {
+      const format = device.description?.formats[0];
+      return {
+        id: device.id,
+        model: device.description?.model.uri,
+        format:
+          format === undefined
+            ? undefined
+            : {
+                uuid: format.uuid,
+                name: format.name,
+                version: `${format.version.major}.${format.version.minor}`,
+              },
+        precopyBytes: device.precopyBytes,
+        stopBytes: device.stopBytes,
+        dirtyPages: countPages(device.dirty),
+      };
+    }),
+    warnings: run.warnings,
+  };
+}
+
+/** One signal for cancellation and time-out. */
+function limitsOf(
+  options: MigrateOptions,
+  cancel: AbortSignal | undefined,
+): { signal: AbortSignal; clear: () => void } {
+  const controller = new AbortController();
+  const onCancel = (): void => {
+    controller.abort(new DevstateError('DEVSTATE_E_CANCELLED', 'the migration was cancelled'));
+  };
+  if (cancel?.aborted === true) onCancel();
+  cancel?.addEventListener('abort', onCancel);
+  const timer = setTimeout(() => {
+    const message = `the migration did not complete within ${options.timeoutMs / 1000} s`;
+    controller.abort(new DevstateError('DEVSTATE_E_TIMEOUT', message));
+  }, options.timeoutMs);
+  return {
+    signal: controller.signal,
+    clear: () => {
+      clearTimeout(timer);
+      cancel?.removeEventListener('abort', onCancel);
+    },
+  };
+}
+
+/** The error with the phase it came from. Its code and exit code stay. */
+function inPhase(phase: string, error: unknown): DevstateError {
+  const { code, message, errno } = asDevstateError(error);
+  const tail = phase === 'check' ? '' : '; the VM runs on at the source';
+  return new DevstateError(code, `${phase}: ${message}${tail}`, {
+    cause: error,
+    ...(errno === undefined ? {} : { errno }),
+  });
+}
+
+function rollbackError(phase: string, error: unknown, problems: readonly string[]): DevstateError {
+  const { message } = asDevstateError(error);
+  const what = `${phase}: ${message}; and the source could not be put back: ${problems.join('; ')}`;
+  return new DevstateError('DEVSTATE_E_ROLLBACK', `${what}. Mend that, then run devstate recover`, {
+    cause: error,
+  });
+}

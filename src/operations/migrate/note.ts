@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a manager leaves with the source's device server before it changes anything that only it could undo. Should it
+ * die, `devstate recover` finds the note there and puts the source back.
+ */
+
+import { z } from 'zod';
+import type { MigrationClient } from '../../client/index.js';
+import { PciView } from '../../qemu/index.js';
+
+const Note = z.object({
+  /** QEMU's id of the device. */
+  id: z.string(),
+  /** QEMU's view of it as it was, COMMAND included. */
+  view: PciView,
+  /** Whether the VM ran. */
+  running: z.boolean(),
+});
+export type Note = z.infer<typeof Note>;
+
+export async function writeNote(device: MigrationClient, note: Note): Promise<void> {
+  await device.setNote(new TextEncoder().encode(JSON.stringify(note)));
+}
+
+/** The note, or undefined when there is none or it is not one of ours. */
+export async function readNote(device: MigrationClient): Promise<Note | undefined> {
+  const bytes = await device.note();
+  if (bytes.length === 0) return undefined;
+  try {
+    return Note.parse(JSON.parse(new TextDecoder().decode(bytes)));
+  } catch {
+    return undefined;
+  }
+}
+
+export async function clearNote(device: MigrationClient): Promise<void> {
+  await device.setNote(new Uint8Array(0));
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+/** One migration under way: who takes part, and how far each has come. */
+
+import type { DeviceDescription } from '../../client/index.js';
+import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
+import type { DmaRange } from '../../wire/index.js';
+import type { DeviceSocket } from '../device-socket.js';
+import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
+
+/** One QEMU. */
+export interface Vm {
+  readonly qmp: QmpClient;
+  readonly qtest: Qtest;
+  readonly watch: MigrationWatch;
+}
+
+/** One device, at both ends. */
+export interface RunDevice {
+  readonly id: string;
+  readonly source: DeviceSocket;
+  readonly destination: DeviceSocket;
+  readonly description: DeviceDescription | undefined;
+  /** QEMU's view of the device at the source, once captured. */
+  view: PciView | undefined;
+  /** INTx was silenced at the source: COMMAND must be put back if the source goes on. */
+  silenced: boolean;
+  /** What the device wrote by DMA while the VM ran. */
+  dirty: readonly DmaRange[];
+  precopyBytes: number;
+  stopBytes: number;
+}
+
+/** Milliseconds since it was made, or since the last lap. */
+export class Stopwatch {
+  readonly started = performance.now();
+  #lap = this.started;
+
+  get elapsed(): number {
+    return performance.now() - this.started;
+  }
+
+  lap(): number {
+    const now = performance.now();
+    const ms = now - this.#lap;
+    this.#lap = now;
+    return ms;
+  }
+}
+
+export interface Run {
+  readonly options: MigrateOptions;
+  /** Cancellation and time-out; not listened to any more from the commit on. */
+  readonly signal: AbortSignal;
+  readonly source: Vm;
+  readonly destination: Vm;
+  readonly devices: readonly RunDevice[];
+  /** Whether the VM ran when we came. */
+  readonly wasRunning: boolean;
+  readonly warnings: string[];
+  readonly report: (progress: MigrateProgress) => void;
+  phase: Phase;
+}
+
+/** Runs `work` for all devices at the same time. */
+export function forEachDevice<T>(run: Run, work: (device: RunDevice) => Promise<T>): Promise<T[]> {
+  return Promise.all(
+    run.devices.map(async (device) => {
+      try {
+        return await work(device);
+      } catch (error) {
+        throw aboutDevice(error, device.id);
+      }
+    }),
+  );
+}
+
+/** Says which device an error is about, when there is an error of ours to say it in. */
+function aboutDevice(error: unknown, id: string): unknown {
+  if (error instanceof Error && !error.message.startsWith('device '))
+    error.message = `device ${id}: ${error.message}`;
+  return error;
+}
+
+export function closeRun(run: Run): void {
+  for (const vm of [run.source, run.destination]) {
+    vm.watch.close();
+    vm.qtest.close();
+    vm.qmp.close();
+  }
+  for (const device of run.devices) {
+    device.source.device.close();
+    device.destination.device.close();
+  }
+}

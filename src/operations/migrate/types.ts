@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What a migration is asked for, what it reports on the way, and what it ends with. */
+
+/** One vfio-user device of the VM: QEMU's id of it, and the migration sockets of its two servers. */
+export interface DevicePair {
+  readonly id: string;
+  readonly source: string;
+  readonly dest: string;
+}
+
+export interface MigrateOptions {
+  /** QMP socket of the QEMU that runs the VM. */
+  readonly sourceQmp: string;
+  /** QMP socket of the QEMU that waits for it (`-S -incoming defer`). */
+  readonly destQmp: string;
+  /** Where QEMU sends its own part, as the destination listens: `unix:/path`, `tcp:host:port`. */
+  readonly uri: string;
+  readonly devices: readonly DevicePair[];
+  /** Bound for QEMU's own part of the pause, ms. */
+  readonly downtimeMs: number;
+  /** Give up and go back when the VM has not arrived after this time, ms. */
+  readonly timeoutMs: number;
+  /** Bound for QEMU's rate, bytes per second; 0 for none. */
+  readonly bytesPerSecond: number;
+}
+
+/** `architecture.md`, "A migration, phase by phase". */
+export type Phase = 'check' | 'precopy' | 'switchover' | 'land' | 'commit' | 'rollback';
+
+export interface MigrateProgress {
+  readonly phase: Phase;
+  /** RAM that QEMU still has to send, and all of it, bytes. */
+  readonly ramRemaining?: number;
+  readonly ramTotal?: number;
+  readonly ramTransferred?: number;
+  /** QEMU's rate, bits per second. */
+  readonly bitsPerSecond?: number;
+  /** Device state sent so far, bytes. */
+  readonly deviceBytes?: number;
+}
+
+/** The pause as the guest saw it, and what it was made of; ms. */
+export interface Downtime {
+  /** From the source's STOP to the destination's RESUME. */
+  readonly totalMs: number;
+  readonly quiesceMs: number;
+  readonly captureMs: number;
+  readonly saveMs: number;
+  readonly dirtyLogMs: number;
+  /** From `migrate-continue` to `completed` at the destination: QEMU's own. */
+  readonly qemuMs: number;
+  readonly loadMs: number;
+  readonly pagesMs: number;
+  readonly replayMs: number;
+  readonly resumeMs: number;
+  /** All but QEMU's own part: what devstate adds. */
+  readonly devstateMs: number;
+}
+
+export interface MigratedDevice {
+  readonly id: string;
+  readonly model: string | undefined;
+  readonly format: { readonly uuid: string; readonly name: string; readonly version: string } | undefined;
+  readonly precopyBytes: number;
+  readonly stopBytes: number;
+  /** Pages of 4 KiB that the device had written while the VM ran, and that were copied at the stop. */
+  readonly dirtyPages: number;
+}
+
+export interface MigrateResult {
+  readonly status: 'completed';
+  /** Whether the VM runs at the destination: not if it was paused at the source. */
+  readonly running: boolean;
+  readonly phases: Readonly<Record<Exclude<Phase, 'rollback'>, number>>;
+  readonly totalMs: number;
+  readonly downtime: Downtime;
+  readonly bytes: {
+    readonly ram: number;
+    readonly precopy: number;
+    readonly stop: number;
+    readonly pages: number;
+  };
+  readonly dirtyPages: number;
+  readonly devices: readonly MigratedDevice[];
+  readonly warnings: readonly string[];
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Saves a device's state to a file. The device stops for it, and by default runs on. */
+
+import { createWriteStream } from 'node:fs';
+import { open, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { DevstateError } from '../errors.js';
+import { MigrationState } from '../wire/index.js';
+import { openDeviceSocket } from './device-socket.js';
+import { readState } from './state-stream.js';
+
+export interface SaveOptions {
+  readonly migrationSocket: string;
+  /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
+  readonly output: string;
+  /** What the device does afterwards. */
+  readonly then: 'run' | 'stop';
+}
+
+export interface SaveResult {
+  readonly bytes: number;
+  /** Milliseconds for which the device was stopped, if it runs again. */
+  readonly stoppedMs: number;
+}
+
+/** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT; the device then runs on */
+export async function save(options: SaveOptions): Promise<SaveResult> {
+  const { device } = await openDeviceSocket(options.migrationSocket);
+  try {
+    const before = await device.state();
+    const started = performance.now();
+    try {
+      await device.setState(MigrationState.STOP_COPY);
+      const bytes = await writeOut(options.output, readState(device));
+      await device.setState(options.then === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
+      return { bytes, stoppedMs: performance.now() - started };
+    } catch (error) {
+      await device.setState(before).catch(() => {});
+      throw error;
+    }
+  } finally {
+    device.close();
+  }
+}
+
+/** Writes all chunks, and makes the file appear under its name only when it is whole and on disk. */
+async function writeOut(path: string, chunks: AsyncIterable<Uint8Array>): Promise<number> {
+  let bytes = 0;
+  // Chunks share a buffer, so a stream that holds on to them needs copies.
+  async function* counted(): AsyncGenerator<Uint8Array> {
+    for await (const chunk of chunks) {
+      bytes += chunk.length;
+      yield chunk.slice();
+    }
+  }
+  if (path === '-') {
+    await pipeline(counted(), process.stdout, { end: false });
+    return bytes;
+  }
+  const partial = `${path}.partial-${process.pid}`;
+  try {
+    await pipeline(counted(), createWriteStream(partial, { flush: true, mode: 0o600 }));
+    await rename(partial, path);
+    const directory = await open(dirname(path), 'r');
+    await directory.sync().finally(() => directory.close());
+    return bytes;
+  } catch (cause) {
+    await rm(partial, { force: true });
+    if (cause instanceof DevstateError) throw cause;
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new DevstateError('DEVSTATE_E_OUTPUT', `cannot write ${path}: ${why}`, { cause });
+  }
+}

@@ -131,6 +131,14 @@ export const ERROR_CODES = {
   DEVSTATE_E_IMAGE_BLOCK_SIZE: ExitCode.failed,
   /** Another process holds the image file's lock, or this one was to write without holding it. */
   DEVSTATE_E_IMAGE_LOCKED: ExitCode.failed,
+  /** The built-in guest has no free memory left. */
+  DEVSTATE_E_GUEST_MEMORY: ExitCode.failed,
+  /** The built-in guest's NVMe driver met a controller that is not ready, not compatible, or does what no controller may. */
+  DEVSTATE_E_GUEST_CONTROLLER: ExitCode.failed,
+  /** The controller completed a command of the built-in guest with an error status. */
+  DEVSTATE_E_GUEST_COMMAND: ExitCode.failed,
+  /** A command of the built-in guest was not completed in time. */
+  DEVSTATE_E_GUEST_TIMEOUT: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

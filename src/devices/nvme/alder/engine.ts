@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Moves commands in and completions out: fetches submission queue entries, hands them to the command sets, posts
+ * completion queue entries, raises interrupts.
+ *
+ * ```
+ * doorbell ─► service ─► execute ─► (I/O goes on) ─► complete ─► post ─► announce
+ *               ▲  ▲                                               │
+ *               │  └── fewer commands under way ◄──────────────────┤
+ *               └───── the guest consumed entries of a full queue ─┘
+ * ```
+ * Where rings are in mapped memory all of it is synchronous, and a whole batch of completions is announced by one
+ * interrupt. What is under way is counted in `activity`; `stop` ends fetching, and once idle nothing touches the guest.
+ */
+
+import type { DeviceHost } from '../../../device/device.js';
+import { DmaFault } from '../../../device/guest-memory.js';
+import { DevstateError } from '../../../errors.js';
+import { CQ_ENTRY_SIZE, SQ_ENTRY_SIZE, Status, statusField } from '../spec/index.js';
+import { Activity } from './activity.js';
+import { Command, CommandError } from './command.js';
+import type { CompletionQueue, HeldCompletion, SubmissionQueue } from './queues.js';
+
+/** Commands under way at a time, over all queues: bounds the memory that a guest can make us use. */
+const MAX_OUTSTANDING = 2048;
+/** Completions held for one queue before its submission queues are no longer served. */
+const MAX_HELD = 256;
+/** Commands fetched from one queue before other work of the process gets its turn. */
+const BATCH = 64;
+
+/** What the engine needs of the controller. */
+export interface EngineOwner {
+  readonly host: DeviceHost;
+  /** Starts a command; it ends with `complete` or `park`. @throws to end it with the status that fits */
+  execute(command: Command): void;
+  /** Entries of `cq` were written, or it became empty. */
+  announce(cq: CompletionQueue): void;
+  /** The error status of a completed command, for the log. @returns the status to report */
+  failed(command: Command, status: number): number;
+  /** The rings cannot be reached: no command can be taken or completed any more. */
+  fatal(reason: string): void;
+}
+
+export class QueueEngine {
+  /** By queue identifier; 0 are the admin queues. */
+  readonly submission: (SubmissionQueue | undefined)[];
+  readonly completion: (CompletionQueue | undefined)[];
+  readonly activity = new Activity();
+  /** Entries may be fetched. */
+  #fetching = false;
+  /** Completions reach the guest; they are dropped while the controller is being disabled. */
+  #posting = false;
+  /** Nested batches; completions are announced when the outermost ends. */
+  #batches = 0;
+  readonly #due: CompletionQueue[] = [];
+  readonly #free: Command[] = [];
+  #outstanding = 0;
+  /** A queue was passed over because too many commands were under way. */
+  #starved = false;
+
+  constructor(
+    readonly owner: EngineOwner,
+    queues: number,
+  ) {
+    this.submission = new Array<SubmissionQueue | undefined>(queues).fill(undefined);
+    this.completion = new Array<CompletionQueue | undefined>(queues).fill(undefined);
+  }
+
+  /** Takes up work: everything that the doorbells say is there. */
+  start(): void {
+    this.#fetching = true;
+    this.#posting = true;
+    for (const cq of this.completion) if (cq !== undefined) this.#post(cq);
+    for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
+  }
+
+  /** No further entry is fetched; `activity` becomes idle when what is under way has been completed. */
+  stop(): void {
+    this.#fetching = false;
+  }
+
+  /** As `stop`, and what completes from now on does so in silence. */
+  abandon(): void {
+    this.#fetching = false;
+    this.#posting = false;
+  }
+
+  /** Removes all queues. Only when idle. */
+  clear(): void {
+    for (const sq of this.submission) if (sq !== undefined) sq.deleted = true;
+    for (const cq of this.completion) if (cq !== undefined) cq.deleted = true;
+    this.submission.fill(undefined);
+    this.completion.fill(undefined);
+    this.#starved = false;
+  }
+
+  /** The submission tail doorbell. @returns false when the value is out of range */
+  ringSubmission(sq: SubmissionQueue, tail: number): boolean {
+    if (tail >= sq.size) return false;
+    sq.tail = tail;
+    this.#service(sq);
+    return true;
+  }
+
+  /** The completion head doorbell. @returns false when the value is out of range or beyond what was posted */
+  ringCompletion(cq: CompletionQueue, head: number): boolean {
+    if (!cq.mayConsumeTo(head)) return false;
+    const stalled = cq.held.length > 0;
+    cq.head = head;
+    if (stalled && this.#fetching) {
+      this.#post(cq);
+      this.#serviceBound(cq);
+    }
+    if (cq.empty) this.owner.announce(cq);
+    return true;
+  }
+
+  /** Ends a command. `result` is dword 0 of its completion. */
+  complete(command: Command, status: number, result = 0): void {
+    const { sq, cid } = command;
+    const field = status === Status.SUCCESS ? status : this.owner.failed(command, statusField(status));
+    this.#enqueue({ sq, cid, status: field, result });
+    this.#release(command);
+  }
+
+  /** Ends a command by what was thrown. */
+  completeError(command: Command, error: unknown): void {
+    this.complete(command, this.#statusOf(error));
+  }
+
+  /** A command that stays with the controller for an unknown time (Asynchronous Event Request): not counted as under way. */
+  park(command: Command): void {
+    this.#release(command);
+  }
+
+  /** Completes a parked command. */
+  completeParked(sq: SubmissionQueue, cid: number, status: number, result: number): void {
+    this.#enqueue({ sq, cid, status: statusField(status), result });
+  }
+
+  /** Settles when all commands of a queue have ended; none is fetched from it any more. */
+  drainSubmission(sq: SubmissionQueue): Promise<void> {
+    sq.deleted = true;
+    return new Promise((resolve) => {
+      if (sq.outstanding === 0) resolve();
+      else sq.onDrained = resolve;
+    });
+  }
+
+  #statusOf(error: unknown): number {
+    if (error instanceof CommandError) return error.status;
+    if (error instanceof DmaFault) return Status.DATA_TRANSFER_ERROR;
+    const text = error instanceof DevstateError ? `${error.message} (${error.code})` : String(error);
+    this.owner.host.log('error', `command failed: ${text}`);
+    return Status.INTERNAL_ERROR;
+  }
+
+  #mayFetch(sq: SubmissionQueue): boolean {
+    if (!this.#fetching || sq.deleted || sq.fetching) return false;
+    const { held, full } = sq.cq;
+    if (held.length >= MAX_HELD || (held.length > 0 && full)) return false;
+    if (this.#outstanding < MAX_OUTSTANDING) return true;
+    this.#starved = true;
+    return false;
+  }
+
+  #service(sq: SubmissionQueue): void {
+    if (sq.head === sq.tail) return;
+    this.#batches++;
+    try {
+      for (let left = BATCH; sq.head !== sq.tail && this.#mayFetch(sq); left--) {
+        if (left === 0) {
+          setImmediate(() => this.#service(sq));
+          break;
+        }
+        const words = sq.ring.words(this.owner.host.memory);
+        if (words === undefined) {
+          void this.#fetchRemote(sq);
+          break;
+        }
+        const command = this.#take(sq);
+        const at = sq.head * (SQ_ENTRY_SIZE / 4);
+        for (let i = 0; i < SQ_ENTRY_SIZE / 4; i++) command.words[i] = words[at + i]!;
+        sq.head = sq.head + 1 === sq.size ? 0 : sq.head + 1;
+        this.#execute(command);
+      }
+    } catch (error) {
+      this.#ringFailed(`submission queue ${sq.id}`, error);
+    } finally {
+      this.#endBatch();
+    }
+  }
+
+  async #fetchRemote(sq: SubmissionQueue): Promise<void> {
+    sq.fetching = true;
+    this.activity.begin();
+    try {
+      const end = sq.tail > sq.head ? sq.tail : sq.size;
+      const count = Math.min(end - sq.head, BATCH);
+      const words = new Int32Array((count * SQ_ENTRY_SIZE) / 4);
+      const bytes = new Uint8Array(words.buffer);
+      await this.owner.host.memory.read(sq.base + sq.head * SQ_ENTRY_SIZE, bytes);
+      sq.fetching = false;
+      this.#batches++;
+      for (let i = 0; i < count && this.#mayFetch(sq); i++) {
+        const command = this.#take(sq);
+        command.words.set(words.subarray((i * SQ_ENTRY_SIZE) / 4, ((i + 1) * SQ_ENTRY_SIZE) / 4));
+        sq.head = sq.head + 1 === sq.size ? 0 : sq.head + 1;
+        this.#execute(command);
+      }
+      this.#endBatch();
+      setImmediate(() => this.#service(sq));
+    } catch (error) {
+      sq.fetching = false;
+      this.#ringFailed(`submission queue ${sq.id}`, error);
+    } finally {
+      this.activity.end();
+    }
+  }
+
+  #execute(command: Command): void {
+    try {
+      this.owner.execute(command);
+    } catch (error) {
+      this.completeError(command, error);
+    }
+  }
+
+  #take(sq: SubmissionQueue): Command {
+    const command = this.#free.pop() ?? new Command();
+    command.sq = sq;
+    sq.outstanding++;
+    this.#outstanding++;
+    this.activity.begin();
+    return command;
+  }
+
+  #release(command: Command): void {
+    const { sq } = command;
+    this.#free.push(command);
+    this.#outstanding--;
+    if (--sq.outstanding === 0) sq.onDrained?.();
+    if (this.#starved && this.#outstanding <= MAX_OUTSTANDING / 2) {
+      this.#starved = false;
+      setImmediate(() => this.#serviceAll());
+    }
+    this.activity.end();
+  }
+
+  #serviceAll(): void {
+    for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
+  }
+
+  #serviceBound(cq: CompletionQueue): void {
+    for (const sq of this.submission) if (sq?.cq === cq) this.#service(sq);
+  }
+
+  #enqueue(completion: HeldCompletion): void {
+    const { cq } = completion.sq;
+    if (!this.#posting) return;
+    cq.held.push(completion);
+    this.#batches++;
+    this.#post(cq);
+    this.#endBatch();
+  }
+
+  /** Writes held completions while there is room. */
+  #post(cq: CompletionQueue): void {
+    if (cq.posting || cq.held.length === 0) return;
+    try {
+      const words = cq.ring.words(this.owner.host.memory);
+      if (words === undefined) {
+        void this.#postRemote(cq);
+        return;
+      }
+      let posted = 0;
+      for (; posted < cq.held.length && !cq.full; posted++) {
+        const { phase } = cq;
+        const index = cq.advance();
+        writeEntry(words, index * (CQ_ENTRY_SIZE / 4), cq.held[posted]!, phase);
+        this.owner.host.memory.written(cq.base + index * CQ_ENTRY_SIZE, CQ_ENTRY_SIZE);
+      }
+      if (posted === 0) return;
+      if (posted === cq.held.length) cq.held.length = 0;
+      else cq.held.splice(0, posted);
+      this.#announceLater(cq);
+    } catch (error) {
+      this.#ringFailed(`completion queue ${cq.id}`, error);
+    }
+  }
+
+  async #postRemote(cq: CompletionQueue): Promise<void> {
+    cq.posting = true;
+    this.activity.begin();
+    try {
+      const words = new Int32Array(CQ_ENTRY_SIZE / 4);
+      const bytes = new Uint8Array(words.buffer);
+      while (this.#posting && cq.held.length > 0 && !cq.full) {
+        const { phase } = cq;
+        // Taken before the write: the guest may consume the entry before we learn that it was written.
+        const index = cq.advance();
+        writeEntry(words, 0, cq.held.shift()!, phase);
+        await this.owner.host.memory.write(cq.base + index * CQ_ENTRY_SIZE, bytes);
+        if (this.#posting) this.owner.announce(cq);
+      }
+    } catch (error) {
+      this.#ringFailed(`completion queue ${cq.id}`, error);
+    } finally {
+      cq.posting = false;
+      this.activity.end();
+    }
+    if (this.#fetching && !cq.deleted) this.#serviceBound(cq);
+  }
+
+  #announceLater(cq: CompletionQueue): void {
+    if (cq.due) return;
+    cq.due = true;
+    this.#due.push(cq);
+  }
+
+  #endBatch(): void {
+    if (--this.#batches > 0) return;
+    for (const cq of this.#due) {
+      cq.due = false;
+      this.owner.announce(cq);
+    }
+    this.#due.length = 0;
+  }
+
+  #ringFailed(what: string, error: unknown): void {
+    this.abandon();
+    this.owner.fatal(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}
+
+/** Writes a completion queue entry; the dword with the phase tag last, because the guest goes by it. */
+function writeEntry(words: Int32Array, at: number, completion: HeldCompletion, phase: number): void {
+  const { sq, cid, status, result } = completion;
+  words[at] = result;
+  words[at + 1] = 0;
+  words[at + 2] = sq.head | (sq.id << 16);
+  Atomics.store(words, at + 3, cid | (phase << 16) | (status << 17));
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate load`: a device's state from a file. */
+
+import { Command } from 'commander';
+import { load } from '../operations/index.js';
+import { migrationSocketOption, thenOption } from './options.js';
+import { formatBytes } from './output.js';
+
+interface LoadCommandOptions {
+  migrationSocket: string;
+  then: 'run' | 'stop';
+}
+
+export function loadCommand(): Command {
+  return new Command('load')
+    .description("load a device's state from a file")
+    .addOption(migrationSocketOption())
+    .addOption(thenOption())
+    .argument('<file>', 'a saved state; - for stdin')
+    .action(async (input: string, options: LoadCommandOptions) => {
+      const { bytes } = await load({ ...options, input });
+      process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);
+    });
+}

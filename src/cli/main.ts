@@ -1,0 +1,41 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
+/** The command line: one file per command, put together here. */
+
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { ExitCode } from '../errors.js';
+import { inspectCommand } from './inspect.js';
+import { loadCommand } from './load.js';
+import { migrateCommand } from './migrate.js';
+import { printError } from './output.js';
+import { recoverCommand } from './recover.js';
+import { saveCommand } from './save.js';
+import { serveCommand } from './serve.js';
+
+const packageJson = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
+  version: string;
+};
+
+const program = new Command('devstate')
+  .description('Live migration and device state for vfio-user devices')
+  .version(`devstate ${packageJson.version}, vfio-user 0.2, envelope 1`)
+  .showHelpAfterError('(devstate COMMAND --help shows the options)')
+  .exitOverride();
+
+for (const add of [serveCommand, migrateCommand, recoverCommand, saveCommand, loadCommand, inspectCommand]) {
+  program.addCommand(add());
+}
+// Options of a subcommand are wrong in the same way as those of the program.
+for (const command of [...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
+  command.exitOverride();
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) {
+    // commander has printed it; help and version are no errors.
+    process.exitCode = error.exitCode === 0 ? ExitCode.done : ExitCode.usage;
+  } else process.exitCode = printError(error);
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate migrate`: moves a VM and its vfio-user devices from one QEMU to another. */
+
+import { Command } from 'commander';
+import { type DevicePair, type MigrateResult, migrate } from '../operations/index.js';
+import { deviceCollector, outputOption, parsePositive, parseSize } from './options.js';
+import { formatBytes, formatMs, printColumns, printJson } from './output.js';
+import { createProgress } from './progress.js';
+
+interface MigrateCommandOptions {
+  sourceQmp: string;
+  destQmp: string;
+  uri: string;
+  device: DevicePair[];
+  downtimeMs: number;
+  timeoutS: number;
+  bandwidth?: number;
+  output: 'text' | 'json';
+}
+
+export function migrateCommand(): Command {
+  return new Command('migrate')
+    .description('move a running VM and its vfio-user devices to another QEMU')
+    .requiredOption('--source-qmp <path>', 'QMP socket of the QEMU that runs the VM')
+    .requiredOption('--dest-qmp <path>', 'QMP socket of the QEMU that waits for it (-S -incoming defer)')
+    .requiredOption('--uri <uri>', 'where QEMU sends the VM: unix:PATH or tcp:HOST:PORT')
+    .requiredOption(
+      '--device <id,source=path,dest=path>',
+      "a device: QEMU's id, migration sockets of its servers (repeatable)",
+      deviceCollector(['source', 'dest']),
+      [],
+    )
+    .option('--downtime-ms <ms>', "bound for QEMU's own part of the pause", parsePositive, 300)
+    .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
+    .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize)
+    .addOption(outputOption())
+    .action(run);
+}
+
+async function run(options: MigrateCommandOptions): Promise<void> {
+  const cancel = new AbortController();
+  const onSignal = (): void => cancel.abort();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, onSignal);
+  const progress = createProgress(options.output);
+  try {
+    const result = await migrate(
+      {
+        sourceQmp: options.sourceQmp,
+        destQmp: options.destQmp,
+        uri: options.uri,
+        devices: options.device,
+        downtimeMs: options.downtimeMs,
+        timeoutMs: options.timeoutS * 1000,
+        bytesPerSecond: options.bandwidth ?? 0,
+      },
+      { signal: cancel.signal, progress: progress.update },
+    );
+    progress.end();
+    if (options.output === 'json') printJson(result);
+    else printResult(result);
+  } finally {
+    progress.end();
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, onSignal);
+  }
+}
+
+function printResult(result: MigrateResult): void {
+  const { downtime, bytes } = result;
+  const devstate = `devstate ${formatMs(downtime.devstateMs)}, QEMU ${formatMs(downtime.qemuMs)}`;
+  printColumns([
+    [
+      'Status',
+      result.running ? 'completed, running at the destination' : 'completed, paused at the destination',
+    ],
+    ['Time', formatMs(result.totalMs)],
+    ['Downtime', `${formatMs(downtime.totalMs)} (${devstate})`],
+    ['RAM sent', formatBytes(bytes.ram)],
+    ['Device state', `${formatBytes(bytes.precopy)} in pre-copy, ${formatBytes(bytes.stop)} at the stop`],
+    ['Dirty pages', `${result.dirtyPages} written by devices (${formatBytes(bytes.pages)})`],
+    ...result.devices.map(
+      (device) =>
+        [
+          `Device ${device.id}`,
+          `${device.format?.name ?? 'format unknown'} ${device.format?.version ?? ''}`,
+        ] as const,
+    ),
+  ]);
+  for (const warning of result.warnings) process.stderr.write(`warning: ${warning}\n`);
+}

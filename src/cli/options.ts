@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Parsers of option values that several commands have. They throw what commander shows with the option's name. */
+
+import { InvalidArgumentError, Option } from 'commander';
+
+const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
+
+/** `64M` → bytes. */
+export function parseSize(text: string): number {
+  const match = /^(\d+)([KMGT]?)$/i.exec(text);
+  const size = Number(match?.[1]) * (SUFFIXES[match?.[2]?.toUpperCase() ?? ''] ?? Number.NaN);
+  if (!Number.isSafeInteger(size) || size <= 0) {
+    throw new InvalidArgumentError('A size is a number of bytes, with K, M, G or T behind it if need be.');
+  }
+  return size;
+}
+
+/** A positive number. */
+export function parsePositive(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isFinite(value) || value <= 0) {
+    throw new InvalidArgumentError('It must be a number greater than 0.');
+  }
+  return value;
+}
+
+/** `KEY=VALUE`, collected over repetitions. */
+export function collectParameter(text: string, collected: Record<string, string>): Record<string, string> {
+  const equals = text.indexOf('=');
+  if (equals < 1) throw new InvalidArgumentError('A parameter is given as KEY=VALUE.');
+  return { ...collected, [text.slice(0, equals)]: text.slice(equals + 1) };
+}
+
+/**
+ * `ID,key=PATH,…` with exactly `keys`, collected over repetitions. A comma in a path is written twice, as for QEMU.
+ */
+export function deviceCollector<Key extends string>(keys: readonly Key[]) {
+  type Device = { id: string } & Record<Key, string>;
+  return (text: string, collected: Device[]): Device[] => {
+    const form = `ID,${keys.map((key) => `${key}=PATH`).join(',')}`;
+    const [id = '', ...parts] = text.split(/(?<!,),(?!,)/).map((part) => part.replaceAll(',,', ','));
+    const given = new Map(
+      parts.map((part) => [part.slice(0, part.indexOf('=')), part.slice(part.indexOf('=') + 1)] as const),
+    );
+    const complete = parts.length === keys.length && keys.every((key) => (given.get(key) ?? '') !== '');
+    if (id === '' || id.includes('=') || !complete)
+      throw new InvalidArgumentError(`A device is given as ${form}.`);
+    return [...collected, { id, ...Object.fromEntries(given) } as Device];
+  };
+}
+
+export function outputOption(): Option {
+  return new Option('-o, --output <format>', 'how to print the result')
+    .choices(['text', 'json'])
+    .default('text');
+}
+
+export function migrationSocketOption(): Option {
+  return new Option(
+    '--migration-socket <path>',
+    "the device server's migration socket",
+  ).makeOptionMandatory();
+}
+
+export function thenOption(): Option {
+  return new Option('--then <what>', 'what the device does afterwards')
+    .choices(['run', 'stop'])
+    .default('run');
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What commands print: data on stdout, everything else on stderr. */
+
+import { asDevstateError, type ExitCode } from '../errors.js';
+
+/** One JSON object, the whole output of a command with `-o json`. */
+export function printJson(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+}
+
+/** `Key: value` lines, values in a column. */
+export function printColumns(rows: readonly (readonly [key: string, value: string])[]): void {
+  const width = Math.max(...rows.map(([key]) => key.length)) + 1;
+  for (const [key, value] of rows) process.stdout.write(`${`${key}:`.padEnd(width)}  ${value}\n`);
+}
+
+/** Says on stderr what went wrong. @returns the exit code for it */
+export function printError(error: unknown): ExitCode {
+  const { code, message, exitCode } = asDevstateError(error);
+  process.stderr.write(`error: ${message} [${code}]\n`);
+  if (code === 'DEVSTATE_E_INTERNAL' && error instanceof Error && error.stack !== undefined) {
+    process.stderr.write(`${error.stack}\n`);
+  }
+  return exitCode;
+}
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+
+/** `1536` → `1.5 KiB`. */
+export function formatBytes(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 ? value : value.toFixed(1)} ${UNITS[unit]}`;
+}
+
+/** `12.3 ms`, `4.56 s`. */
+export function formatMs(ms: number): string {
+  return ms < 1000 ? `${ms.toFixed(1)} ms` : `${(ms / 1000).toFixed(2)} s`;
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Progress on stderr: a bar on a terminal, JSON lines with `-o json`, else a line for each phase. */
+
+import { styleText } from 'node:util';
+import type { MigrateProgress } from '../operations/index.js';
+import { formatBytes } from './output.js';
+
+export interface ProgressView {
+  readonly update: (progress: MigrateProgress) => void;
+  /** Leaves the terminal as it should be. May be called again. */
+  readonly end: () => void;
+}
+
+const BAR_WIDTH = 24;
+
+export function createProgress(output: 'text' | 'json'): ProgressView {
+  if (output === 'json') {
+    return { update: (progress) => process.stderr.write(`${JSON.stringify(progress)}\n`), end: () => {} };
+  }
+  return process.stderr.isTTY ? bar() : lines();
+}
+
+function lines(): ProgressView {
+  let last = '';
+  return {
+    update: ({ phase }) => {
+      if (phase !== last) process.stderr.write(`${phase}\n`);
+      last = phase;
+    },
+    end: () => {},
+  };
+}
+
+function bar(): ProgressView {
+  let drawn = false;
+  return {
+    update: (progress) => {
+      const width = process.stderr.columns || 80;
+      // Back to the start of the line, and clear what a longer one has left.
+      process.stderr.write(`\r${barText(progress, width)}\x1b[K`);
+      drawn = true;
+    },
+    end: () => {
+      if (drawn) process.stderr.write('\n');
+      drawn = false;
+    },
+  };
+}
+
+/** One line, at most `width - 1` columns wide, so that the terminal does not wrap it. */
+export function barText(progress: MigrateProgress, width: number): string {
+  const { phase, ramTotal = 0, ramRemaining = 0, bitsPerSecond = 0, deviceBytes = 0 } = progress;
+  const name = phase.padEnd(10);
+  if (phase !== 'precopy' || ramTotal === 0) return name.slice(0, width - 1);
+  const done = Math.min(1, Math.max(0, 1 - ramRemaining / ramTotal));
+  const filled = Math.round(done * BAR_WIDTH);
+  const gauge = `[${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${String(Math.round(done * 100)).padStart(3)} %`;
+  const rate = `${formatBytes(bitsPerSecond / 8)}/s`;
+  const device = deviceBytes > 0 ? `  device ${formatBytes(deviceBytes)}` : '';
+  const text = `${name} ${gauge}  ${rate}${device}`.slice(0, width - 1);
+  return process.env.NO_COLOR === undefined ? text.replace(gauge, styleText('cyan', gauge)) : text;
+}

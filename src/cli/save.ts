@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate save`: a device's state into a file. */
+
+import { Command } from 'commander';
+import { save } from '../operations/index.js';
+import { migrationSocketOption, thenOption } from './options.js';
+import { formatBytes, formatMs } from './output.js';
+
+interface SaveCommandOptions {
+  migrationSocket: string;
+  output: string;
+  then: 'run' | 'stop';
+}
+
+export function saveCommand(): Command {
+  return new Command('save')
+    .description("save a device's state to a file; the device stops meanwhile")
+    .addOption(migrationSocketOption())
+    .requiredOption('-o, --output <file>', 'where to; - for stdout')
+    .addOption(thenOption())
+    .action(async (options: SaveCommandOptions) => {
+      const { bytes, stoppedMs } = await save(options);
+      process.stderr.write(`saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}\n`);
+    });
+}

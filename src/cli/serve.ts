@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate serve nvme`: a device server, until it is told to end. */
+
+import { existsSync } from 'node:fs';
+import { Command, Option } from 'commander';
+import { DeviceRuntime } from '../device/index.js';
+import { createAlderNvme } from '../devices/nvme/alder/index.js';
+import { ImageFile } from '../devices/nvme/image-file.js';
+import { DevstateError } from '../errors.js';
+import { Server } from '../server/index.js';
+import { createLog } from './logger.js';
+import { collectParameter, parseSize } from './options.js';
+
+interface ServeNvmeOptions {
+  socket: string;
+  migrationSocket?: string;
+  image: string;
+  size?: number;
+  vendor: 'alder';
+  param: Record<string, string>;
+  incoming?: boolean;
+}
+
+/** Size of an image that is created without --size. */
+const DEFAULT_IMAGE_SIZE = 64 * 2 ** 20;
+
+export function serveCommand(): Command {
+  return new Command('serve').description('serve a device over vfio-user').addCommand(serveNvmeCommand());
+}
+
+function serveNvmeCommand(): Command {
+  return new Command('nvme')
+    .description('an NVMe controller with one namespace in an image file')
+    .requiredOption('--socket <path>', 'where the VMM connects')
+    .option('--migration-socket <path>', 'where managers connect')
+    .requiredOption('--image <file>', 'raw image of the namespace; created if it is not there')
+    .option('--size <size>', 'size of the namespace (of a new image: 64M)', parseSize)
+    .addOption(new Option('--vendor <name>', 'whose implementation').choices(['alder']).default('alder'))
+    .option('--param <key=value>', 'a parameter of the device model (repeatable)', collectParameter, {})
+    .option('--incoming', "be a migration's destination: leave the image alone until state is loaded")
+    .action(serveNvme);
+}
+
+async function serveNvme(options: ServeNvmeOptions): Promise<void> {
+  if (options.socket === options.migrationSocket) {
+    throw new DevstateError(
+      'DEVSTATE_E_USAGE',
+      '--socket and --migration-socket are the same path; give each its own',
+    );
+  }
+  const log = createLog('nvme');
+  const incoming = options.incoming === true;
+  const image = openImage(options, incoming);
+  try {
+    const device = createAlderNvme({ image, parameters: options.param });
+    const server = new Server({
+      device: new DeviceRuntime(device, { name: 'nvme', log }),
+      socketPath: options.socket,
+      ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),
+      log,
+    });
+    log('info', `serving ${options.image} at ${options.socket}${incoming ? ', incoming' : ''}`);
+    await untilSignal();
+    await server.close();
+  } finally {
+    await image.close();
+  }
+}
+
+function openImage(options: ServeNvmeOptions, incoming: boolean): ImageFile {
+  const isNew = !incoming && !existsSync(options.image);
+  const size = options.size ?? (isNew ? DEFAULT_IMAGE_SIZE : undefined);
+  return ImageFile.open({ path: options.image, lock: !incoming, ...(size === undefined ? {} : { size }) });
+}
+
+/** Settles at SIGTERM or SIGINT. */
+function untilSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve());
+  });
+}

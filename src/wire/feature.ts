@@ -77,7 +77,17 @@ export interface DmaLoggingReport extends DmaRange {
 
 export function decodeDmaLoggingReport(view: DataView, at: number, end: number): DmaLoggingReport {
   requireBytes(view, at, end, DMA_LOGGING_REPORT_LENGTH, 'DMA_LOGGING_REPORT');
-  return { iova: readU64(view, at), length: readU64(view, at + 8), pageSize: readU64(view, at + 16) };
+  const report = { iova: readU64(view, at), length: readU64(view, at + 8), pageSize: readU64(view, at + 16) };
+  // Here, because the length of the reply depends on it.
+  if (!isPowerOfTwo(report.pageSize)) {
+    throw new RequestError(Errno.EINVAL, `page size ${report.pageSize} is not a power of two`);
+  }
+  return report;
+}
+
+/** Exact for all safe integers, which a logarithm is not. */
+export function isPowerOfTwo(value: number): boolean {
+  return value >= 1 && 2 ** Math.round(Math.log2(value)) === value;
 }
 
 export function encodeDmaLoggingReport(view: DataView, at: number, report: DmaLoggingReport): void {
@@ -109,6 +119,7 @@ export function encodeDmaMapEntries(view: DataView, at: number, entries: readonl
 }
 
 export function decodeDmaMapEntries(view: DataView, at: number, end: number): DmaMapEntry[] {
+  requireBytes(view, at, end, 0, 'DEVSTATE_DMA_MAPS');
   return Array.from({ length: Math.floor((end - at) / DMA_MAP_ENTRY_LENGTH) }, (_, i) => {
     const position = at + i * DMA_MAP_ENTRY_LENGTH;
     return {

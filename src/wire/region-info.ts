@@ -109,7 +109,8 @@ export function decodeRegionInfo(view: DataView, at: number, end: number): Regio
     offset: readU64(view, at + 24),
   };
   let position = view.getUint32(at + 12, true);
-  let last = 0;
+  // Below the first place behind the fixed part, so that no capability lies inside it.
+  let last = REGION_INFO_LENGTH - 1;
   for (let count = 0; position !== 0; count++) {
     if (count === MAX_CAPABILITIES || position <= last || at + position + 16 > end) {
       throw new RequestError(Errno.EPROTO, 'region capability chain leaves its message');

@@ -4,7 +4,7 @@
  * written and not how much memory the guest has.
  */
 
-import { type DmaRange, dirtyBitmapLength, Errno, RequestError } from '../wire/index.js';
+import { type DmaRange, dirtyBitmapLength, Errno, isPowerOfTwo, RequestError } from '../wire/index.js';
 
 /** Finest page size that we log at, and the default. */
 export const MIN_LOG_PAGE_SIZE = 4096;
@@ -77,7 +77,8 @@ export class DirtyLog {
 
   /**
    * Writes the bitmap of [iova, iova + length) into `bitmap` (cleared first), a bit for each `pageSize` bytes, least
-   * significant first, and forgets what it reported. @throws RequestError EINVAL for an impossible range or page size
+   * significant first, and forgets the pages that lie in the range as a whole: of a page reported in part, the rest has
+   * still to be told. @throws RequestError EINVAL, EOVERFLOW or E2BIG for an impossible range or page size
    */
   report(iova: number, length: number, pageSize: number, bitmap: Uint8Array): void {
     requireReport(iova, length, pageSize);
@@ -94,44 +95,48 @@ export class DirtyLog {
         base,
         Math.max(firstPage - base, 0),
         Math.min(lastPage - base, CHUNK_PAGES - 1),
-        (page) => setBits(bitmap, iova, length, pageSize, page * this.pageSize, this.pageSize),
+        (page) => {
+          const start = page * this.pageSize;
+          setBits(bitmap, iova, length, pageSize, start, this.pageSize);
+          return start >= iova && start + this.pageSize <= iova + length;
+        },
       );
       if (chunk.every((word) => word === 0)) this.#chunks.delete(index);
     }
   }
 
-  /** Calls `found` for each set bit of a chunk from `first` to `last` and clears it. */
+  /** Calls `found` for each set bit of a chunk from `first` to `last`, and clears it if that returns true. */
   #reportChunk(
     chunk: Uint32Array,
     base: number,
     first: number,
     last: number,
-    found: (page: number) => void,
+    found: (page: number) => boolean,
   ): void {
     for (let word = first >>> 5; word <= last >>> 5; word++) {
       let bits = chunk[word]!;
       if (word === first >>> 5) bits &= -1 << (first & 31);
       if (word === last >>> 5 && (last & 31) !== 31) bits &= (1 << ((last & 31) + 1)) - 1;
-      chunk[word]! &= ~bits;
       while (bits !== 0) {
-        const bit = 31 - Math.clz32(bits & -bits);
+        const lowest = bits & -bits;
         bits &= bits - 1;
-        found(base + word * 32 + bit);
+        if (found(base + word * 32 + 31 - Math.clz32(lowest))) chunk[word]! &= ~lowest;
       }
     }
   }
 }
 
 function requirePageSize(pageSize: number): void {
-  if (pageSize < 1 || !Number.isInteger(Math.log2(pageSize))) {
+  if (!isPowerOfTwo(pageSize)) {
     throw new RequestError(Errno.EINVAL, `page size ${pageSize} is not a power of two`);
   }
 }
 
 function requireReport(iova: number, length: number, pageSize: number): void {
   requirePageSize(pageSize);
-  if (length === 0 || !Number.isSafeInteger(iova + length)) {
-    throw new RequestError(Errno.EINVAL, `dirty report of ${length} bytes at 0x${iova.toString(16)}`);
+  if (length === 0) throw new RequestError(Errno.EINVAL, 'dirty report of nothing');
+  if (!Number.isSafeInteger(iova + length)) {
+    throw new RequestError(Errno.EOVERFLOW, `dirty report of ${length} bytes at 0x${iova.toString(16)}`);
   }
   if (dirtyBitmapLength(length, pageSize) > MAX_BITMAP_LENGTH) {
     throw new RequestError(Errno.E2BIG, `dirty report of ${length} bytes: ask for less at a time`);

@@ -124,6 +124,8 @@ export class MessageSocket {
   #have = 0;
   #want: number;
   #watched = 0;
+  /** Within `handler.message`. */
+  #delivering = false;
   #paused = false;
   #closed = false;
   #ending = false;
@@ -207,11 +209,12 @@ export class MessageSocket {
   }
 
   /**
-   * To be called within `handler.message`: the frame's bytes and view stay as they are for as long as the handler
-   * holds on to them, because later messages are received elsewhere. Its fds are still closed unless taken.
+   * Called within `handler.message`: leaves the buffer of this message to the handler, and receives later messages
+   * elsewhere. `view` and `bytes` must be read from the frame before, as they are those of the new buffer afterwards;
+   * fds are still closed unless taken. Outside `handler.message` there is nothing to keep, and nothing happens.
    */
   keepFrame(): void {
-    this.#frame.grow(Math.min(INITIAL_BUFFER, this.#limits.maxMessageLength), 0);
+    if (this.#delivering) this.#frame.grow(Math.min(INITIAL_BUFFER, this.#limits.maxMessageLength), 0);
   }
 
   /** Stops receiving after the current message. Whether the peer goes away is not noticed until {@link resume}. */
@@ -352,11 +355,13 @@ export class MessageSocket {
     frame.length = this.#want;
     this.#have = 0;
     this.#want = this.#framing.headerLength;
+    this.#delivering = true;
     try {
       this.#handler.message(frame);
     } catch (error) {
       this.close(asDevstateError(error));
     }
+    this.#delivering = false;
     if (frame.fds.length > 0) {
       closeAll(frame.fds);
       frame.fds.length = 0;

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The command under test, as a user runs it: `devstate` in a process of its own. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
+/** How long a server may take to listen. */
+const START_MS = 30_000;
+
+/** One run of `devstate`. */
+export class Devstate {
+  readonly process: ChildProcess;
+  stdout = '';
+  stderr = '';
+  readonly #exited: Promise<number>;
+  readonly #watchers = new Set<() => void>();
+
+  constructor(args: readonly string[]) {
+    this.process = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.process.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      this.stdout += text;
+    });
+    this.process.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      this.stderr += text;
+      for (const watch of this.#watchers) watch();
+    });
+    this.#exited = once(this.process, 'close').then(([code, signal]) => {
+      for (const watch of this.#watchers) watch();
+      return code ?? 128 + (signal === 'SIGKILL' ? 9 : 15);
+    });
+  }
+
+  /** Exit code, once it has ended and all its output is here. */
+  get exited(): Promise<number> {
+    return this.#exited;
+  }
+
+  get hasEnded(): boolean {
+    return this.process.exitCode !== null || this.process.signalCode !== null;
+  }
+
+  /** Resolves when stderr has `pattern`; rejects when the process ends without. */
+  saysOnStderr(pattern: RegExp): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const watch = (): void => {
+        if (pattern.test(this.stderr)) resolve();
+        else if (this.hasEnded) reject(new Error(`devstate ended without saying ${pattern}: ${this.stderr}`));
+        else return;
+        this.#watchers.delete(watch);
+      };
+      this.#watchers.add(watch);
+      watch();
+    });
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.process.kill(signal);
+  }
+
+  /** Ends it, by SIGKILL unless told otherwise, and waits for its end. May be called again. */
+  async end(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    if (!this.hasEnded) this.process.kill(signal);
+    await this.#exited;
+  }
+}
+
+/** Runs a command to its end. */
+export async function devstate(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const run = new Devstate(args);
+  const code = await run.exited;
+  return { code, stdout: run.stdout, stderr: run.stderr };
+}
+
+/** A `devstate serve nvme` that listens. */
+export async function serveNvme(options: {
+  socket: string;
+  migrationSocket: string;
+  image: string;
+  args?: readonly string[];
+}): Promise<Devstate> {
+  const { socket, migrationSocket, image, args = [] } = options;
+  const server = new Devstate([
+    ...['serve', 'nvme', '--socket', socket, '--migration-socket', migrationSocket, '--image', image],
+    ...args,
+  ]);
+  const deadline = Date.now() + START_MS;
+  while (!existsSync(socket) || !existsSync(migrationSocket)) {
+    if (server.hasEnded) throw new Error(`the server ended: ${server.stderr}`);
+    if (Date.now() > deadline) throw new Error('the server does not listen');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  return server;
+}

@@ -2,17 +2,16 @@
 /** A buffer in guest memory, made of pages from anywhere, and how NVMe is told of it: PRP entries and PRP lists. */
 
 import { writeU64 } from '../wire/index.js';
-import type { GuestMachine } from './machine.js';
 import { PAGE_SIZE, type PageAllocator } from './page-allocator.js';
 import type { GuestRam } from './ram.js';
 
-/** Who knows the machine that the guest's memory is in at present: it changes when the guest is migrated. */
-export interface MachineOwner {
-  readonly machine: GuestMachine;
+/** Who knows where the guest's memory is at present: that changes when the guest is migrated. */
+export interface MemoryOwner {
+  readonly machine: { readonly ram: GuestRam; readonly pages: PageAllocator };
 }
 
 export class DmaBuffer {
-  readonly #owner: MachineOwner;
+  readonly #owner: MemoryOwner;
   /** Guest-physical addresses of the pages. */
   readonly pages: readonly number[];
   /** Where the buffer begins in its first page. */
@@ -20,7 +19,7 @@ export class DmaBuffer {
   /** Bytes. */
   readonly length: number;
 
-  private constructor(owner: MachineOwner, pages: readonly number[], offset: number, length: number) {
+  private constructor(owner: MemoryOwner, pages: readonly number[], offset: number, length: number) {
     this.#owner = owner;
     this.pages = pages;
     this.offset = offset;
@@ -28,7 +27,7 @@ export class DmaBuffer {
   }
 
   /** @param offset in the first page, a multiple of 4. @throws DEVSTATE_E_GUEST_MEMORY */
-  static allocate(owner: MachineOwner, length: number, offset = 0): DmaBuffer {
+  static allocate(owner: MemoryOwner, length: number, offset = 0): DmaBuffer {
     if (length < 1 || offset < 0 || offset >= PAGE_SIZE || offset % 4 !== 0) {
       throw new RangeError(`DMA buffer of ${length} bytes at ${offset} of a page`);
     }

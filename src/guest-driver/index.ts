@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A guest without a VMM: memory, interrupts and an NVMe driver, for demonstrations, benchmarks and tests. */
 
-export { type DataPointer, DmaBuffer, describeByPrps, type MachineOwner } from './dma-buffer.js';
+export { type DataPointer, DmaBuffer, describeByPrps, type MemoryOwner } from './dma-buffer.js';
 export type { ControllerInfo, NamespaceInfo } from './identify.js';
 export { GuestMachine, type GuestMachineOptions } from './machine.js';
 export { type GuestPlace, type MoveOptions, type MoveReport, moveGuest } from './move.js';

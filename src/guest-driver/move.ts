@@ -30,6 +30,8 @@ export interface MoveOptions {
   readonly rounds?: number;
   /** Called after each round while the guest runs. */
   readonly onRound?: (round: number) => void | Promise<void>;
+  /** Called in the pause, when everything is at the destination and nothing runs: both memories must be equal now. */
+  readonly onCopied?: (from: GuestMachine, to: GuestMachine) => void;
 }
 
 export interface MoveReport {
@@ -126,6 +128,7 @@ class Move {
     const before = this.#devicePages;
     memoryBytes.paused = this.#to.ram.copyFrom(ram, await this.#written());
     lap();
+    options.onCopied?.(this.#driver.machine, this.#to);
     await this.#destination.setState(MigrationState.STOP);
     lap();
     await this.#to.enableDevice();

@@ -145,13 +145,24 @@ export class NvmeDriver implements QueueOwner {
     await this.#write64(Register.ACQ, admin.cqAddress);
     await machine.write32(Register.CC, Cc.EN | (SQES << Cc.IOSQES_SHIFT) | (CQES << Cc.IOCQES_SHIFT));
     await this.#waitStatus(Csts.RDY, Csts.RDY, readyTimeoutMs);
-    for (let vector = 0; vector < machine.vectors; vector++) machine.onInterrupt(vector, this.#interrupted);
+    this.#adopt(machine);
 
     this.#controller = decodeController(await this.#identify(IdentifyCns.CONTROLLER, 0), minPageSize);
     this.#namespace = decodeNamespace(await this.#identify(IdentifyCns.NAMESPACE, NSID));
     await this.#createIoQueues(options, (low & 0xffff) + 1);
     // It would be polled for as long as the driver lives.
     if (!this.#polling) this.#awaitEvent();
+  }
+
+  /** Listens to the machine's interrupts, and to its end. */
+  #adopt(machine: GuestMachine): void {
+    if (!this.#polling) {
+      for (let vector = 0; vector < machine.vectors; vector++) machine.onInterrupt(vector, this.#interrupted);
+    }
+    void machine.client.closed().then(() => {
+      if (machine !== this.#machine) return;
+      this.fail(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the device server has left the guest'));
+    });
   }
 
   #addQueue(id: number, entries: number): QueuePair {
@@ -352,7 +363,7 @@ export class NvmeDriver implements QueueOwner {
       machine.holdInterrupts();
       machine.inject(this.#machine.takePending());
       this.#machine = machine;
-      for (let vector = 0; vector < machine.vectors; vector++) machine.onInterrupt(vector, this.#interrupted);
+      this.#adopt(machine);
     }
     this.#pausedSince = undefined;
     for (const queue of this.#queues) {

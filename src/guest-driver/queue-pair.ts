@@ -18,7 +18,8 @@ import {
 } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
 import { writeU64 } from '../wire/index.js';
-import { type DataPointer, type DmaBuffer, describeByPrps, type MachineOwner } from './dma-buffer.js';
+import { type DataPointer, type DmaBuffer, describeByPrps, type MemoryOwner } from './dma-buffer.js';
+import type { GuestMachine } from './machine.js';
 import { PAGE_SIZE } from './page-allocator.js';
 
 /** A command as its issuer describes it; dwords that are left out are 0. */
@@ -56,7 +57,8 @@ export interface DriverCounters {
 }
 
 /** What a queue pair needs of the driver. */
-export interface QueueOwner extends MachineOwner {
+export interface QueueOwner extends MemoryOwner {
+  readonly machine: GuestMachine;
   readonly counters: DriverCounters;
   readonly paused: boolean;
   /** The driver can go on no more: the connection is gone, or the controller does what it must not. */

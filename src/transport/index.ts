@@ -3,12 +3,6 @@
 
 export { closeAll, Fd } from './fd.js';
 export { connect, Listener, type ListenOptions, socketPair } from './listener.js';
-export {
-  type Frame,
-  type Framing,
-  type MessageHandler,
-  type MessageLimits,
-  MessageSocket,
-  type SendOptions,
-} from './message-socket.js';
+export type { Frame, Framing, MessageHandler, MessageLimits, SendOptions } from './message.js';
+export { MessageSocket } from './message-socket.js';
 export { type Completion, RequestTable } from './request-table.js';

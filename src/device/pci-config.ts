@@ -4,7 +4,7 @@
  * BAR registers work as on hardware (writing all ones reads back the size), although QEMU emulates them itself.
  */
 
-import { Errno, RequestError } from '../wire/index.js';
+import { Errno, isPowerOfTwo, RequestError } from '../wire/index.js';
 import type { Bar } from './device.js';
 
 export const CONFIG_SPACE_SIZE = 256;
@@ -97,11 +97,10 @@ export class PciConfigSpace {
 
   #addBar(bar: Bar, mask: DataView): void {
     const at = PciRegister.BAR0 + 4 * bar.index;
-    if (bar.size < 16 || (bar.size & (bar.size - 1)) !== 0)
-      throw new RangeError(`BAR ${bar.index} size ${bar.size}`);
+    if (bar.size < 16 || !isPowerOfTwo(bar.size)) throw new RangeError(`BAR ${bar.index} size ${bar.size}`);
     this.#view.setUint32(at, { io: 0x1, memory32: 0x0, memory64: 0x4 }[bar.kind], true);
     mask.setUint32(at, -bar.size >>> 0, true);
-    if (bar.kind === 'memory64') mask.setUint32(at + 4, 0xffffffff, true);
+    if (bar.kind === 'memory64') mask.setUint32(at + 4, -Math.ceil(bar.size / 2 ** 32) >>> 0, true);
   }
 
   #addCapabilities(capabilities: readonly CapabilityImage[]): void {
@@ -151,6 +150,14 @@ export class PciConfigSpace {
     }
   }
 
+  /** Whether a write sets "initiate function level reset" of the PCI Express capability: a bit that acts and reads as 0. */
+  asksForReset(offset: number, data: Uint8Array): boolean {
+    const capability = this.findCapability(PciCapability.EXPRESS);
+    if (capability === 0) return false;
+    // Bit 15 of device control, at 8.
+    return ((data[capability + 9 - offset] ?? 0) & 0x80) !== 0;
+  }
+
   /** Offset of a capability, or 0. */
   findCapability(id: number): number {
     let at = this.bytes[PciRegister.CAPABILITIES_POINTER]!;
@@ -159,6 +166,14 @@ export class PciConfigSpace {
       at = this.bytes[at + 1]!;
     }
     return 0;
+  }
+
+  /** Whether a function level reset has been asked for (PCIe device control, bit 15) since the last call. */
+  takeFunctionLevelReset(): boolean {
+    const express = this.findCapability(PciCapability.EXPRESS);
+    if (express === 0 || (this.bytes[express + 9]! & 0x80) === 0) return false;
+    this.bytes[express + 9]! &= 0x7f; // reads as zero
+    return true;
   }
 
   reset(): void {
@@ -233,6 +248,6 @@ export function expressCapability(): CapabilityImage {
   view.setUint32(0x0c, 0x00000011, true); // link: 2.5 GT/s, x1
   view.setUint16(0x12, 0x0011, true);
   const writable = new Uint8Array(60);
-  new DataView(writable.buffer).setUint16(8, 0x7fff, true); // device control; bit 15 (initiate reset) acts, never sticks
+  new DataView(writable.buffer).setUint16(8, 0xffff, true); // device control; bit 15 is for `takeFunctionLevelReset`
   return { bytes, writable };
 }

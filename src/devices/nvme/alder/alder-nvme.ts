@@ -33,7 +33,6 @@ import {
   LogPage,
   MPS_MAX,
   MSIX_BAR,
-  NSID,
   type NvmeParameters,
   nvmeBars,
   nvmeConfigSpace,
@@ -135,6 +134,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   }
 
   configWritten(): void {
+    if (this.config.takeFunctionLevelReset() && this.#running) void this.reset('requested');
     this.#updateIntx();
   }
 
@@ -154,17 +154,18 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.#running = false;
     this.engine.stop();
     await this.#idle();
+    this.engine.freeze();
   }
 
   resume(): void {
     if (this.#running) return;
-    if (this.#enabled) this.#requireLock();
+    if ((this.registers.csts & Csts.RDY) !== 0) this.#requireLock();
     this.#running = true;
-    if (this.#working) this.engine.start();
+    this.#settle();
+    if (this.#working && !this.#changing) this.engine.start();
     // An interrupt of before the pause may not have reached the guest; one too many does no harm.
     for (const cq of this.engine.completion) if (cq !== undefined && !cq.empty) this.announce(cq);
     this.#updateIntx();
-    this.#settle();
   }
 
   async handOver(): Promise<void> {
@@ -338,7 +339,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   #hasIoQueues(): boolean {
     const { submission, completion } = this.engine;
     return [submission, completion].some((queues) =>
-      queues.some((queue) => queue !== undefined && queue.id >= NSID),
+      queues.some((queue) => queue !== undefined && queue.id > 0),
     );
   }
 
@@ -395,6 +396,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.config.load(state.config);
     this.#running = false;
     this.engine.stop();
+    this.engine.freeze();
     this.engine.clear();
     this.registers.load(state.registers);
     this.#msixTable.load(state.msixTable);

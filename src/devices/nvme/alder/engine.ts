@@ -48,8 +48,10 @@ export class QueueEngine {
   readonly activity = new Activity();
   /** Entries may be fetched. */
   #fetching = false;
-  /** Completions reach the guest; they are dropped while the controller is being disabled. */
+  /** Completions are for the guest; they are dropped while the controller is being disabled. */
   #posting = false;
+  /** Guest memory is not to be touched: completions (of event requests) are held. */
+  #frozen = false;
   /** Nested batches; completions are announced when the outermost ends. */
   #batches = 0;
   readonly #due: CompletionQueue[] = [];
@@ -70,6 +72,7 @@ export class QueueEngine {
   start(): void {
     this.#fetching = true;
     this.#posting = true;
+    this.#frozen = false;
     for (const cq of this.completion) if (cq !== undefined) this.#post(cq);
     for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
   }
@@ -77,6 +80,11 @@ export class QueueEngine {
   /** No further entry is fetched; `activity` becomes idle when what is under way has been completed. */
   stop(): void {
     this.#fetching = false;
+  }
+
+  /** Nothing is written to guest memory any more until `start`. After `stop`, when idle. */
+  freeze(): void {
+    this.#frozen = true;
   }
 
   /** As `stop`, and what completes from now on does so in silence. */
@@ -266,7 +274,7 @@ export class QueueEngine {
 
   /** Writes held completions while there is room. */
   #post(cq: CompletionQueue): void {
-    if (cq.posting || cq.held.length === 0) return;
+    if (this.#frozen || cq.posting || cq.held.length === 0) return;
     try {
       const words = cq.ring.words(this.owner.host.memory);
       if (words === undefined) {

@@ -96,8 +96,10 @@ class AlderStateLoader implements StateLoader {
       throw refused(`record type 0x${record.type.toString(16)} is unknown`);
     }
     if (this.#records.has(record.type)) throw refused(`the ${name} record came twice`);
+    const { buffer, byteOffset, length } = record.payload;
     try {
-      this.#records.set(record.type, decodeMetadataMap(record.payload));
+      // Not the payload itself: were it a Buffer, what is taken out of it would share its memory.
+      this.#records.set(record.type, decodeMetadataMap(new Uint8Array(buffer, byteOffset, length)));
     } catch (error) {
       throw refused(
         `the ${name} record is damaged: ${error instanceof Error ? error.message : String(error)}`,

@@ -121,7 +121,7 @@ export type ControllerState = z.infer<typeof functionSchema> & QueuesState & z.i
 export function stateProblem(state: ControllerState, parameters: NvmeParameters): string | undefined {
   const { cc, csts, aqa, asq, acq } = state.registers;
   if (((cc >>> 7) & 0xf) > MPS_MAX) return 'the page size is one this controller does not have';
-  if ((csts & Csts.SHST_MASK) === Csts.SHST_MASK) return 'the shutdown status does not exist';
+  if (![0, Csts.SHST_COMPLETE].includes(csts & Csts.SHST_MASK)) return 'a shutdown is under way';
   if (state.msixTable.length !== parameters.msix_vectors * MSIX_ENTRY_SIZE)
     return 'the MSI-X table has another length';
   if (state.features.coalescingDisabled.some((vector) => vector >= parameters.msix_vectors)) {
@@ -165,8 +165,6 @@ function queueProblem(state: QueuesState, parameters: NvmeParameters, pageSize: 
   }
   for (const cq of completion) {
     if (cq.vector >= parameters.msix_vectors) return `queue ${cq.id} has a vector that does not exist`;
-    const full = (cq.tail + 1) % cq.size === cq.head;
-    if (cq.held.length > 0 && !full) return `queue ${cq.id} holds completions that it has room for`;
     for (const held of cq.held) {
       const sq = submissionIds.has(held.sq) ? submission.find((other) => other.id === held.sq) : undefined;
       if (sq?.cq !== cq.id) return `queue ${cq.id} holds a completion of a queue that is not its own`;

@@ -18,6 +18,8 @@ export class SaveSession {
   #records: Records | undefined;
   #final = false;
   #ended = false;
+  /** What a round failed with: the stream has a hole from there on, and must never get an end. */
+  #failure: { error: unknown } | undefined;
 
   constructor(format: StateFormat, header: EnvelopeHeader) {
     this.#format = format;
@@ -50,9 +52,21 @@ export class SaveSession {
 
   /**
    * The next bytes, `size` of them unless the stream (or, in pre-copy, the present round) ends before.
-   * Returned as parts that will not be changed any more.
+   * Returned as parts that will not be changed any more. One call at a time.
+   * @throws what the format threw, now and on every later call
    */
   async read(size: number): Promise<Uint8Array[]> {
+    if (this.#failure !== undefined) throw this.#failure.error;
+    try {
+      await this.#fill(size);
+    } catch (error) {
+      this.#failure = { error };
+      throw error;
+    }
+    return this.#take(size);
+  }
+
+  async #fill(size: number): Promise<void> {
     while (this.#queued < size && !this.#ended) {
       this.#records ??= this.#startRound();
       const result = await this.#records.next();
@@ -64,7 +78,6 @@ export class SaveSession {
         this.#ended = true;
       }
     }
-    return this.#take(size);
   }
 
   #startRound(): Records {

@@ -10,7 +10,7 @@
  * needs guest memory by messages in the middle of a region access gets it.
  */
 
-import { DevstateError } from '../errors.js';
+import { asDevstateError, DevstateError } from '../errors.js';
 import { closeAll, type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
   type Capabilities,
@@ -37,7 +37,7 @@ import { Reply } from './reply.js';
 import type { MigrationPort, ServedDevice } from './served-device.js';
 
 /** A client that does not agree on a version within this time is sent away, so that it does not keep others out. */
-const VERSION_TIMEOUT_MS = 5000;
+export const VERSION_TIMEOUT_MS = 5000;
 /** Most that a client may send ahead while one of its commands is being carried out. */
 const MAX_BACKLOG_MESSAGES = 4096;
 const MAX_BACKLOG_BYTES = 16 * 1024 * 1024;
@@ -53,6 +53,8 @@ export interface ConnectionOptions {
   readonly device: ServedDevice;
   /** Offer a second socket for commands from the server, if the client can. */
   readonly twinSocket: boolean;
+  /** How long the client may take to agree on a version. */
+  readonly versionTimeoutMs: number;
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
   /** Called once, when the connection has ended and the device has been told. */
   readonly closed: () => void;
@@ -95,7 +97,7 @@ export class Connection implements ServerContext {
     });
     this.#versionTimer = setTimeout(() => {
       this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', 'the client did not send VERSION in time'));
-    }, VERSION_TIMEOUT_MS);
+    }, options.versionTimeoutMs);
     this.#versionTimer.unref();
   }
 
@@ -109,7 +111,11 @@ export class Connection implements ServerContext {
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the client answered a command that was never sent');
       }
     } else if (this.#busy) this.#enqueue(frame);
-    else this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
+    else {
+      this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
+      // The handler may still read its request: the next messages go elsewhere.
+      if (this.#busy) this.#socket.keepFrame();
+    }
   }
 
   #enqueue(frame: Frame): void {
@@ -140,19 +146,25 @@ export class Connection implements ServerContext {
       return;
     }
     this.#busy = true;
-    // The handler may still read its request: the next messages go elsewhere.
-    this.#socket.keepFrame();
     const held = fds.filter((fd) => fd.isOpen).map((fd) => fd.take());
-    done
-      .then(
-        () => this.#finish(id, command, noReply, undefined),
-        (error: unknown) => this.#finish(id, command, noReply, error),
-      )
-      .finally(() => {
-        closeAll(held);
-        this.#busy = false;
-        this.#serveBacklog();
-      });
+    void this.#settle(done, id, command, noReply).finally(() => closeAll(held));
+  }
+
+  /** Waits for a command's end, answers it, and goes on with what has come meanwhile. Never rejects. */
+  async #settle(done: Promise<void>, id: number, command: number, noReply: boolean): Promise<void> {
+    let failure: unknown;
+    try {
+      await done;
+    } catch (error) {
+      failure = error;
+    }
+    try {
+      this.#finish(id, command, noReply, failure);
+      this.#busy = false;
+      this.#serveBacklog();
+    } catch (error) {
+      this.#socket.close(asDevstateError(error));
+    }
   }
 
   #serveBacklog(): void {
@@ -167,6 +179,8 @@ export class Connection implements ServerContext {
   }
 
   #handle(command: number, request: Request): void | Promise<void> {
+    if ((messageFlags(request.view) & HeaderFlag.TYPE_MASK) !== HeaderFlag.TYPE_COMMAND)
+      throw new RequestError(Errno.EINVAL, 'a message that is neither command nor reply');
     if (command === Command.VERSION) return this.#version(request);
     if (!this.#negotiated) throw new RequestError(Errno.EINVAL, 'the first command must be VERSION');
     const handler = this.#commands.get(command);
@@ -183,8 +197,11 @@ export class Connection implements ServerContext {
       this.lastError = error instanceof Error ? error.message : String(error);
       this.#options.log(level, `${commandName(command)}: ${this.lastError}`);
     }
-    if (noReply) return;
     const reply = this.#reply;
+    if (noReply) {
+      reply.reset();
+      return;
+    }
     if (errno !== 0) {
       reply.reset();
       reply.allocate(0);
@@ -193,6 +210,7 @@ export class Connection implements ServerContext {
     for (const part of reply.parts) length += part.length;
     encodeReplyHeader(reply.view, 0, id, command, length, errno);
     this.#send(reply);
+    reply.reset();
   }
 
   #send(reply: Reply): void {
@@ -212,12 +230,16 @@ export class Connection implements ServerContext {
     if (this.#negotiated) throw new RequestError(Errno.EINVAL, 'VERSION was agreed on already');
     if (request.fds.length > 0) throw new RequestError(Errno.EINVAL, 'VERSION carries fds');
     const proposal = decodeVersion(request.view, request.at, request.end);
-    const version = negotiate(proposal, { twinSocket: this.#options.twinSocket && this.role === 'vmm' });
+    const canTakeTwin = this.role === 'vmm' && proposal.capabilities.maxMsgFds > 0;
+    const version = negotiate(proposal, { twinSocket: this.#options.twinSocket && canTakeTwin });
     this.peer = { ...proposal.capabilities, writeMultiple: version.capabilities.writeMultiple };
     this.migration = this.device.openMigration(this.role);
     if (this.role === 'vmm') {
       this.#dmaPeer = new MessageDmaPeer(this.#socket, proposal);
-      if (version.capabilities.twinSocket) this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
+      if (version.capabilities.twinSocket) {
+        this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
+        this.#reply.owned = this.#reply.fds;
+      }
       this.device.connected(this.#dmaPeer);
     }
     const payload = encodeVersion(version);
@@ -233,15 +255,20 @@ export class Connection implements ServerContext {
     if (error !== undefined)
       this.#options.log('warn', `${this.role} connection: ${error.message} (${error.code})`);
     this.#dmaPeer?.close();
+    await this.#attempt(async () => this.migration?.close());
+    if (this.#negotiated && this.role === 'vmm') await this.#attempt(async () => this.device.disconnected());
+    this.#options.closed();
+  }
+
+  /** Does one thing that has to be done when the client has left, whatever became of the others. */
+  async #attempt(work: () => Promise<void>): Promise<void> {
     try {
-      await this.migration?.close();
-      if (this.#negotiated && this.role === 'vmm') await this.device.disconnected();
+      await work();
     } catch (failure) {
       this.#options.log(
         'error',
         `after the ${this.role} left: ${failure instanceof Error ? failure.message : failure}`,
       );
     }
-    this.#options.closed();
   }
 }

@@ -4,8 +4,8 @@
  * socket of its own when that was negotiated.
  *
  * QEMU (seen up to 11.1) lays these messages out with a 32-bit count and so puts the data four bytes earlier, and
- * answers a write with a header alone. It is recognised by the version it proposes, and, should another client
- * have the same structure, by data where the upper half of a 64-bit count must be zero.
+ * answers a write with a header alone. It is recognised by the version it proposes, and any client by the length of its
+ * first answer to a read.
  */
 
 import { DevstateError } from '../errors.js';
@@ -47,6 +47,7 @@ export class MessageDmaPeer implements DmaPeer {
   readonly #expected = new Map<number, Expected>();
   readonly #maxTransfer: number;
   #width: CountWidth;
+  #closed = false;
 
   constructor(socket: MessageSocket, proposal: Version) {
     this.#socket = socket;
@@ -70,7 +71,7 @@ export class MessageDmaPeer implements DmaPeer {
           );
         }
       },
-      closed: () => this.#rejectAll(),
+      closed: () => this.close(),
     });
     this.#socket = this.#twin;
     return theirs;
@@ -93,6 +94,7 @@ export class MessageDmaPeer implements DmaPeer {
   }
 
   #transfer(command: number, address: number, data: Uint8Array): Promise<void> {
+    if (this.#closed) return Promise.reject(goneError());
     const isRead = command === Command.DMA_READ;
     const head = new Uint8Array(HEADER_LENGTH + dmaTransferHeaderLength(isRead ? 64 : this.#width));
     const view = new DataView(head.buffer);
@@ -129,26 +131,29 @@ export class MessageDmaPeer implements DmaPeer {
   }
 
   #takeData(frame: Frame, target: Uint8Array): void {
-    const countHigh = HEADER_LENGTH + 12;
-    if (this.#width === 64 && frame.length >= countHigh + 4 && frame.view.getUint32(countHigh, true) !== 0) {
-      this.#width = 32;
+    const payload = frame.length - HEADER_LENGTH;
+    // The length of the answer tells its layout, whatever the client was taken for.
+    for (const width of [64, 32] as const) {
+      const start = dmaTransferHeaderLength(width);
+      if (payload !== start + target.length) continue;
+      this.#width = width;
+      target.set(frame.bytes.subarray(HEADER_LENGTH + start, frame.length));
+      return;
     }
-    const start = HEADER_LENGTH + dmaTransferHeaderLength(this.#width);
-    if (frame.length < start + target.length) {
-      throw new RequestError(
-        Errno.EPROTO,
-        `DMA_READ of ${target.length} bytes was answered with ${frame.length - start}`,
-      );
-    }
-    target.set(frame.bytes.subarray(start, start + target.length));
+    throw new RequestError(
+      Errno.EPROTO,
+      `DMA_READ of ${target.length} bytes was answered with ${payload} bytes of payload`,
+    );
   }
 
-  #rejectAll(): void {
-    this.#pending.rejectAll(new RequestError(Errno.ENOTCONN, 'the VMM has closed the connection'));
-  }
-
+  /** The client, or its twin socket, is gone: what waits fails, and what is asked for later as well. */
   close(): void {
+    this.#closed = true;
     this.#twin?.close();
-    this.#rejectAll();
+    this.#pending.rejectAll(goneError());
   }
+}
+
+function goneError(): RequestError {
+  return new RequestError(Errno.ENOTCONN, 'the VMM has closed the connection');
 }

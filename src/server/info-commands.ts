@@ -71,7 +71,7 @@ function describeRegion(index: number, region: ServedRegion | undefined): Region
   };
 }
 
-export const deviceGetRegionIoFds: CommandHandler = ({ device }, { view, at, end }, reply) => {
+export const deviceGetRegionIoFds: CommandHandler = ({ device, peer }, { view, at, end }, reply) => {
   const request = decodeRegionIoFdsHeader(view, at, end);
   requireArgsz(request.argsz, REGION_IO_FDS_LENGTH);
   if (request.flags !== 0 || request.count !== 0) {
@@ -92,6 +92,11 @@ export const deviceGetRegionIoFds: CommandHandler = ({ device }, { view, at, end
     return;
   }
   const fds: Fd[] = [...new Set(ioFds.map((ioFd) => ioFd.fd))];
+  if (fds.length > peer.maxMsgFds)
+    throw new RequestError(
+      Errno.E2BIG,
+      `the client takes ${peer.maxMsgFds} fds, the region has ${fds.length}`,
+    );
   reply.allocate(header.argsz);
   encodeRegionIoFds(
     reply.view,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The reply that a command handler builds: one buffer, reused from message to message, with room for the header. */
 
-import type { Fd } from '../transport/index.js';
+import { closeAll, type Fd } from '../transport/index.js';
 import { HEADER_LENGTH } from '../wire/index.js';
 
 const INITIAL_CAPACITY = 4096;
@@ -16,11 +16,18 @@ export class Reply {
   parts: readonly Uint8Array[] = [];
   /** Sent along; they stay their owner's. */
   fds: readonly Fd[] = [];
+  /** Closed by `reset`: fds that were made to be given away. */
+  owned: readonly Fd[] = [];
 
+  /** Empties it: before a command, and when its reply has been sent. */
   reset(): void {
     this.length = 0;
     if (this.parts.length > 0) this.parts = [];
     if (this.fds.length > 0) this.fds = [];
+    if (this.owned.length > 0) {
+      closeAll(this.owned);
+      this.owned = [];
+    }
   }
 
   /** Makes room for a payload of `length` bytes and sets it as the payload's length. Contents are undefined. */

@@ -2,7 +2,7 @@
 /** Serves one device on its sockets: the VMM's, and beside it the migration socket for managers. */
 
 import { type Fd, Listener } from '../transport/index.js';
-import { Connection } from './connection.js';
+import { Connection, VERSION_TIMEOUT_MS } from './connection.js';
 import type { ServedDevice } from './served-device.js';
 
 /** Managers that may look at once. One of them drives a migration; the others are answered too. */
@@ -18,6 +18,8 @@ export interface ServerOptions {
   readonly migrationSocketPath?: string;
   /** Offer VMMs a second socket for the server's own commands. Default true; used only if the VMM asks for it. */
   readonly twinSocket?: boolean;
+  /** How long a client may take to agree on a version before it is sent away. Milliseconds, default 5000. */
+  readonly versionTimeoutMs?: number;
   readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
 }
 
@@ -60,6 +62,7 @@ export class Server {
       role: 'vmm',
       device: this.#options.device,
       twinSocket: this.#options.twinSocket ?? true,
+      versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
       log: (level, message) => this.#log(level, message),
       closed: () => {
         this.#log('info', 'the VMM has left');
@@ -80,6 +83,7 @@ export class Server {
       role: 'manager',
       device: this.#options.device,
       twinSocket: false,
+      versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
       log: (level, message) => this.#log(level, message),
       closed: () => {
         this.#managers.delete(connection);

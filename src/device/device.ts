@@ -83,7 +83,10 @@ export interface Device {
   /** After a write to the config space has been applied to `config`: registers that do something. */
   configWritten?(offset: number, length: number): void;
 
-  /** Back to the state after power on. Ends all DMA first. Must not fail. */
+  /**
+   * Back to the state after power on. Ends all DMA first. Must not fail. What was handed over (`handOver`) is not taken
+   * over before: as after power on, the device takes it when it first needs it.
+   */
   reset(reason: ResetReason): void | Promise<void>;
 
   /**

@@ -257,9 +257,13 @@ export class GuestMemory {
   async #writeRemote(address: number, source: Uint8Array): Promise<void> {
     for (const piece of this.#pieces(address, source, 'write')) {
       const { backing } = piece.entry;
-      if (backing.kind === 'mapped') backing.window(piece.window).set(piece.bytes, piece.start);
-      else await hold(piece.entry, backing.write(piece.offset, piece.bytes));
-      this.#log?.mark(piece.entry.address + piece.offset, piece.bytes.length);
+      try {
+        if (backing.kind === 'mapped') backing.window(piece.window).set(piece.bytes, piece.start);
+        else await hold(piece.entry, backing.write(piece.offset, piece.bytes));
+      } finally {
+        // Of a write that failed, a part may have arrived.
+        this.#log?.mark(piece.entry.address + piece.offset, piece.bytes.length);
+      }
     }
   }
 

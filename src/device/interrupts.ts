@@ -132,7 +132,7 @@ export class Interrupts {
   #loadPending(index: number, vectors: readonly number[]): void {
     const kind = this.#kinds[index];
     for (const vector of vectors) {
-      if (kind === undefined || vector >= kind.count) {
+      if (kind?.pending[vector] === undefined) {
         throw new RequestError(Errno.EINVAL, `pending interrupt vector ${vector} does not exist here`);
       }
     }

@@ -25,7 +25,7 @@ import {
   migrationStateName,
   RequestError,
 } from '../wire/index.js';
-import type { Device } from './device.js';
+import type { Device, ResetReason } from './device.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import { modelDifferences } from './model.js';
@@ -48,8 +48,12 @@ export class MigrationEngine {
   #save: SaveSession | undefined;
   #load: LoadSession | undefined;
   #log: DirtyLog | undefined;
+  /** Who has started the log: only this connection may read or stop it. */
+  #logOwner: EnginePort | undefined;
   #handedOver = false;
   #owner: EnginePort | undefined;
+  /** The VMM has left while somebody drove a migration, and none has come since. */
+  #orphaned = false;
 
   constructor(device: Device, memory: GuestMemory, interrupts: Interrupts) {
     this.#device = device;
@@ -60,11 +64,6 @@ export class MigrationEngine {
 
   get state(): MigrationState {
     return this.#machine.state;
-  }
-
-  /** Whether somebody drives a migration now. */
-  get owned(): boolean {
-    return this.#owner !== undefined;
   }
 
   open(): MigrationPort {
@@ -78,21 +77,47 @@ export class MigrationEngine {
     return done;
   }
 
-  /** Device reset, from whatever state: sessions end, the device runs. */
-  reset(reason: 'requested' | 'disconnected' | 'aborted'): Promise<void> {
-    return this.#serialise(() => this.#reset(reason));
+  /**
+   * Device reset, from whatever state: sessions end, the device runs.
+   * @param port the manager that asks for it, if one does. @throws RequestError EBUSY when another one drives
+   */
+  reset(reason: ResetReason, port?: EnginePort): Promise<void> {
+    return this.#serialise(async () => {
+      if (port !== undefined) this.#requireOwner(port);
+      await this.#reset(reason);
+    });
   }
 
-  async #reset(reason: 'requested' | 'disconnected' | 'aborted'): Promise<void> {
+  async #reset(reason: ResetReason): Promise<void> {
     const stopped = ![RUNNING, PRE_COPY].includes(this.#machine.state as 2 | 6);
     await this.#endSessions();
     this.#machine.reset();
+    this.#owner = undefined;
+    this.#orphaned = false;
+    // As after power on, the device itself takes what it has handed over, when it needs it.
+    this.#handedOver = false;
     await this.#device.reset(reason);
     this.#interrupts.reset();
     if (stopped) {
       await this.#device.resume();
       this.#interrupts.release();
     }
+  }
+
+  /** A VMM is there: the state of the device is its own from now on. */
+  vmmConnected(): void {
+    this.#orphaned = false;
+  }
+
+  /**
+   * The VMM has gone: the next one finds a device that was reset. While somebody drives a migration the state may be all
+   * that is left of the VM, so then the reset comes when that is over.
+   */
+  vmmLeft(): Promise<void> {
+    return this.#serialise(async () => {
+      if (this.#owner === undefined) await this.#reset('disconnected');
+      else this.#orphaned = true;
+    });
   }
 
   async #endSessions(): Promise<void> {
@@ -111,6 +136,7 @@ export class MigrationEngine {
       } finally {
         if (this.#machine.state === RUNNING) this.#owner = undefined;
       }
+      if (this.#owner === undefined && this.#orphaned) await this.#reset('disconnected');
     });
   }
 
@@ -120,16 +146,19 @@ export class MigrationEngine {
     }
   }
 
-  /** A driver is gone. What it has stopped stays stopped, because the other side may run; the rest is undone. */
+  /**
+   * A connection is gone, and what it began ends: its dirty log, a pre-copy, a load, an error. What it has stopped stays
+   * stopped, because the other side may run, unless nobody is left to want it.
+   */
   release(port: EnginePort): Promise<void> {
     return this.#serialise(async () => {
+      if (this.#logOwner === port) this.#endLog();
       if (this.#owner !== port) return;
       this.#owner = undefined;
-      this.stopLogging();
-      if (this.#machine.state === RESUMING) await this.#reset('aborted');
-      else if (this.#machine.state === PRE_COPY || this.#machine.state === PRE_COPY_P2P) {
-        await this.#machine.setState(RUNNING);
-      }
+      const { state } = this.#machine;
+      if (this.#orphaned) await this.#reset('disconnected');
+      else if (state === RESUMING || state === ERROR) await this.#reset('aborted');
+      else if (state !== STOP && state !== STOP_COPY) await this.#machine.setState(RUNNING);
     });
   }
 
@@ -138,34 +167,57 @@ export class MigrationEngine {
     return this.#device.formats[0]?.estimate() ?? 0;
   }
 
-  async read(size: number): Promise<Uint8Array[]> {
-    const save = this.#save;
-    if (save === undefined)
-      throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
-    return save.read(size);
+  /** In turn with transitions, so that none ends a session under a read. */
+  read(port: EnginePort, size: number): Promise<Uint8Array[]> {
+    return this.#serialise(async () => {
+      this.#requireOwner(port);
+      if (this.#save === undefined)
+        throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
+      return this.#save.read(size);
+    });
   }
 
-  write(bytes: Uint8Array): void {
+  write(port: EnginePort, bytes: Uint8Array): void {
+    this.#requireOwner(port);
     if (this.#load === undefined) {
       throw new RequestError(Errno.EINVAL, `nothing is loaded in ${migrationStateName(this.state)}`);
     }
-    asRequest(() => this.#load?.push(bytes));
+    try {
+      this.#load.push(bytes);
+    } catch (error) {
+      throw asRequestError(error);
+    }
   }
 
-  startLogging(start: DmaLoggingStart): number {
+  startLogging(port: EnginePort, start: DmaLoggingStart): number {
     if (this.#log !== undefined) throw new RequestError(Errno.EBUSY, 'DMA logging is on already');
     this.#log = new DirtyLog(start.pageSize, start.ranges);
+    this.#logOwner = port;
     this.#memory.setWriteLog(this.#log);
     return this.#log.pageSize;
   }
 
-  stopLogging(): void {
+  stopLogging(port: EnginePort): void {
+    if (this.#log === undefined) return;
+    this.#requireLogOwner(port);
+    this.#endLog();
+  }
+
+  #endLog(): void {
     this.#log = undefined;
+    this.#logOwner = undefined;
     this.#memory.setWriteLog(undefined);
   }
 
-  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
+  /** A report forgets what it reports, so it is for the one that collects them. */
+  #requireLogOwner(port: EnginePort): void {
+    if (this.#logOwner !== port)
+      throw new RequestError(Errno.EBUSY, 'another connection logs the DMA of this device');
+  }
+
+  reportLogging(port: EnginePort, report: DmaLoggingReport, bitmap: Uint8Array): void {
     if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
+    this.#requireLogOwner(port);
     this.#log.report(report.iova, report.length, report.pageSize, bitmap);
     // What the device holds for writing may change after this report.
     this.#memory.markPinned();
@@ -274,19 +326,6 @@ export class MigrationEngine {
       throw new BrokenDeviceError(asRequestError(error));
     }
   }
-
-  /** For a broken device: a state that only a reset leaves. */
-  get broken(): boolean {
-    return this.#machine.state === ERROR;
-  }
-}
-
-function asRequest(work: () => void): void {
-  try {
-    work();
-  } catch (error) {
-    throw asRequestError(error);
-  }
 }
 
 /** Errors of the envelope become EINVAL, with their sentence. */
@@ -321,23 +360,27 @@ class EnginePort implements MigrationPort {
   }
 
   read(size: number): Promise<Uint8Array[]> {
-    return this.#engine.read(size);
+    return this.#engine.read(this, size);
   }
 
   write(bytes: Uint8Array): void {
-    this.#engine.write(bytes);
+    this.#engine.write(this, bytes);
   }
 
   startLogging(start: DmaLoggingStart): number {
-    return this.#engine.startLogging(start);
+    return this.#engine.startLogging(this, start);
   }
 
   stopLogging(): void {
-    this.#engine.stopLogging();
+    this.#engine.stopLogging(this);
   }
 
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
-    this.#engine.reportLogging(report, bitmap);
+    this.#engine.reportLogging(this, report, bitmap);
+  }
+
+  reset(): Promise<void> {
+    return this.#engine.reset('requested', this);
   }
 
   close(): Promise<void> {

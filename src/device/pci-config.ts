@@ -150,14 +150,6 @@ export class PciConfigSpace {
     }
   }
 
-  /** Whether a write sets "initiate function level reset" of the PCI Express capability: a bit that acts and reads as 0. */
-  asksForReset(offset: number, data: Uint8Array): boolean {
-    const capability = this.findCapability(PciCapability.EXPRESS);
-    if (capability === 0) return false;
-    // Bit 15 of device control, at 8.
-    return ((data[capability + 9 - offset] ?? 0) & 0x80) !== 0;
-  }
-
   /** Offset of a capability, or 0. */
   findCapability(id: number): number {
     let at = this.bytes[PciRegister.CAPABILITIES_POINTER]!;

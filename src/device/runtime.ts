@@ -141,6 +141,8 @@ export class DeviceRuntime implements ServedDevice {
   writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void> {
     if (region !== PciRegion.CONFIG) return this.#device.writeRegion(region, offset, data);
     this.#device.config.write(offset, data);
+    // A function level reset is the same for every device, and ends a migration like any other reset.
+    if (this.#device.config.takeFunctionLevelReset()) return this.#engine.reset('requested');
     this.#device.configWritten?.(offset, data.length);
   }
 
@@ -150,14 +152,18 @@ export class DeviceRuntime implements ServedDevice {
 
   connected(peer: DmaPeer): void {
     this.#peer = peer;
+    this.#engine.vmmConnected();
   }
 
   async disconnected(): Promise<void> {
     this.#peer = undefined;
-    // A manager that has stopped the device still needs its state; it resets the device by ending its work.
-    if (!this.#engine.owned) await this.#engine.reset('disconnected');
-    this.#interrupts.disconnect();
-    await this.#memory.clear();
+    try {
+      await this.#engine.vmmLeft();
+    } finally {
+      // Whatever became of the device, the VMM's eventfds and memory are let go of.
+      this.#interrupts.disconnect();
+      await this.#memory.clear();
+    }
   }
 
   openMigration(): MigrationPort {

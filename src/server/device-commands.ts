@@ -130,4 +130,6 @@ export const regionWriteMulti: CommandHandler = ({ device, peer }, { view, bytes
   return writeFrom(0);
 };
 
-export const deviceReset: CommandHandler = ({ device }) => device.reset();
+/** The VMM may always reset its device; a manager must not do it under another one's migration. */
+export const deviceReset: CommandHandler = ({ role, device, migration }) =>
+  role === 'manager' && migration !== undefined ? migration.reset() : device.reset();

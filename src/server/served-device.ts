@@ -67,6 +67,8 @@ export interface MigrationPort {
   stopLogging(): void;
   /** Writes the bitmap of the range, and clears what it reports. */
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void;
+  /** Device reset at this connection's request. @throws RequestError EBUSY when another one drives the migration */
+  reset(): Promise<void>;
   /** The connection is gone. */
   close(): void | Promise<void>;
 }

@@ -33,7 +33,13 @@ function newest(path) {
 
 const installed = 'node_modules/.package-lock.json';
 if (newest(installed) < Math.max(newest('package-lock.json'), newest('package.json'))) {
-  run('installing dependencies', 'npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
+  run('installing dependencies', 'npm', [
+    'ci',
+    '--ignore-scripts',
+    '--no-audit',
+    '--no-fund',
+    '--loglevel=error',
+  ]);
 }
 
 const addon = 'native/build/Release/devstate.node';

@@ -6,7 +6,7 @@
  * DEVSTATE_E_REFUSED and the server's errno; a lost connection rejects everything with DEVSTATE_E_CONNECTION_CLOSED.
  */
 
-import { DevstateError } from '../errors.js';
+import { asDevstateError, DevstateError } from '../errors.js';
 import { closeAll, connect, Fd, type Frame, MessageSocket, RequestTable } from '../transport/index.js';
 import {
   type Capabilities,
@@ -87,6 +87,7 @@ export interface RegionWrite {
 /** Most areas or capabilities that we ask the server for again when the first answer was too small. */
 const MAX_INFO_LENGTH = 128 * 1024;
 const LIMITS = { maxMessageLength: 64 * 1024 * 1024, maxFds: 253, maxQueuedBytes: 256 * 1024 * 1024 };
+const MAX_TRANSFER = 32 * 1024 * 1024;
 const DEFAULT_TIMEOUT_MS = 30_000;
 
 const offeredCapabilities: Capabilities = {
@@ -139,9 +140,9 @@ export class Client {
     return this.#version;
   }
 
-  /** Most bytes in one region access or migration data transfer. */
+  /** Most bytes in one region access or migration data transfer: what the server says, as far as we go along. */
   get maxTransfer(): number {
-    return this.version.capabilities.maxDataXferSize;
+    return Math.min(this.version.capabilities.maxDataXferSize, MAX_TRANSFER);
   }
 
   get isClosed(): boolean {
@@ -169,11 +170,14 @@ export class Client {
           `the server chose protocol ${version.major}.${version.minor}`,
         );
       }
+      if (version.capabilities.maxDataXferSize === 0)
+        throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server takes no transfer of any size');
       this.#version = version;
-      const twin = version.capabilities.twinSocket
-        ? frame.fds[version.capabilities.twinSocketFdIndex ?? -1]
-        : undefined;
-      if (twin !== undefined) this.#useTwin(twin.take());
+      if (!version.capabilities.twinSocket) return;
+      const twin = frame.fds[version.capabilities.twinSocketFdIndex ?? -1];
+      if (twin === undefined)
+        throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server chose a twin socket and sent none');
+      this.#useTwin(twin.take());
     });
   }
 
@@ -258,13 +262,21 @@ export class Client {
           try {
             resolve(take(frame));
           } catch (failure) {
-            reject(failure);
+            // A decoder's refusal is for the peer that sent a request; of a reply it means that the server is at fault.
+            reject(asDevstateError(failure, 'DEVSTATE_E_PROTOCOL'));
           }
         });
       }
       encodeHeader(new DataView(header.buffer), 0, id, command, size, flags);
       const parts = [header, ...payload];
-      this.#socket.send(parts, options.fds === undefined ? {} : { fds: options.fds });
+      try {
+        this.#socket.send(parts, options.fds === undefined ? {} : { fds: options.fds });
+      } catch (failure) {
+        // An fd that is closed already: nothing was sent.
+        reject(failure);
+        if (options.noReply !== true) this.#pending.reject(id, asDevstateError(failure));
+        return;
+      }
       if (options.noReply === true) resolve(undefined as T);
     });
   }

@@ -2,7 +2,7 @@
 /** Migration protocol v2 as its client drives it, and what our own migration sockets offer beyond it. */
 
 import { z } from 'zod';
-import { DevstateError } from '../errors.js';
+import { asDevstateError, DevstateError } from '../errors.js';
 import {
   Command,
   DMA_LOGGING_REPORT_LENGTH,
@@ -115,14 +115,13 @@ export class MigrationClient {
 
   /** `MigrationFlag` bits. */
   async flags(): Promise<number> {
-    const data = await this.getFeature(Feature.MIGRATION, 8);
-    requireBytes(viewOf(data), 0, data.length, 8, 'MIGRATION');
-    return readU64(viewOf(data), 0);
+    return numberOf(await this.getFeature(Feature.MIGRATION, 8), 'MIGRATION');
   }
 
   async state(): Promise<MigrationState> {
     const data = await this.getFeature(Feature.MIG_DEVICE_STATE, MIG_DEVICE_STATE_LENGTH);
-    requireBytes(viewOf(data), 0, data.length, MIG_DEVICE_STATE_LENGTH, 'MIG_DEVICE_STATE');
+    if (data.length < MIG_DEVICE_STATE_LENGTH)
+      throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server answers MIG_DEVICE_STATE without a state');
     return viewOf(data).getUint32(0, true) as MigrationState;
   }
 
@@ -151,7 +150,7 @@ export class MigrationClient {
   /** Estimate, in bytes, of the data still to come; undefined when the server does not tell. */
   async dataSize(): Promise<number | undefined> {
     if (!(await this.probeFeature(Feature.MIG_DATA_SIZE, FeatureFlag.GET))) return undefined;
-    return readU64(viewOf(await this.getFeature(Feature.MIG_DATA_SIZE, 8)), 0);
+    return numberOf(await this.getFeature(Feature.MIG_DATA_SIZE, 8), 'MIG_DATA_SIZE');
   }
 
   /** Reads migration data into `target`; the number of bytes, 0 at the end (in pre-copy: for now). */
@@ -185,7 +184,7 @@ export class MigrationClient {
   async startLogging(start: DmaLoggingStart): Promise<number> {
     const data = new Uint8Array(DMA_LOGGING_START_LENGTH + 16 * start.ranges.length);
     encodeDmaLoggingStart(viewOf(data), 0, start);
-    return readU64(viewOf(await this.setFeature(Feature.DMA_LOGGING_START, data)), 0);
+    return numberOf(await this.setFeature(Feature.DMA_LOGGING_START, data), 'DMA_LOGGING_START');
   }
 
   async stopLogging(): Promise<void> {
@@ -258,4 +257,14 @@ function transferHead(address: number, count: number): Uint8Array {
 
 function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+/** The u64 that a reply's data begin with. @throws DEVSTATE_E_PROTOCOL when they do not */
+function numberOf(data: Uint8Array, what: string): number {
+  try {
+    requireBytes(viewOf(data), 0, data.length, 8, what);
+    return readU64(viewOf(data), 0);
+  } catch (error) {
+    throw asDevstateError(error, 'DEVSTATE_E_PROTOCOL');
+  }
 }

@@ -137,6 +137,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_GUEST_CONTROLLER: ExitCode.failed,
   /** The controller completed a command of the built-in guest with an error status. */
   DEVSTATE_E_GUEST_COMMAND: ExitCode.failed,
+  /** The built-in guest does not find on its disk what it wrote there. */
+  DEVSTATE_E_GUEST_DATA: ExitCode.failed,
   /** A command of the built-in guest was not completed in time. */
   DEVSTATE_E_GUEST_TIMEOUT: ExitCode.failed,
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;

@@ -41,7 +41,7 @@ export class TestBed {
 
   /** What is in the image file. */
   content(): Uint8Array {
-    return readFileSync(this.image);
+    return new Uint8Array(readFileSync(this.image));
   }
 
   async serve(options: ServeOptions = {}): Promise<Served> {

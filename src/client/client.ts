@@ -86,8 +86,13 @@ export interface RegionWrite {
 
 /** Most areas or capabilities that we ask the server for again when the first answer was too small. */
 const MAX_INFO_LENGTH = 128 * 1024;
-const LIMITS = { maxMessageLength: 64 * 1024 * 1024, maxFds: 253, maxQueuedBytes: 256 * 1024 * 1024 };
-const MAX_TRANSFER = 32 * 1024 * 1024;
+/** Longest transfer that we ask for, whatever the server would take: it bounds what a reply makes us hold. */
+const MAX_TRANSFER = DEFAULT_MAX_DATA_XFER_SIZE;
+const LIMITS = {
+  maxMessageLength: MAX_TRANSFER + MAX_INFO_LENGTH,
+  maxFds: 253,
+  maxQueuedBytes: 64 * 1024 * 1024,
+};
 const DEFAULT_TIMEOUT_MS = 30_000;
 
 const offeredCapabilities: Capabilities = {

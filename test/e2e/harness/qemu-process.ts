@@ -22,13 +22,17 @@ export interface VfioUserDevice {
   readonly id: string;
   /** Path of the server's socket */
   readonly socket: string;
-  /** Slot and function on the root bus, e.g. `05.0` */
+  /** Slot and function on its bus, e.g. `05.0` */
   readonly addr: string;
+  /** Id of the port it is behind; the root bus unless given. */
+  readonly bus?: string;
 }
 
 export interface QemuOptions {
   /** Guest RAM. Default 256. */
   readonly memoryMiB?: number;
+  /** Whether RAM is a file that a device server can map (default), or QEMU's own. */
+  readonly sharedMemory?: boolean;
   /** What to boot; without it the firmware finds nothing to boot and idles. */
   readonly boot?: { readonly kernel: string; readonly initrd: string; readonly append?: string };
   readonly vfioUser?: readonly VfioUserDevice[];
@@ -36,6 +40,8 @@ export interface QemuOptions {
   readonly incoming?: boolean;
   /** Start with the CPUs stopped. */
   readonly paused?: boolean;
+  /** More of QEMU's arguments, such as ports, that the vfio-user devices need before them. */
+  readonly before?: readonly string[];
   /** More of QEMU's arguments. */
   readonly extra?: readonly string[];
 }
@@ -136,13 +142,16 @@ function qemuArguments(directory: string, options: QemuOptions): string[] {
   const boot = options.boot;
   return [
     ...['-accel', 'tcg', '-M', 'q35', '-m', size, '-nodefaults', '-display', 'none', '-no-reboot'],
-    // A device server maps guest RAM, so it must be a file that can be passed.
-    ...['-object', `memory-backend-memfd,id=mem,size=${size},share=on`, '-machine', 'memory-backend=mem'],
+    // What a device server maps must be a file that can be passed.
+    ...(options.sharedMemory === false
+      ? []
+      : ['-object', `memory-backend-memfd,id=mem,size=${size},share=on`, '-machine', 'memory-backend=mem']),
     ...['-chardev', `socket,id=serial0,path=${join(directory, 'serial')}`, '-serial', 'chardev:serial0'],
     ...monitor('qmp'),
     ...monitor('qmp-test'),
-    ...(options.vfioUser ?? []).flatMap(({ id, socket, addr }) => {
-      const device = { driver: 'vfio-user-pci', id, addr, socket: { type: 'unix', path: socket } };
+    ...(options.before ?? []),
+    ...(options.vfioUser ?? []).flatMap(({ socket, ...where }) => {
+      const device = { driver: 'vfio-user-pci', ...where, socket: { type: 'unix', path: socket } };
       return ['-device', JSON.stringify(device)];
     }),
     ...(options.incoming ? ['-S', '-incoming', 'defer'] : options.paused ? ['-S'] : []),

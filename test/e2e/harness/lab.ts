@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a migration test needs, all of it real: device servers, virtual machines whose guest writes to the servers'
+ * disks and checks them, and `devstate migrate`, each in a process of its own.
+ *
+ *     const lab = await MigrationLab.create(t);        // undefined where there is no QEMU: the test is skipped
+ *     const a = await lab.serve('a');
+ *     const source = await lab.startVm({ server: a });
+ *     await lab.guestWrites(source);
+ *     const b = await lab.serve('b', { incoming: true });
+ *     const destination = await lab.startVm({ server: b, incoming: true });
+ *     const { code, result } = await lab.migrate(source, destination);
+ *     t.same(await lab.finishAndCheck(destination), []);
+ */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Test } from 'tap';
+import type { MigrateProgress, MigrateResult, Phase } from '../../../src/operations/index.js';
+import type { GuestParts, QemuInstallation } from '../../../tools/qemu/provision.js';
+import { Devstate, serveNvme } from './devstate-process.js';
+import { buildInitramfs, compileGuestProgram } from './initramfs.js';
+import { QemuProcess } from './qemu-process.js';
+import { requireGuest, requireQemu } from './require-qemu.js';
+import { checkWrittenImage } from './written-image.js';
+
+/** The machine that every VM of a lab is, and what its guest does. */
+export interface LabOptions {
+  /** Guest RAM. Default 128. */
+  readonly memoryMiB?: number;
+  /** Guest CPUs. Default 1. */
+  readonly cpus?: number;
+  /** Kernel command line beyond the console, e.g. `pci=nomsi`. */
+  readonly append?: string;
+  /** RAM that a device server can map (default), or that it has to ask QEMU for, message by message. */
+  readonly sharedMemory?: boolean;
+  /** PCI address on the root bus of each disk, or `behind-port` for one behind a root port. Default one, `05.0`. */
+  readonly disks?: readonly string[];
+  /** What `blockwriter` is given: positions, writes in flight, writes per fsync. Default 1024, 8, 64. */
+  readonly blocks?: number;
+  readonly depth?: number;
+  readonly syncEvery?: number;
+}
+
+/** A running `devstate serve nvme`. */
+export interface LabServer {
+  readonly name: string;
+  readonly socket: string;
+  readonly migrationSocket: string;
+  /** Path of the disk image. */
+  readonly image: string;
+  readonly process: Devstate;
+}
+
+/** A VM with the servers of its disks, in order; their ids in QEMU are `disk0`, `disk1`, … */
+export interface LabVm extends QemuProcess {
+  readonly servers: readonly LabServer[];
+}
+
+/** How a `devstate migrate` ended. */
+export interface MigrateOutcome {
+  /** Exit code. */
+  readonly code: number;
+  /** Its JSON output; undefined if it has none. */
+  readonly result: MigrateResult | undefined;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** The guest's address of the one device behind the root port: the firmware numbers its bus 1. */
+const BEHIND_PORT = 'behind-port';
+/** What must not be in the kernel's log. */
+const KERNEL_COMPLAINT =
+  /nvme.*(error|fail|timeout|abort|reset|disabl|removing)|I\/O error|I\/O \d+ .*timeout|nobody cared|stall|lockup|hung|BUG:|Oops/i;
+const WITNESS_COMPLAINT = /^(disk\d+ )?(GAP|BAD|EIO) /;
+
+export class MigrationLab {
+  /** A short path: socket paths are bounded. */
+  readonly directory: string;
+  readonly qemu: QemuInstallation;
+  readonly options: Required<LabOptions>;
+  /** Every VM ever started. */
+  readonly vms: LabVm[] = [];
+  readonly servers: LabServer[] = [];
+  readonly #boot: { readonly kernel: string; readonly initrd: string };
+  readonly #migrations: RunningMigration[] = [];
+  #attempts = 0;
+
+  private constructor(
+    directory: string,
+    qemu: QemuInstallation,
+    boot: { kernel: string; initrd: string },
+    options: Required<LabOptions>,
+  ) {
+    this.directory = directory;
+    this.qemu = qemu;
+    this.#boot = boot;
+    this.options = options;
+  }
+
+  /** A lab that is torn down with `t`, or `undefined` once `t` is skipped (or failed) because QEMU cannot be had. */
+  static async create(t: Test, options: LabOptions = {}): Promise<MigrationLab | undefined> {
+    const qemu = await requireQemu(t);
+    const guest = qemu && (await requireGuest(t));
+    if (qemu === undefined || guest === undefined) return undefined;
+    const defaults = { memoryMiB: 128, cpus: 1, append: '', sharedMemory: true, disks: ['05.0'] };
+    const all = { ...defaults, blocks: 1024, depth: 8, syncEvery: 64, ...options };
+    const initrd = await buildGuest(guest, all);
+    const directory = await mkdtemp(join(tmpdir(), 'lab-'));
+    const lab = new MigrationLab(directory, qemu, { kernel: guest.kernel, initrd }, all);
+    t.teardown(() => lab.close());
+    return lab;
+  }
+
+  /** Path of a disk's image. */
+  image(disk = 0): string {
+    return join(this.directory, `disk${disk}.img`);
+  }
+
+  /** Starts a device server; resolves when it listens. `args`: more of the command's arguments. */
+  async serve(
+    name: string,
+    options: { incoming?: boolean; args?: readonly string[]; disk?: number; image?: string } = {},
+  ): Promise<LabServer> {
+    const paths = {
+      socket: join(this.directory, `${name}.sock`),
+      migrationSocket: join(this.directory, `${name}.mig`),
+      image: options.image ?? this.image(options.disk),
+    };
+    const args = [...(options.incoming ? ['--incoming'] : []), ...(options.args ?? [])];
+    const server = { name, ...paths, process: await serveNvme({ ...paths, args }) };
+    this.servers.push(server);
+    return server;
+  }
+
+  /** Starts a VM whose disks `server`, or `servers` in order, provide. With `incoming` it waits for a migration. */
+  async startVm(
+    options: ({ server: LabServer } | { servers: readonly LabServer[] }) & {
+      incoming?: boolean;
+      /** Overrides the lab's. */
+      append?: string;
+    },
+  ): Promise<LabVm> {
+    const { memoryMiB, cpus, sharedMemory, disks } = this.options;
+    const servers = 'server' in options ? [options.server] : options.servers;
+    const ports = disks.includes(BEHIND_PORT)
+      ? ['-device', 'pcie-root-port,id=port,addr=1c.0,chassis=1']
+      : [];
+    const vm = await QemuProcess.start(this.qemu, {
+      memoryMiB,
+      sharedMemory,
+      incoming: options.incoming === true,
+      boot: { ...this.#boot, append: options.append ?? this.options.append },
+      vfioUser: servers.map(({ socket }, disk) => {
+        const addr = disks[disk] ?? '';
+        const where = addr === BEHIND_PORT ? { addr: '00.0', bus: 'port' } : { addr };
+        return { id: `disk${disk}`, socket, ...where };
+      }),
+      before: ports,
+      extra: ['-smp', String(cpus)],
+    });
+    const labVm = Object.assign(vm, { servers });
+    this.vms.push(labVm);
+    return labVm;
+  }
+
+  /** Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win. */
+  startMigrate(from: LabVm, to: LabVm, extraArgs: readonly string[] = []): RunningMigration {
+    const devices = from.servers.flatMap(({ migrationSocket }, disk) => {
+      const dest = to.servers[disk]?.migrationSocket;
+      return ['--device', `disk${disk},source=${migrationSocket},dest=${dest}`];
+    });
+    const uri = `unix:${join(this.directory, `ram${this.#attempts++}`)}`;
+    const ends = ['--source-qmp', from.qmpPath, '--dest-qmp', to.qmpPath, '--uri', uri];
+    const migration = new RunningMigration(['migrate', ...ends, ...devices, '-o', 'json', ...extraArgs]);
+    this.#migrations.push(migration);
+    return migration;
+  }
+
+  /** Runs `devstate migrate` to its end. */
+  migrate(from: LabVm, to: LabVm, extraArgs: readonly string[] = []): Promise<MigrateOutcome> {
+    return this.startMigrate(from, to, extraArgs).finished;
+  }
+
+  /** Resolves when the guest has written and verified blocks from now on; the sequence number of the last one. */
+  async guestWrites(vm: LabVm, options: { disk?: number } = {}): Promise<number> {
+    const prefix = prefixOf(options.disk ?? 0);
+    const tick = new RegExp(`^${prefix}tick (\\d+) (\\d+)`);
+    const first = await vm.console.waitFor(tick, { from: vm.console.lines.length });
+    const second = await vm.console.waitFor(tick, { from: first.next });
+    return Number(second.match[1]);
+  }
+
+  /**
+   * Ends the guest's work in `vm`, where it runs now, and looks at everything that can show a fault: what any VM's
+   * console ever said, the kernel's log, the images block by block. @returns what is wrong, one line each; empty if
+   * all is as it must be
+   */
+  async finishAndCheck(vm: LabVm): Promise<string[]> {
+    const from = vm.console.lines.length;
+    vm.console.write('dmesg');
+    const dmesg = await vm.console.waitFor(/^dmesg-end/, { from });
+    const problems = vm.console.lines.slice(from, dmesg.next).filter((line) => KERNEL_COMPLAINT.test(line));
+    vm.console.write('stop');
+    for (const disk of this.options.disks.keys()) {
+      const pattern = new RegExp(`^${prefixOf(disk)}done (\\d+) (\\d+) (\\d+)`);
+      const { match } = await vm.console.waitFor(pattern, { from });
+      const [last, first, errors] = match.slice(1).map(Number) as [number, number, number];
+      if (errors > 0) problems.push(`disk ${disk}: the guest counted ${errors} errors`);
+      if (last < this.options.blocks / 8) problems.push(`disk ${disk}: only ${last} blocks were written`);
+      const wrong = await checkWrittenImage(this.image(disk), this.options.blocks, { last, first });
+      problems.push(...wrong.map((what) => `disk ${disk}: ${what}`));
+    }
+    for (const { console } of this.vms) {
+      problems.push(...console.lines.filter((line) => WITNESS_COMPLAINT.test(line)));
+    }
+    return problems;
+  }
+
+  /** Ends everything and removes the directory. */
+  async close(): Promise<void> {
+    await Promise.all(this.#migrations.map(({ process }) => process.end()));
+    await Promise.all(this.vms.map((vm) => vm.kill()));
+    await Promise.all(this.servers.map(({ process }) => process.end()));
+    await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** A `devstate migrate` under way. */
+export class RunningMigration {
+  readonly process: Devstate;
+  readonly finished: Promise<MigrateOutcome>;
+
+  constructor(args: readonly string[]) {
+    const process = new Devstate(args);
+    this.process = process;
+    this.finished = process.exited.then((code) => ({
+      code,
+      result: process.stdout === '' ? undefined : (JSON.parse(process.stdout) as MigrateResult),
+      stdout: process.stdout,
+      stderr: process.stderr,
+    }));
+  }
+
+  /** Everything it has reported so far. */
+  get progress(): MigrateProgress[] {
+    const lines = this.process.stderr.split('\n').slice(0, -1);
+    return lines.filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as MigrateProgress);
+  }
+
+  /** The first report, past ones included, that `matches`; rejects when the command ends without. */
+  reports(matches: (progress: MigrateProgress) => boolean): Promise<MigrateProgress> {
+    return new Promise((resolve, reject) => {
+      const look = (): void => {
+        const found = this.progress.find(matches);
+        if (found !== undefined) resolve(found);
+        else if (!this.process.hasEnded) return;
+        else reject(new Error(`devstate migrate ended without that report: ${this.process.stderr}`));
+        this.process.process.stderr?.off('data', look);
+      };
+      this.process.process.stderr?.on('data', look);
+      void this.process.exited.then(look);
+      look();
+    });
+  }
+
+  /** Resolves when it enters `phase`, or has. */
+  async reaches(phase: Phase): Promise<void> {
+    await this.reports((progress) => progress.phase === phase);
+  }
+}
+
+function prefixOf(disk: number): string {
+  return disk === 0 ? '' : `disk${disk} `;
+}
+
+/** One witness for each disk. The first one has the console; what the others say is prefixed with `disk<n> `. */
+async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Promise<string> {
+  const { disks, blocks, depth, syncEvery } = options;
+  const witness = (disk: number) => {
+    const address = disks[disk] === BEHIND_PORT ? '01:00.0' : `00:${disks[disk]}`;
+    const name = `$(basename /sys/bus/pci/devices/0000:${address}/nvme/nvme*/nvme*n1)`;
+    return `blockwriter /dev/${name} ${blocks} ${depth} ${syncEvery}`;
+  };
+  const others = [...disks.keys()].slice(1);
+  const lines = [
+    ...others.flatMap((disk) => [
+      `mkfifo /tmp/in${disk}`,
+      `${witness(disk)} <>/tmp/in${disk} | sed -u 's/^/disk${disk} /' &`,
+    ]),
+    witness(0),
+    ...others.map((disk) => `echo stop >/tmp/in${disk}`),
+    'wait',
+  ];
+  const files = { '/bin/blockwriter': await compileGuestProgram('blockwriter') };
+  return buildInitramfs({ guest, files, init: lines.join('\n') });
+}

@@ -3,7 +3,7 @@
 
 import type { Uuid } from '../formats/index.js';
 
-/** One piece of a device's state. Payloads are at most `MAX_RECORD_PAYLOAD` bytes; larger things are split by their format. */
+/** One piece of a device's state. Payloads are at most `RECORD_LENGTH_MAX` bytes; larger things are split by their format. */
 export interface StateRecord {
   /** The format's own number for it, from 0x10000. */
   readonly type: number;

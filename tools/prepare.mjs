@@ -31,10 +31,13 @@ function newest(path) {
   return time;
 }
 
+// `npm install` and not `npm ci`, which refuses a lock file without the optional packages of other platforms, and
+// a registry mirror need not have those.
 const installed = 'node_modules/.package-lock.json';
 if (newest(installed) < Math.max(newest('package-lock.json'), newest('package.json'))) {
   run('installing dependencies', 'npm', [
-    'ci',
+    'install',
+    '--no-save',
     '--ignore-scripts',
     '--no-audit',
     '--no-fund',

@@ -2,7 +2,7 @@
 // Brings a fresh clone to a runnable state: dependencies, native addon, compiled TypeScript.
 // Each step runs only when its inputs are newer than its output, so it is cheap to call before every command.
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync, utimesSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -43,6 +43,8 @@ if (newest(installed) < Math.max(newest('package-lock.json'), newest('package.js
     '--no-fund',
     '--loglevel=error',
   ]);
+  // npm leaves the file alone when there was nothing to do; the next run is to see that this one has looked.
+  utimesSync(installed, new Date(), new Date());
 }
 
 const addon = 'native/build/Release/devstate.node';

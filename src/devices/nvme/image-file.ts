@@ -120,10 +120,10 @@ export class ImageFile {
   /** Flushes and gives up the lock; nothing if not held. No write may be under way. @throws DevstateError DEVSTATE_E_SYSTEM and keeps it */
   async unlock(): Promise<void> {
     if (!this.#locked) return;
+    this.#requireNoWrites();
     if (this.#dirty) await this.flush();
     if (!this.#locked) return; // another call was faster
-    if (this.#writing > 0)
-      throw imageError('DEVSTATE_E_INTERNAL', `${this.path} unlocked with writes under way`);
+    this.#requireNoWrites();
     const result = native.setLock(this.#fd, LockType.unlocked, 0, 0);
     if (result < 0) throw systemError(`unlock ${this.path}`, -result);
     this.#locked = false;
@@ -249,6 +249,12 @@ export class ImageFile {
       };
       step();
     });
+  }
+
+  #requireNoWrites(): void {
+    if (this.#writing > 0) {
+      throw imageError('DEVSTATE_E_INTERNAL', `${this.path} was to be unlocked with writes under way`);
+    }
   }
 
   #requireLock(): void {

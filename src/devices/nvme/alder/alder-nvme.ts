@@ -147,7 +147,10 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.#msixTable.reset();
     this.#running = true;
     this.host.interrupts.reset();
-    if (reason === 'aborted') await this.image.unlock().catch((error) => this.#logError('unlock', error));
+    if (reason !== 'aborted') return;
+    // A load that was given up may have brought another controller's history, and the image is that one's.
+    this.health.clear();
+    await this.image.unlock().catch((error) => this.#logError('unlock', error));
   }
 
   async quiesce(): Promise<void> {
@@ -395,7 +398,6 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     // The only step that may refuse comes first.
     this.config.load(state.config);
     this.#running = false;
-    this.engine.stop();
     this.engine.freeze();
     this.engine.clear();
     this.registers.load(state.registers);

@@ -82,9 +82,11 @@ export class QueueEngine {
     this.#fetching = false;
   }
 
-  /** Nothing is written to guest memory any more until `start`. After `stop`, when idle. */
+  /** Nothing is written to guest memory until `start`; what completes (event requests) is held. Only when idle. */
   freeze(): void {
+    this.#fetching = false;
     this.#frozen = true;
+    this.#posting = true;
   }
 
   /** As `stop`, and what completes from now on does so in silence. */

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // client SOCKET region-read COUNT [REGION]     latency of COUNT reads of 4 bytes at offset 0: nanoseconds as JSON
 // client SOCKET mig-read BYTES CHUNK           throughput of MIG_DATA_READ: bytes per second as JSON
-// client SOCKET mig-write BYTES CHUNK          throughput of MIG_DATA_WRITE
+// client SOCKET mig-write BYTES CHUNK [FILE]   throughput of MIG_DATA_WRITE; with FILE, of its content: a state that loads
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "protocol.h"
@@ -99,16 +102,30 @@ static void mig_read(int fd, uint64_t bytes, uint32_t chunk) {
   set_state(fd, STATE_RUNNING);
 }
 
-static void mig_write(int fd, uint64_t bytes, uint32_t chunk) {
+// The whole file in memory, touched, so that no page fault falls into what is measured; its length to `*bytes`.
+static const uint8_t *map_file(const char *path, uint64_t *bytes) {
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  struct stat info;
+  if (file < 0 || fstat(file, &info) != 0) die(path);
+  void *content = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
+  if (content == MAP_FAILED) die(path);
+  close(file);
+  *bytes = (uint64_t)info.st_size;
+  return content;
+}
+
+static void mig_write(int fd, uint64_t bytes, uint32_t chunk, const char *path) {
   static uint8_t payload[MAX_DATA];
   memset(payload, 0xa5, sizeof payload);
+  const uint8_t *content = path == NULL ? NULL : map_file(path, &bytes);
   set_state(fd, STATE_STOP);
   set_state(fd, STATE_RESUMING);
   uint64_t start = now(), done = 0;
   while (done < bytes) {
     uint32_t size = bytes - done < chunk ? (uint32_t)(bytes - done) : chunk;
     struct mig_data data = {.argsz = (uint32_t)sizeof data + size, .size = size};
-    call(fd, COMMAND_MIG_DATA_WRITE, &data, sizeof data, payload, size);
+    const uint8_t *part = content == NULL ? payload : content + done;
+    call(fd, COMMAND_MIG_DATA_WRITE, &data, sizeof data, part, size);
     done += size;
   }
   report(done, now() - start);
@@ -116,7 +133,7 @@ static void mig_write(int fd, uint64_t bytes, uint32_t chunk) {
 
 int main(int argc, char **argv) {
   if (argc < 4) {
-    fprintf(stderr, "usage: client SOCKET region-read COUNT [REGION] | mig-read BYTES CHUNK | mig-write BYTES CHUNK\n");
+    fprintf(stderr, "usage: client SOCKET region-read COUNT [REGION] | mig-read BYTES CHUNK | mig-write BYTES CHUNK [FILE]\n");
     return 2;
   }
   struct sockaddr_un address = address_of(argv[1]);
@@ -134,7 +151,7 @@ int main(int argc, char **argv) {
   } else if (strcmp(argv[2], "mig-read") == 0) {
     mig_read(fd, amount, fifth);
   } else if (strcmp(argv[2], "mig-write") == 0) {
-    mig_write(fd, amount, fifth);
+    mig_write(fd, amount, fifth, argc > 5 ? argv[5] : NULL);
   } else {
     fprintf(stderr, "unknown test: %s\n", argv[2]);
     return 2;

@@ -19,8 +19,7 @@ export function eventfd(): Fd {
 
 /** How often an eventfd was signalled since the last call. */
 export function signals(fd: Fd): number {
-  const count = native.eventfdRead(fd.number);
-  return count < 0 ? 0 : count;
+  return Math.max(native.eventfdRead(fd.number), 0);
 }
 
 /** A sparse memory of any size, as the server sees it. */

@@ -200,6 +200,31 @@ for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
   });
 }
 
+t.test('MSI-X enabled in the config space, eventfds still to come', async (t) => {
+  const rig = createRig({ path: join(imageFolder(t), 'msix') });
+  rig.useMsix(5);
+  const msix = rig.device.config.findCapability(0x11);
+  rig.device.config.write(msix + 3, Uint8Array.of(0x80));
+  await rig.enable();
+  await rig.createPair(1);
+  rig.queue(1, { opcode: 0, nsid: 1 });
+  rig.submit(1);
+  await rig.until('an interrupt', () => rig.vectors[1] === 1);
+  await rig.device.quiesce();
+  const records = await rig.save();
+  await rig.device.handOver?.();
+  await rig.image.close();
+  const destination = createRig({ guest: rig.guest, path: rig.image.path, lock: false });
+  t.teardown(() => destination.image.close());
+  destination.useIntx();
+  await destination.load(records);
+  await destination.device.takeOver?.();
+  await destination.device.resume();
+  t.equal(destination.intx, 0, 'not told by INTx');
+  destination.useMsix(5);
+  t.equal(destination.vectors[1], 1, 'told as soon as the VMM listens');
+});
+
 t.test('format', async (t) => {
   const folder = imageFolder(t);
   const rig = createRig({ path: join(folder, 'format') });

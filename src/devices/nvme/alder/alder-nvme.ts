@@ -21,7 +21,7 @@ import type {
   ResetReason,
   StateFormat,
 } from '../../../device/device.js';
-import { PciCommand, type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
+import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
 import { DevstateError } from '../../../errors.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type ImageFile, requireNamespaceFits } from '../image-file.js';
@@ -49,6 +49,7 @@ import { type EngineOwner, QueueEngine } from './engine.js';
 import { AsyncEvents } from './events.js';
 import { Features } from './features.js';
 import { Health } from './health.js';
+import { InterruptOutput } from './interrupt-output.js';
 import { IoCommands } from './io.js';
 import { MsixTable } from './msix-table.js';
 import { CompletionQueue, SubmissionQueue } from './queues.js';
@@ -85,9 +86,9 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   readonly events: AsyncEvents;
   readonly #msixTable: MsixTable;
   readonly #io: IoCommands;
+  readonly #interrupts: InterruptOutput;
   #host: DeviceHost | undefined;
-  /** Not quiesced. */
-  #running = true;
+  running = true;
   /** A disable or shutdown is under way. */
   #changing = false;
 
@@ -107,6 +108,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     });
     this.#msixTable = new MsixTable(parameters.msix_vectors);
     this.#io = new IoCommands(this);
+    this.#interrupts = new InterruptOutput(this, this.config);
     this.formats = [new AlderStateFormat(this)];
   }
 
@@ -134,8 +136,8 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   }
 
   configWritten(): void {
-    if (this.config.takeFunctionLevelReset() && this.#running) void this.reset('requested');
-    this.#updateIntx();
+    if (this.config.takeFunctionLevelReset() && this.running) void this.reset('requested');
+    this.#interrupts.updateLine();
   }
 
   async reset(reason: ResetReason): Promise<void> {
@@ -145,7 +147,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.registers.reset();
     this.config.reset();
     this.#msixTable.reset();
-    this.#running = true;
+    this.running = true;
     this.host.interrupts.reset();
     if (reason !== 'aborted') return;
     // A load that was given up may have brought another controller's history, and the image is that one's.
@@ -154,21 +156,19 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   }
 
   async quiesce(): Promise<void> {
-    this.#running = false;
+    this.running = false;
     this.engine.stop();
     await this.#idle();
     this.engine.freeze();
   }
 
   resume(): void {
-    if (this.#running) return;
+    if (this.running) return;
     if ((this.registers.csts & Csts.RDY) !== 0) this.#requireLock();
-    this.#running = true;
+    this.running = true;
     this.#settle();
     if (this.#working && !this.#changing) this.engine.start();
-    // An interrupt of before the pause may not have reached the guest; one too many does no harm.
-    for (const cq of this.engine.completion) if (cq !== undefined && !cq.empty) this.announce(cq);
-    this.#updateIntx();
+    this.#interrupts.announceAll();
   }
 
   async handOver(): Promise<void> {
@@ -210,7 +210,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
 
   /** Does what CC asks for and is not yet so: one step, the next when that is done. */
   #settle(): void {
-    if (!this.#running || this.#changing) return;
+    if (!this.running || this.#changing) return;
     const { cc, csts } = this.registers;
     const enable = (cc & Cc.EN) !== 0;
     if (this.#enabled && !enable) this.#disable();
@@ -271,7 +271,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.events.clear();
     this.features.reset();
     this.registers.controllerReset();
-    this.#updateIntx();
+    this.#interrupts.updateLine();
   }
 
   #shutDown(): void {
@@ -349,28 +349,11 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   // Interrupts
 
   announce(cq: CompletionQueue): void {
-    if (!this.host.interrupts.msixEnabled) this.#updateIntx();
-    else if (cq.interruptsEnabled && !cq.empty) this.host.interrupts.triggerMsix(cq.vector);
+    this.#interrupts.announce(cq);
   }
 
   interruptMaskWritten(): void {
-    if (this.#host !== undefined) this.#updateIntx();
-  }
-
-  /** INTx is up while a queue that interrupts holds entries, unless its vector is masked (section 7.5.1). */
-  #updateIntx(): void {
-    const { interrupts } = this.host;
-    const mask = this.registers.interruptMask;
-    const asserted =
-      !interrupts.msixEnabled &&
-      this.engine.completion.some(
-        (cq) =>
-          cq?.interruptsEnabled === true && !cq.empty && (cq.vector >= 32 || (mask & (1 << cq.vector)) === 0),
-      );
-    this.config.setInterruptStatus(asserted);
-    const enabled = (this.config.command & PciCommand.INTX_DISABLE) === 0;
-    // While quiesced no interrupt may follow; `resume` looks again.
-    if (this.#running || !asserted) interrupts.setIntx(asserted && enabled);
+    this.#interrupts.updateLine();
   }
 
   // State
@@ -397,7 +380,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   restoreState(state: ControllerState): void {
     // The only step that may refuse comes first.
     this.config.load(state.config);
-    this.#running = false;
+    this.running = false;
     this.engine.freeze();
     this.engine.clear();
     this.registers.load(state.registers);

@@ -19,4 +19,6 @@ export interface Controller {
   readonly features: Features;
   readonly health: Health;
   readonly events: AsyncEvents;
+  /** Not quiesced. */
+  readonly running: boolean;
 }

@@ -187,6 +187,18 @@ export class MigrationClient {
     return numberOf(await this.setFeature(Feature.DMA_LOGGING_START, data), 'DMA_LOGGING_START');
   }
 
+  /**
+   * Has the device write guest memory by messages to its VMM while the log is on, or directly again.
+   * @returns false when the server cannot
+   */
+  async writeByMessage(on: boolean): Promise<boolean> {
+    if (!(await this.probeFeature(Feature.DEVSTATE_WRITE_BY_MESSAGE, FeatureFlag.SET))) return false;
+    const data = new Uint8Array(4);
+    viewOf(data).setUint32(0, on ? 1 : 0, true);
+    await this.setFeature(Feature.DEVSTATE_WRITE_BY_MESSAGE, data);
+    return true;
+  }
+
   async stopLogging(): Promise<void> {
     await this.setFeature(Feature.DMA_LOGGING_STOP, new Uint8Array(0));
   }

@@ -46,6 +46,11 @@ export interface WriteLog {
   mark(address: number, length: number): void;
 }
 
+/** Writes by messages to the VMM, which notices them as its own. */
+export interface MessageWriter {
+  write(address: number, source: Uint8Array): Promise<void>;
+}
+
 /** Guest memory held for I/O that goes on after the call. */
 export interface Pin {
   /** In order, together as long as the ranges asked for. Not necessarily one a range. */
@@ -78,6 +83,7 @@ export class GuestMemory {
   #lastHit = 0;
   #generation = 0;
   #log: WriteLog | undefined;
+  #writer: MessageWriter | undefined;
   readonly #writePins = new Set<MemoryRange[]>();
 
   /** Changes whenever a range comes or goes: a view kept by a device is valid only while this stands still. */
@@ -94,6 +100,15 @@ export class GuestMemory {
   setWriteLog(log: WriteLog | undefined): void {
     this.#log = log;
     if (log !== undefined) this.markPinned();
+  }
+
+  /**
+   * From now on writes go through `writer`, mapped memory or not, and need no log; directly again if undefined.
+   * Slower, but a VMM that migrates sends what it has written itself, while the VM runs.
+   */
+  setMessageWriter(writer: MessageWriter | undefined): void {
+    this.#writer = writer;
+    this.#generation++; // views for writing are not to be used any more, or may be again
   }
 
   /** Marks what is pinned for writing: the device may write it at any time. Call after each report of the log. */
@@ -151,6 +166,7 @@ export class GuestMemory {
    */
   view(address: number, length: number, access: Access): Uint8Array | undefined {
     const entry = this.#find(address, length, access);
+    if (access === 'write' && this.#writer !== undefined) return undefined;
     if (entry.backing.kind !== 'mapped' || address + length > entry.address + entry.length) return undefined;
     const offset = address - entry.address;
     const start = offset % WINDOW_SIZE;
@@ -185,8 +201,9 @@ export class GuestMemory {
   pin(ranges: readonly MemoryRange[], access: Access): Pin | Promise<Pin> {
     const entries: Entry[] = [];
     const buffers: Uint8Array[] = [];
+    const direct = access === 'read' || this.#writer === undefined;
     for (const range of ranges) {
-      if (!this.#collect(range, access, entries, buffers)) return this.#pinBounce(ranges, access);
+      if (!direct || !this.#collect(range, access, entries, buffers)) return this.#pinBounce(ranges, access);
     }
     for (const entry of entries) entry.pins++;
     // Copied, because the caller may reuse its array while the I/O is under way.
@@ -257,6 +274,11 @@ export class GuestMemory {
   async #writeRemote(address: number, source: Uint8Array): Promise<void> {
     for (const piece of this.#pieces(address, source, 'write')) {
       const { backing } = piece.entry;
+      const writer = this.#writer;
+      if (writer !== undefined) {
+        await hold(piece.entry, writer.write(piece.entry.address + piece.offset, piece.bytes));
+        continue;
+      }
       try {
         if (backing.kind === 'mapped') backing.window(piece.window).set(piece.bytes, piece.start);
         else await hold(piece.entry, backing.write(piece.offset, piece.bytes));

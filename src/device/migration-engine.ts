@@ -15,7 +15,7 @@ import {
   SaveSession,
   type StateFormat,
 } from '../migration/index.js';
-import type { MigrationPort } from '../server/index.js';
+import type { DmaPeer, MigrationPort } from '../server/index.js';
 import {
   type DmaLoggingReport,
   type DmaLoggingStart,
@@ -50,6 +50,7 @@ export class MigrationEngine {
   #log: DirtyLog | undefined;
   /** Who has started the log: only this connection may read or stop it. */
   #logOwner: EnginePort | undefined;
+  #vmm: DmaPeer | undefined;
   #handedOver = false;
   #owner: EnginePort | undefined;
   /** The VMM has left while somebody drove a migration, and none has come since. */
@@ -105,7 +106,8 @@ export class MigrationEngine {
   }
 
   /** A VMM is there: the state of the device is its own from now on. */
-  vmmConnected(): void {
+  vmmConnected(vmm: DmaPeer): void {
+    this.#vmm = vmm;
     this.#orphaned = false;
   }
 
@@ -114,6 +116,8 @@ export class MigrationEngine {
    * that is left of the VM, so then the reset comes when that is over.
    */
   vmmLeft(): Promise<void> {
+    this.#vmm = undefined;
+    this.#memory.setMessageWriter(undefined);
     return this.#serialise(async () => {
       if (this.#owner === undefined) await this.#reset('disconnected');
       else this.#orphaned = true;
@@ -203,10 +207,19 @@ export class MigrationEngine {
     this.#endLog();
   }
 
+  /** Beside the log, for a device that writes more than can be copied when it stops. Ends with the log. */
+  writeByMessage(port: EnginePort, on: boolean): void {
+    if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
+    this.#requireLogOwner(port);
+    if (on && this.#vmm === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
+    this.#memory.setMessageWriter(on ? this.#vmm : undefined);
+  }
+
   #endLog(): void {
     this.#log = undefined;
     this.#logOwner = undefined;
     this.#memory.setWriteLog(undefined);
+    this.#memory.setMessageWriter(undefined);
   }
 
   /** A report forgets what it reports, so it is for the one that collects them. */
@@ -373,6 +386,10 @@ class EnginePort implements MigrationPort {
 
   stopLogging(): void {
     this.#engine.stopLogging(this);
+  }
+
+  writeByMessage(on: boolean): void {
+    this.#engine.writeByMessage(this, on);
   }
 
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {

@@ -152,7 +152,7 @@ export class DeviceRuntime implements ServedDevice {
 
   connected(peer: DmaPeer): void {
     this.#peer = peer;
-    this.#engine.vmmConnected();
+    this.#engine.vmmConnected(peer);
   }
 
   async disconnected(): Promise<void> {

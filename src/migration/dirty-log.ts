@@ -1,24 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/**
- * The log of pages that the device has written (DMA_LOGGING_*): a sparse bitmap, so that its size follows what was
- * written and not how much memory the guest has.
- */
+/** The log of pages that the device has written (DMA_LOGGING_*). */
 
 import { type DmaRange, dirtyBitmapLength, Errno, isPowerOfTwo, RequestError } from '../wire/index.js';
+import { PageBitmap } from './page-bitmap.js';
 
 /** Finest page size that we log at, and the default. */
 export const MIN_LOG_PAGE_SIZE = 4096;
 const MAX_LOG_PAGE_SIZE = 2 ** 30;
-/** Pages in one chunk of the bitmap: 4 KiB of bits, 128 MiB of guest memory at 4 KiB pages. */
-const CHUNK_PAGES = 2 ** 15;
-const CHUNK_WORDS = CHUNK_PAGES / 32;
 /** Largest bitmap that one report may ask for, bytes: 256 MiB, QEMU's own bound. */
 const MAX_BITMAP_LENGTH = 2 ** 28;
 
 export class DirtyLog {
   readonly pageSize: number;
   readonly #ranges: readonly DmaRange[];
-  readonly #chunks = new Map<number, Uint32Array>();
+  readonly #pages = new PageBitmap();
 
   /**
    * @param pageSize the hint of DMA_LOGGING_START; the size in force is `this.pageSize`
@@ -48,7 +43,7 @@ export class DirtyLog {
   mark(address: number, length: number): void {
     if (length === 0) return;
     if (this.#ranges.length === 0) {
-      this.#markPages(
+      this.#pages.add(
         Math.floor(address / this.pageSize),
         Math.floor((address + length - 1) / this.pageSize),
       );
@@ -58,20 +53,7 @@ export class DirtyLog {
       const start = Math.max(address, range.iova);
       const end = Math.min(address + length, range.iova + range.length);
       if (start < end)
-        this.#markPages(Math.floor(start / this.pageSize), Math.floor((end - 1) / this.pageSize));
-    }
-  }
-
-  #markPages(first: number, last: number): void {
-    for (let page = first; page <= last; page++) {
-      const index = Math.floor(page / CHUNK_PAGES);
-      let chunk = this.#chunks.get(index);
-      if (chunk === undefined) {
-        chunk = new Uint32Array(CHUNK_WORDS);
-        this.#chunks.set(index, chunk);
-      }
-      const bit = page % CHUNK_PAGES;
-      chunk[bit >>> 5]! |= 1 << (bit & 31);
+        this.#pages.add(Math.floor(start / this.pageSize), Math.floor((end - 1) / this.pageSize));
     }
   }
 
@@ -85,44 +67,11 @@ export class DirtyLog {
     bitmap.fill(0);
     const firstPage = Math.floor(iova / this.pageSize);
     const lastPage = Math.floor((iova + length - 1) / this.pageSize);
-    const firstChunk = Math.floor(firstPage / CHUNK_PAGES);
-    const lastChunk = Math.floor(lastPage / CHUNK_PAGES);
-    for (const [index, chunk] of this.#chunks) {
-      if (index < firstChunk || index > lastChunk) continue;
-      const base = index * CHUNK_PAGES;
-      this.#reportChunk(
-        chunk,
-        base,
-        Math.max(firstPage - base, 0),
-        Math.min(lastPage - base, CHUNK_PAGES - 1),
-        (page) => {
-          const start = page * this.pageSize;
-          setBits(bitmap, iova, length, pageSize, start, this.pageSize);
-          return start >= iova && start + this.pageSize <= iova + length;
-        },
-      );
-      if (chunk.every((word) => word === 0)) this.#chunks.delete(index);
-    }
-  }
-
-  /** Calls `found` for each set bit of a chunk from `first` to `last`, and clears it if that returns true. */
-  #reportChunk(
-    chunk: Uint32Array,
-    base: number,
-    first: number,
-    last: number,
-    found: (page: number) => boolean,
-  ): void {
-    for (let word = first >>> 5; word <= last >>> 5; word++) {
-      let bits = chunk[word]!;
-      if (word === first >>> 5) bits &= -1 << (first & 31);
-      if (word === last >>> 5 && (last & 31) !== 31) bits &= (1 << ((last & 31) + 1)) - 1;
-      while (bits !== 0) {
-        const lowest = bits & -bits;
-        bits &= bits - 1;
-        if (found(base + word * 32 + 31 - Math.clz32(lowest))) chunk[word]! &= ~lowest;
-      }
-    }
+    this.#pages.visit(firstPage, lastPage, (page) => {
+      const start = page * this.pageSize;
+      setBits(bitmap, iova, length, pageSize, start, this.pageSize);
+      return start >= iova && start + this.pageSize <= iova + length;
+    });
   }
 }
 

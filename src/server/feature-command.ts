@@ -153,6 +153,17 @@ const features = new Map<number, FeatureHandlers>([
     },
   ],
   [
+    Feature.DEVSTATE_WRITE_BY_MESSAGE,
+    {
+      managerOnly: true,
+      needsMigration: true,
+      set: (context, { view, end }, data) => {
+        requireBytes(view, data, end, 4, 'DEVSTATE_WRITE_BY_MESSAGE');
+        requireMigration(context).writeByMessage(view.getUint32(data, true) !== 0);
+      },
+    },
+  ],
+  [
     Feature.DEVSTATE_DMA_MAPS,
     {
       managerOnly: true,

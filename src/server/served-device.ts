@@ -65,6 +65,8 @@ export interface MigrationPort {
   /** @returns the page size in force */
   startLogging(start: DmaLoggingStart): number;
   stopLogging(): void;
+  /** Has the device write guest memory by messages while the log is on, so that the VMM notices; or directly again. */
+  writeByMessage(on: boolean): void;
   /** Writes the bitmap of the range, and clears what it reports. */
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void;
   /** Device reset at this connection's request. @throws RequestError EBUSY when another one drives the migration */

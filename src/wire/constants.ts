@@ -120,6 +120,8 @@ export const Feature = {
   DEVSTATE_DMA_MAPS: 0xd502,
   /** GET: text that explains the last error reply on this connection (migration socket only). */
   DEVSTATE_LAST_ERROR: 0xd503,
+  /** SET: u32, 1 to have the device write guest memory by DMA_WRITE messages while the DMA log is on (migration socket only). */
+  DEVSTATE_WRITE_BY_MESSAGE: 0xd504,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

@@ -3,6 +3,7 @@
 
 import { modelDifferences } from '../../device/index.js';
 import { DevstateError } from '../../errors.js';
+import { PageBitmap } from '../../migration/index.js';
 import {
   findPciDevice,
   MigrationWatch,
@@ -115,7 +116,8 @@ async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Pro
     description,
     view: undefined,
     silenced: false,
-    dirty: [],
+    dirty: new PageBitmap(),
+    byMessage: false,
     precopyBytes: 0,
     stopBytes: 0,
   };

@@ -5,7 +5,7 @@
  */
 
 import type { MigrationClient } from '../../client/index.js';
-import { dirtyRanges } from '../../migration/index.js';
+import { dirtyRanges, type PageBitmap } from '../../migration/index.js';
 import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js';
 
 export const LOG_PAGE_SIZE = 4096;
@@ -19,41 +19,32 @@ export async function startLog(device: MigrationClient): Promise<void> {
   await device.startLogging({ pageSize: LOG_PAGE_SIZE, ranges: [] });
 }
 
-/** What the device has written since the last report, in whole pages. */
-export async function collectDirty(device: MigrationClient): Promise<DmaRange[]> {
-  const dirty: DmaRange[] = [];
+/** Adds to `dirty` what the device has written since the last report. */
+export async function collectDirty(device: MigrationClient, dirty: PageBitmap): Promise<void> {
   for (const map of await device.dmaMaps()) {
-    if ((map.flags & DmaMapFlag.WRITE) !== 0) dirty.push(...(await collectMap(device, map)));
+    if ((map.flags & DmaMapFlag.WRITE) !== 0) await collectMap(device, map, dirty);
   }
-  return dirty;
 }
 
-async function collectMap(device: MigrationClient, map: DmaMapEntry): Promise<DmaRange[]> {
-  const dirty: DmaRange[] = [];
+async function collectMap(device: MigrationClient, map: DmaMapEntry, dirty: PageBitmap): Promise<void> {
   for (let at = 0; at < map.size; at += REPORT_LENGTH) {
-    const range = {
-      iova: map.address + at,
-      length: Math.min(REPORT_LENGTH, map.size - at),
-      pageSize: LOG_PAGE_SIZE,
-    };
-    const bitmap = await device.reportLogging(range);
-    dirty.push(...dirtyRanges(bitmap, range.iova, range.length, LOG_PAGE_SIZE));
+    const iova = map.address + at;
+    const length = Math.min(REPORT_LENGTH, map.size - at);
+    const bitmap = await device.reportLogging({ iova, length, pageSize: LOG_PAGE_SIZE });
+    for (const range of dirtyRanges(bitmap, iova, length, LOG_PAGE_SIZE)) {
+      dirty.add(range.iova / LOG_PAGE_SIZE, Math.ceil((range.iova + range.length) / LOG_PAGE_SIZE) - 1);
+    }
   }
-  return dirty;
 }
 
-export function countPages(ranges: readonly DmaRange[]): number {
-  return ranges.reduce((pages, { length }) => pages + Math.ceil(length / LOG_PAGE_SIZE), 0);
-}
-
-/** Copies ranges of guest memory from the stopped source to the stopped destination. @returns bytes copied */
+/** Copies pages of guest memory from the stopped source to the stopped destination. @returns bytes copied */
 export async function copyMemory(
   source: MigrationClient,
   destination: MigrationClient,
-  ranges: readonly DmaRange[],
+  pages: PageBitmap,
 ): Promise<number> {
   const length = Math.min(source.client.maxTransfer, destination.client.maxTransfer);
-  const pieces = splitRanges(ranges, length);
+  const pieces = splitRanges(pages.ranges(LOG_PAGE_SIZE), length);
   let bytes = 0;
   const worker = async (): Promise<void> => {
     const buffer = new Uint8Array(length);

@@ -24,7 +24,6 @@
 import { asDevstateError, DevstateError } from '../../errors.js';
 import { queryMigration } from '../../qemu/index.js';
 import { check } from './check.js';
-import { countPages } from './dirty-pages.js';
 import { commit, type LandTimes, land } from './land.js';
 import { precopy } from './precopy.js';
 import { rollback } from './rollback.js';
@@ -132,7 +131,7 @@ async function summarise(
       stop: sum(({ stopBytes }) => stopBytes),
       pages: pageBytes,
     },
-    dirtyPages: sum(({ dirty }) => countPages(dirty)),
+    dirtyPages: sum(({ dirty }) => dirty.count),
     devices: run.devices.map((device) => {
       const format = device.description?.formats[0];
       return {
@@ -148,7 +147,8 @@ async function summarise(
               },
         precopyBytes: device.precopyBytes,
         stopBytes: device.stopBytes,
-        dirtyPages: countPages(device.dirty),
+        dirtyPages: device.dirty.count,
+        byMessage: device.byMessage,
       };
     }),
     warnings: run.warnings,

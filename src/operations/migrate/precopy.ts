@@ -10,11 +10,15 @@ import {
 } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { transferState } from '../state-stream.js';
-import { startLog } from './dirty-pages.js';
+import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
 import { forEachDevice, type Run } from './run.js';
 
 /** How often devices are asked for more state and QEMU for its progress, ms. */
 const ROUND_MS = 200;
+/** How often the dirty logs are read, ms. */
+const LOG_ROUND_MS = 1000;
+/** What copying pages at the stop reaches, bytes per ms, on the careful side. */
+const COPY_RATE = 500_000;
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`. */
 export async function precopy(run: Run): Promise<void> {
@@ -46,8 +50,13 @@ async function untilSwitchover(run: Run): Promise<void> {
   });
   // Observed at the end; until then a rejection only ends the loop.
   ended.catch(() => {});
+  let nextLogRound = performance.now() + LOG_ROUND_MS;
   while (!reached) {
     await sendRound(run);
+    if (!reached && performance.now() >= nextLogRound) {
+      await boundDirty(run);
+      nextLogRound = performance.now() + LOG_ROUND_MS;
+    }
     if (reached) break;
     await reportProgress(run);
     await Promise.race([ended.catch(() => {}), delay(ROUND_MS)]);
@@ -59,6 +68,21 @@ async function sendRound(run: Run): Promise<void> {
   await forEachDevice(run, async (device) => {
     if ((device.source.flags & MigrationFlag.PRE_COPY) === 0) return;
     device.precopyBytes += await transferState(device.source.device, device.destination.device, run.signal);
+  });
+}
+
+/**
+ * Pages that a device has written are copied while the VM is stopped, so their number must not grow without bound. A
+ * device that has written as many as half of the allowed pause can take writes by messages from then on: slower for the
+ * guest, but QEMU notices those writes and sends the pages while the VM runs.
+ */
+async function boundDirty(run: Run): Promise<void> {
+  const limit = (run.options.downtimeMs / 2) * (COPY_RATE / run.devices.length);
+  await forEachDevice(run, async (device) => {
+    if (device.byMessage) return;
+    await collectDirty(device.source.device, device.dirty);
+    if (device.dirty.count * LOG_PAGE_SIZE < limit) return;
+    device.byMessage = await device.source.device.writeByMessage(true);
   });
 }
 

@@ -2,8 +2,8 @@
 /** One migration under way: who takes part, and how far each has come. */
 
 import type { DeviceDescription } from '../../client/index.js';
+import type { PageBitmap } from '../../migration/index.js';
 import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
-import type { DmaRange } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
@@ -24,8 +24,10 @@ export interface RunDevice {
   view: PciView | undefined;
   /** INTx was silenced at the source: COMMAND must be put back if the source goes on. */
   silenced: boolean;
-  /** What the device wrote by DMA while the VM ran. */
-  dirty: readonly DmaRange[];
+  /** What the device wrote by DMA while the VM ran and QEMU did not notice. */
+  readonly dirty: PageBitmap;
+  /** The device writes by messages now, which QEMU notices: `dirty` grows no more. */
+  byMessage: boolean;
   precopyBytes: number;
   stopBytes: number;
 }

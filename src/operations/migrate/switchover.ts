@@ -31,9 +31,7 @@ export async function switchover(run: Run): Promise<SwitchoverTimes> {
     device.stopBytes = await transferState(device.source.device, device.destination.device, run.signal);
   });
   const saveMs = stopwatch.lap();
-  await forEachDevice(run, async (device) => {
-    device.dirty = await collectDirty(device.source.device);
-  });
+  await forEachDevice(run, ({ source, dirty }) => collectDirty(source.device, dirty));
   run.signal.throwIfAborted();
   return { quiesceMs, captureMs, saveMs, dirtyLogMs: stopwatch.lap() };
 }

@@ -65,6 +65,8 @@ export interface MigratedDevice {
   readonly stopBytes: number;
   /** Pages of 4 KiB that the device had written while the VM ran, and that were copied at the stop. */
   readonly dirtyPages: number;
+  /** The device wrote by messages to QEMU from some point on, because those pages became too many. */
+  readonly byMessage: boolean;
 }
 
 export interface MigrateResult {

@@ -96,10 +96,10 @@ async function migrateWithQemu(
     files: { '/bin/blockwriter': await compileGuestProgram('blockwriter') },
     init: `blockwriter /dev/nvme0n1 ${BLOCKS} 8 64`,
   });
-  const running: { end(): Promise<void> }[] = [];
+  const endings: (() => Promise<void>)[] = [];
   const start = async (name: string, incoming: boolean) => {
     const place = await serve(folder, name, incoming ? ['--incoming'] : ['--size', String(BLOCKS * 4096)]);
-    running.push(place.server);
+    endings.push(() => place.server.end());
     const vfioUser = [{ id: 'disk0', socket: place.socket, addr: '05.0' }];
     const boot = { kernel: guest.kernel, initrd };
     const vm = await QemuProcess.start(qemu, { memoryMiB: 256, boot, vfioUser, incoming });
@@ -107,7 +107,7 @@ async function migrateWithQemu(
       await vm.kill();
       await place.server.end();
     };
-    running.push({ end });
+    endings.push(end);
     return { ...place, vm, end };
   };
   try {
@@ -130,7 +130,7 @@ async function migrateWithQemu(
     }
     return results;
   } finally {
-    for (const { end } of running.reverse()) await end();
+    for (const end of endings.reverse()) await end();
   }
 }
 

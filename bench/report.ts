@@ -31,7 +31,7 @@ export interface Section {
   /** For `--only`. */
   readonly name: string;
   readonly title: string;
-  /** Measures; `undefined` where that is not possible here, after saying why through `note`. */
+  /** Measures. What cannot be measured on this machine is left out, and `note` says why. */
   run(options: RunOptions): Promise<Result[]>;
 }
 

@@ -76,7 +76,7 @@ export async function demonstrateQemu(
     const gained = Number(after.match[1]) - Number(before.match[1]);
     tell(
       'After',
-      `source QEMU and server are killed; ${count(gained)} more blocks, the guest waited ${longestWait(destination)} ms at most`,
+      `source QEMU and server are killed; ${count(gained)} more blocks; longest wait by the guest's own clock ${longestWait(destination)} ms`,
     );
     await verify(destination, image);
   } finally {
@@ -96,7 +96,7 @@ async function ticks(machine: QemuProcess, wanted: number, from: number): Promis
   return found;
 }
 
-/** Longest round of the writer since the guest arrived, ms: the one that the pause fell into is among them. */
+/** Longest round of the writer since the guest arrived, ms. Its clock stands still in the pause. */
 function longestWait(machine: QemuProcess): number {
   return Math.max(
     ...machine.console.lines.map((line) => Number(/^tick \d+ \d+ ([\d.]+)$/.exec(line)?.[1] ?? 0)),

@@ -11,6 +11,8 @@ import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js
 export const LOG_PAGE_SIZE = 4096;
 /** Guest memory that one report covers: its bitmap is 512 KiB. */
 const REPORT_LENGTH = 2 ** 34;
+/** Clean memory between dirty pages that is copied along. */
+const MAX_GAP = 64 * 1024;
 /** Copies under way at a time. */
 const COPIES_IN_FLIGHT = 4;
 
@@ -44,7 +46,8 @@ export async function copyMemory(
   pages: PageBitmap,
 ): Promise<number> {
   const length = Math.min(source.client.maxTransfer, destination.client.maxTransfer);
-  const pieces = splitRanges(pages.ranges(LOG_PAGE_SIZE), length);
+  const ranges = mergeOverGaps(pages.ranges(LOG_PAGE_SIZE), await source.dmaMaps());
+  const pieces = splitRanges(ranges, length);
   let bytes = 0;
   const worker = async (): Promise<void> => {
     const buffer = new Uint8Array(length);
@@ -57,6 +60,25 @@ export async function copyMemory(
   };
   await Promise.all(Array.from({ length: COPIES_IN_FLIGHT }, worker));
   return bytes;
+}
+
+/**
+ * Joins ranges with a small gap between them, where all of it is mapped. What lies in the gap is the same at both ends,
+ * and copying it once more costs less than another message.
+ */
+export function mergeOverGaps(ranges: readonly DmaRange[], maps: readonly DmaMapEntry[]): DmaRange[] {
+  const merged: { iova: number; length: number }[] = [];
+  for (const { iova, length } of ranges) {
+    const last = merged.at(-1);
+    const isClose = last !== undefined && iova - (last.iova + last.length) <= MAX_GAP;
+    if (
+      isClose &&
+      maps.some(({ address, size }) => address <= last.iova && iova + length <= address + size)
+    ) {
+      last.length = iova + length - last.iova;
+    } else merged.push({ iova, length });
+  }
+  return merged;
 }
 
 function* splitRanges(ranges: readonly DmaRange[], length: number): Generator<DmaRange> {

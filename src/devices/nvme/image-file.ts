@@ -50,11 +50,15 @@ export class ImageFile {
   readonly size: number;
   #fd: number;
   #locked = false;
+  /** Reads and writes under way, and what waits for the last of them. */
+  #transfers = 0;
+  #onQuiet: (() => void) | undefined;
   #writing = 0;
   /** Written since the last flush that succeeded. */
   #dirty = false;
   #flushRunning: Promise<void> | undefined;
   #flushNext: Promise<void> | undefined;
+  #closed: Promise<void> | undefined;
   #canWriteNow = true;
   #canReadNow = true;
 
@@ -129,9 +133,15 @@ export class ImageFile {
     this.#locked = false;
   }
 
-  /** Flushes, unlocks, closes. */
-  async close(): Promise<void> {
-    if (this.#fd < 0) return;
+  /** Waits for transfers under way, flushes, unlocks, closes. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    // The number of a closed descriptor is reused: a late transfer would go to some other file.
+    if (this.#transfers > 0) await new Promise<void>((resolve) => (this.#onQuiet = resolve));
     try {
       await this.unlock();
     } finally {
@@ -231,7 +241,8 @@ export class ImageFile {
   }
 
   #transfer(call: VectorCall, verb: string, buffers: Buffers, position: number): Promise<void> {
-    return new Promise((resolve, reject) => {
+    this.#transfers++;
+    return new Promise<void>((resolve, reject) => {
       let rest = buffers;
       const step = (): void => {
         call(this.#fd, rest.slice(0, MAX_BUFFERS), position, (error, bytes) => {
@@ -248,6 +259,8 @@ export class ImageFile {
         });
       };
       step();
+    }).finally(() => {
+      if (--this.#transfers === 0) this.#onQuiet?.();
     });
   }
 

@@ -178,6 +178,21 @@ t.test('parameters', async (t) => {
   });
 });
 
+t.test('closing waits for what is under way', async (t) => {
+  const path = join(imageFolder(t), 'disk');
+  const image = ImageFile.open({ path, lock: true, size: MIB });
+  const source = new Uint8Array(MIB).fill(7);
+  const ended: string[] = [];
+  const work = [
+    image.write([source], 0).then(() => ended.push('write')),
+    image.read([new Uint8Array(MIB)], 0).then(() => ended.push('read')),
+  ];
+  await Promise.all([image.close(), image.close()]);
+  t.same(ended.toSorted(), ['read', 'write']);
+  await Promise.all(work);
+  t.ok(readFileSync(path).equals(source));
+});
+
 t.test('no descriptor leaks', async (t) => {
   const path = join(imageFolder(t), 'disk');
   const open = () => readdirSync('/proc/self/fd').length;

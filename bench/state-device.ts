@@ -12,7 +12,7 @@ import { parseUuid } from '../src/formats/index.js';
 import { Errno, RequestError } from '../src/wire/index.js';
 
 const RECORD = 0x10000;
-const RECORD_BYTES = 1024 * 1024;
+const RECORD_BYTES = 256 * 1024;
 const BAR_BYTES = 4096;
 
 /** @param stateBytes a multiple of 1 MiB */

@@ -177,8 +177,15 @@ export class MigrationEngine {
       this.#requireOwner(port);
       if (this.#save === undefined)
         throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
-      return this.#save.read(size);
+      const parts = await this.#save.read(size);
+      if (!this.#save.ended) setImmediate(() => this.#prepare(size));
+      return parts;
     });
+  }
+
+  /** After the reply has been sent: the peer takes its time to receive it. */
+  #prepare(size: number): void {
+    void this.#serialise(async () => this.#save?.prepare(size));
   }
 
   write(port: EnginePort, bytes: Uint8Array): void {

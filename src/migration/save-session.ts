@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * One saving of a device's state: pulls records from a format, wraps them in an envelope, and hands out bytes in
- * chunks of the size the reader asks for. Holds at most one record more than it was asked for.
+ * chunks of the size the reader asks for. Holds at most one chunk and one record more than it was asked for.
  */
 
 import { EnvelopeEncoder, type EnvelopeHeader, RecordFlag } from '../formats/index.js';
@@ -64,6 +64,19 @@ export class SaveSession {
       throw error;
     }
     return this.#take(size);
+  }
+
+  /**
+   * Encodes the next `size` bytes of the last round ahead, while the reader is busy with those it has. What goes wrong
+   * is told by the next `read`. Not at the same time as another call.
+   */
+  async prepare(size: number): Promise<void> {
+    if (!this.#final || this.#failure !== undefined) return;
+    try {
+      await this.#fill(size);
+    } catch (error) {
+      this.#failure = { error };
+    }
   }
 
   async #fill(size: number): Promise<void> {

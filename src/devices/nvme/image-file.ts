@@ -141,7 +141,7 @@ export class ImageFile {
 
   async #close(): Promise<void> {
     // The number of a closed descriptor is reused: a late transfer would go to some other file.
-    if (this.#transfers > 0) await new Promise<void>((resolve) => (this.#onQuiet = resolve));
+    if (!this.#quiet) await new Promise<void>((resolve) => (this.#onQuiet = resolve));
     try {
       await this.unlock();
     } finally {
@@ -187,6 +187,7 @@ export class ImageFile {
     } finally {
       this.#writing--;
       this.#dirty = true; // a flush that began meanwhile did not cover it
+      this.#announceQuiet();
     }
   }
 
@@ -240,28 +241,39 @@ export class ImageFile {
     return true;
   }
 
-  #transfer(call: VectorCall, verb: string, buffers: Buffers, position: number): Promise<void> {
+  async #transfer(call: VectorCall, verb: string, buffers: Buffers, position: number): Promise<void> {
     this.#transfers++;
-    return new Promise<void>((resolve, reject) => {
-      let rest = buffers;
-      const step = (): void => {
-        call(this.#fd, rest.slice(0, MAX_BUFFERS), position, (error, bytes) => {
-          if (error !== null) return reject(systemError(`${verb} ${this.path}`, error.errno ?? 0, error));
-          rest = after(rest, bytes);
-          if (rest.length === 0) return resolve();
-          if (bytes === 0) {
-            return reject(
-              imageError('DEVSTATE_E_IMAGE_SIZE', `${this.path} ends before its size: it was truncated`),
-            );
-          }
-          position += bytes;
-          step();
-        });
-      };
-      step();
-    }).finally(() => {
-      if (--this.#transfers === 0) this.#onQuiet?.();
+    try {
+      for (let rest = buffers; rest.length > 0; ) {
+        const bytes = await this.#callOnce(call, verb, rest.slice(0, MAX_BUFFERS), position);
+        if (bytes === 0) {
+          throw imageError('DEVSTATE_E_IMAGE_SIZE', `${this.path} ends before its size: it was truncated`);
+        }
+        rest = after(rest, bytes);
+        position += bytes;
+      }
+    } finally {
+      this.#transfers--;
+      this.#announceQuiet();
+    }
+  }
+
+  #callOnce(call: VectorCall, verb: string, buffers: Uint8Array[], position: number): Promise<number> {
+    return new Promise((resolve, reject) => {
+      call(this.#fd, buffers, position, (error, bytes) => {
+        if (error === null) resolve(bytes);
+        else reject(systemError(`${verb} ${this.path}`, error.errno ?? 0, error));
+      });
     });
+  }
+
+  /** A write counts until its caller's bookkeeping is done, which is after its transfer has ended. */
+  get #quiet(): boolean {
+    return this.#transfers === 0 && this.#writing === 0;
+  }
+
+  #announceQuiet(): void {
+    if (this.#quiet) this.#onQuiet?.();
   }
 
   #requireNoWrites(): void {

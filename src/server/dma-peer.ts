@@ -3,9 +3,15 @@
  * Guest memory by messages: DMA_READ and DMA_WRITE from server to client, on the connection itself or on the twin
  * socket of its own when that was negotiated.
  *
- * QEMU (seen up to 11.1) lays these messages out with a 32-bit count and so puts the data four bytes earlier, and
- * answers a write with a header alone. It is recognised by the version it proposes, and any client by the length of its
- * first answer to a read.
+ * The first QEMUs with vfio-user have a count of 32 bits, which moves the data four bytes forward; their struct still
+ * ends where the specified one does, so every message and every answer is as long as it should be, with four bytes of
+ * padding behind the data, and an answer to a read does not show which layout it has:
+ *
+ *     specified            address u64, count u64, data             answer to a write: address, count
+ *     QEMU's first         address u64, count u32, data, 4 bytes    answer to a write: a header alone
+ *
+ * QEMU 11.1 is as specified. Nothing in VERSION tells them apart, so a client that may be either is asked, before the
+ * first transfer, to write no bytes: both take that, and the length of the answer tells.
  */
 
 import { DevstateError } from '../errors.js';
@@ -34,19 +40,26 @@ import type { DmaPeer } from './served-device.js';
 /** A client that does not answer for so long is broken; QEMU itself gives us five seconds. */
 const REPLY_TIMEOUT_MS = 30_000;
 
+/** A message without its data, in either layout. */
+const FIXED_LENGTH = HEADER_LENGTH + dmaTransferHeaderLength(64);
+/** What makes the shorter layout as long as the other. */
+const PADDING = new Uint8Array(dmaTransferHeaderLength(64) - dmaTransferHeaderLength(32));
+
 interface Expected {
   readonly command: number;
-  /** Where the data of a DMA_READ go. */
-  readonly target: Uint8Array | undefined;
+  /** Where the data of a DMA_READ go, and in which layout they come. */
+  readonly target: { readonly data: Uint8Array; readonly width: CountWidth } | undefined;
 }
 
 export class MessageDmaPeer implements DmaPeer {
   #socket: MessageSocket;
   #twin: MessageSocket | undefined;
-  readonly #pending = new RequestTable<void>();
+  readonly #pending = new RequestTable<number>();
   readonly #expected = new Map<number, Expected>();
   readonly #maxTransfer: number;
-  #width: CountWidth;
+  /** Undefined until the client has shown it. */
+  #width: CountWidth | undefined;
+  #probe: Promise<CountWidth> | undefined;
   #closed = false;
 
   constructor(socket: MessageSocket, proposal: Version) {
@@ -54,7 +67,7 @@ export class MessageDmaPeer implements DmaPeer {
     this.#maxTransfer = Math.max(1, Math.min(proposal.capabilities.maxDataXferSize, MAX_DATA_XFER_SIZE));
     // QEMU proposes 0.0 and is alone in sending the 0.9.1 migration capability with it.
     const isQemu = proposal.minor === 0 && proposal.capabilities.migrationPageSize !== undefined;
-    this.#width = isQemu ? 32 : 64;
+    this.#width = isQemu ? undefined : 64;
   }
 
   /** Opens the twin socket; returns the client's end, to be sent with the VERSION reply. */
@@ -93,19 +106,40 @@ export class MessageDmaPeer implements DmaPeer {
     }
   }
 
-  #transfer(command: number, address: number, data: Uint8Array): Promise<void> {
+  async #transfer(command: number, address: number, data: Uint8Array): Promise<void> {
+    if (this.#width === undefined) {
+      this.#probe ??= this.#askWidth(address);
+      this.#width = await this.#probe;
+    }
+    const width = this.#width;
+    const head = transferHead(address, data.length, width);
+    const padding = width === 64 ? [] : [PADDING];
+    if (command === Command.DMA_WRITE) await this.#request(command, [head, data, ...padding]);
+    else await this.#request(command, [head, ...padding], { data, width });
+  }
+
+  /** Which layout the client has, by a write of no bytes to an address that it has mapped. */
+  async #askWidth(address: number): Promise<CountWidth> {
+    const length = await this.#request(Command.DMA_WRITE, [transferHead(address, 0, 64)]).catch(
+      (error: unknown) => {
+        if (error instanceof RequestError && !this.#closed) return FIXED_LENGTH;
+        throw error;
+      },
+    );
+    return length === HEADER_LENGTH ? 32 : 64;
+  }
+
+  /** @returns the length of the reply */
+  #request(command: number, parts: Uint8Array[], target?: Expected['target']): Promise<number> {
     if (this.#closed) return Promise.reject(goneError());
-    const isRead = command === Command.DMA_READ;
-    const head = new Uint8Array(HEADER_LENGTH + dmaTransferHeaderLength(isRead ? 64 : this.#width));
-    const view = new DataView(head.buffer);
-    // A read's request fits both layouts when it is written with the longer one.
-    encodeDmaTransfer(view, HEADER_LENGTH, { address, count: data.length }, isRead ? 64 : this.#width);
     let used = 0;
     const reply = this.#pending.request(commandName(command), REPLY_TIMEOUT_MS, (id) => {
       used = id;
-      this.#expected.set(id, { command, target: isRead ? data : undefined });
-      encodeHeader(view, 0, id, command, head.length + (isRead ? 0 : data.length), HeaderFlag.TYPE_COMMAND);
-      this.#socket.send(isRead ? head : [head, data]);
+      this.#expected.set(id, { command, target });
+      const [head] = parts;
+      const length = parts.reduce((sum, part) => sum + part.length, 0);
+      if (head !== undefined) encodeHeader(viewOf(head), 0, id, command, length, HeaderFlag.TYPE_COMMAND);
+      this.#socket.send(parts);
     });
     return reply.finally(() => this.#expected.delete(used));
   }
@@ -122,28 +156,12 @@ export class MessageDmaPeer implements DmaPeer {
       return true;
     }
     try {
-      if (expected.target !== undefined) this.#takeData(frame, expected.target);
-      this.#pending.resolve(id, undefined);
+      if (expected.target !== undefined) takeData(frame, expected.target);
+      this.#pending.resolve(id, frame.length);
     } catch (failure) {
       this.#pending.reject(id, failure as RequestError);
     }
     return true;
-  }
-
-  #takeData(frame: Frame, target: Uint8Array): void {
-    const payload = frame.length - HEADER_LENGTH;
-    // The length of the answer tells its layout, whatever the client was taken for.
-    for (const width of [64, 32] as const) {
-      const start = dmaTransferHeaderLength(width);
-      if (payload !== start + target.length) continue;
-      this.#width = width;
-      target.set(frame.bytes.subarray(HEADER_LENGTH + start, frame.length));
-      return;
-    }
-    throw new RequestError(
-      Errno.EPROTO,
-      `DMA_READ of ${target.length} bytes was answered with ${payload} bytes of payload`,
-    );
   }
 
   /** The client, or its twin socket, is gone: what waits fails, and what is asked for later as well. */
@@ -152,6 +170,30 @@ export class MessageDmaPeer implements DmaPeer {
     this.#twin?.close();
     this.#pending.rejectAll(goneError());
   }
+}
+
+/** The message up to its data, the header's fields yet to be filled in. */
+function transferHead(address: number, count: number, width: CountWidth): Uint8Array {
+  const head = new Uint8Array(HEADER_LENGTH + dmaTransferHeaderLength(width));
+  encodeDmaTransfer(viewOf(head), HEADER_LENGTH, { address, count }, width);
+  return head;
+}
+
+/** @throws RequestError */
+function takeData(frame: Frame, { data, width }: { data: Uint8Array; width: CountWidth }): void {
+  if (frame.length !== FIXED_LENGTH + data.length) {
+    const payload = frame.length - HEADER_LENGTH;
+    throw new RequestError(
+      Errno.EPROTO,
+      `DMA_READ of ${data.length} bytes was answered with ${payload} bytes of payload`,
+    );
+  }
+  const start = HEADER_LENGTH + dmaTransferHeaderLength(width);
+  data.set(frame.bytes.subarray(start, start + data.length));
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 function goneError(): RequestError {

@@ -7,8 +7,8 @@
  *     DMA_READ   address u64, count u64          reply: the same, then the data           (16)
  *     DMA_WRITE  address u64, count u64, data    reply: address u64, count u64            (16)
  *
- * QEMU up to at least 11.1 lays DMA_READ and DMA_WRITE out with a u32 count (data at 12) and answers a DMA_WRITE
- * with a header alone; `CountWidth` names the two dialects.
+ * The first QEMUs with vfio-user (not 11.1 any more) lay DMA_READ and DMA_WRITE out with a u32 count, data at 12, and
+ * four bytes of padding behind the data; `CountWidth` names the two dialects.
  */
 
 import { readU64, requireBytes, writeU64 } from './reader.js';
@@ -65,7 +65,7 @@ export function encodeDmaUnmap(view: DataView, at: number, request: DmaUnmapRequ
   writeU64(view, at + 16, request.size);
 }
 
-/** Width of `count` in DMA_READ and DMA_WRITE: 64 bits as specified, 32 as QEMU has it. */
+/** Width of `count` in DMA_READ and DMA_WRITE: 64 bits as specified, 32 as QEMU first had it. */
 export type CountWidth = 32 | 64;
 
 /** Bytes before the data in a DMA_READ or DMA_WRITE payload. */

@@ -12,7 +12,7 @@
  *     const { code, result } = await lab.migrate(source, destination);
  *     t.same(await lab.finishAndCheck(destination), []);
  */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
@@ -61,7 +61,7 @@ export interface LabVm extends QemuProcess {
 export interface MigrateOutcome {
   /** Exit code. */
   readonly code: number;
-  /** Its JSON output; undefined if it has none. */
+  /** Its JSON output; undefined if it has none, or text. */
   readonly result: MigrateResult | undefined;
   readonly stdout: string;
   readonly stderr: string;
@@ -144,7 +144,7 @@ export class MigrationLab {
     const { memoryMiB, cpus, sharedMemory, disks } = this.options;
     const servers = 'server' in options ? [options.server] : options.servers;
     const ports = disks.includes(BEHIND_PORT)
-      ? ['-device', 'pcie-root-port,id=port,addr=1c.0,chassis=1']
+      ? ['-device', 'pcie-root-port,id=root-port,addr=1c.0,chassis=1']
       : [];
     const vm = await QemuProcess.start(this.qemu, {
       memoryMiB,
@@ -153,7 +153,7 @@ export class MigrationLab {
       boot: { ...this.#boot, append: options.append ?? this.options.append },
       vfioUser: servers.map(({ socket }, disk) => {
         const addr = disks[disk] ?? '';
-        const where = addr === BEHIND_PORT ? { addr: '00.0', bus: 'port' } : { addr };
+        const where = addr === BEHIND_PORT ? { addr: '00.0', bus: 'root-port' } : { addr };
         return { id: `disk${disk}`, socket, ...where };
       }),
       before: ports,
@@ -189,6 +189,14 @@ export class MigrationLab {
     const first = await vm.console.waitFor(tick, { from: vm.console.lines.length });
     const second = await vm.console.waitFor(tick, { from: first.next });
     return Number(second.match[1]);
+  }
+
+  /** Names of the servers that hold the lock of a disk's image now, as the kernel knows it. */
+  async lockHolders(disk = 0): Promise<string[]> {
+    const inode = (await stat(this.image(disk))).ino;
+    const servers = this.servers.filter(({ process }) => !process.hasEnded);
+    const holds = await Promise.all(servers.map(({ process }) => holdsLock(process.process.pid ?? 0, inode)));
+    return servers.filter((_, index) => holds[index]).map(({ name }) => name);
   }
 
   /**
@@ -236,7 +244,7 @@ export class RunningMigration {
     this.process = process;
     this.finished = process.exited.then((code) => ({
       code,
-      result: process.stdout === '' ? undefined : (JSON.parse(process.stdout) as MigrateResult),
+      result: process.stdout.startsWith('{') ? (JSON.parse(process.stdout) as MigrateResult) : undefined,
       stdout: process.stdout,
       stderr: process.stderr,
     }));
@@ -274,6 +282,17 @@ function prefixOf(disk: number): string {
   return disk === 0 ? '' : `disk${disk} `;
 }
 
+/** Whether a process has a write lock on a file: its open files tell (proc(5), fdinfo), a line like `lock: 1: OFDLCK ADVISORY WRITE -1 fe:00:42 0 EOF`. */
+async function holdsLock(pid: number, inode: number): Promise<boolean> {
+  const directory = `/proc/${pid}/fdinfo`;
+  const lock = new RegExp(`^lock:.* WRITE .*:${inode} `, 'm');
+  for (const fd of await readdir(directory).catch(() => [])) {
+    // A descriptor may be closed before it is looked at.
+    if (lock.test(await readFile(join(directory, fd), 'utf8').catch(() => ''))) return true;
+  }
+  return false;
+}
+
 /** One witness for each disk. The first one has the console; what the others say is prefixed with `disk<n> `. */
 async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Promise<string> {
   const { disks, blocks, depth, syncEvery } = options;
@@ -284,6 +303,7 @@ async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Pro
   };
   const others = [...disks.keys()].slice(1);
   const lines = [
+    "grep nvme /proc/interrupts | sed 's/^/irq /'",
     ...others.flatMap((disk) => [
       `mkfifo /tmp/in${disk}`,
       `${witness(disk)} <>/tmp/in${disk} | sed -u 's/^/disk${disk} /' &`,

@@ -94,11 +94,11 @@ export class QemuProcess {
     try {
       const qmp = await Promise.race([connectWhenThere(directory), exited]);
       return new QemuProcess(directory, child, serial, qmp, () => stderr);
-    } catch (error) {
+    } catch (cause) {
       child.kill('SIGKILL');
       serial.end(new Error('QEMU did not start'));
       await rm(directory, { recursive: true, force: true });
-      throw error;
+      throw new Error(`QEMU did not start: ${stderr.trim()}`, { cause });
     }
   }
 

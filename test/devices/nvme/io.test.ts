@@ -94,3 +94,32 @@ for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
     });
   });
 }
+
+t.test('blocks of 4096 bytes', async (t) => {
+  const path = join(imageFolder(t), 'disk');
+  const rig = createRig({ path, parameters: { lba_size: 4096, mdts: 1 } });
+  t.teardown(() => rig.image.close());
+  await rig.enable();
+  await rig.createPair(1);
+  await rig.admin({ opcode: 6, cdw10: 0, nsid: 1, prp1: DATA });
+  t.equal(rig.guest.slice(DATA, 4096)[130], 12);
+  t.equal(rig.guest.view.getUint32(DATA - 0x10_0000, true), 2048);
+  const source = rig.guest.slice(DATA, 2 * PAGE).fill(0x77);
+  const two = { nsid: 1, prp1: DATA, prp2: DATA + PAGE, cdw10: 2046, cdw12: 1 };
+  t.match(await rig.run(1, { opcode: WRITE, ...two }), { status: 0 });
+  t.ok(
+    readFileSync(path)
+      .subarray(2046 * 4096)
+      .equals(source),
+    'the last two blocks',
+  );
+  source.fill(0);
+  t.match(await rig.run(1, { opcode: READ, ...two }), { status: 0 });
+  t.ok(source.every((byte) => byte === 0x77));
+  t.match(await rig.run(1, { opcode: READ, ...two, cdw10: 2047 }), { status: Status.LBA_OUT_OF_RANGE });
+  t.match(
+    await rig.run(1, { opcode: READ, ...two, cdw10: 0, cdw12: 2 }),
+    { status: Status.INVALID_FIELD },
+    'MDTS',
+  );
+});

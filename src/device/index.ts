@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The device SDK: write a `Device`, wrap it in a `DeviceRuntime`, give that to a `Server`. */
 
+/** What an access is refused with. */
+export { Errno, RequestError } from '../wire/index.js';
 export * from './device.js';
 export {
   type Access,

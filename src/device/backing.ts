@@ -81,6 +81,7 @@ function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
   const file = fd.duplicate();
   return {
     kind: 'remote',
+    byVmm: false,
     read: async (offset, target) => {
       const { bytesRead } = await readFile(file.number, target, 0, target.length, request.offset + offset);
       if (bytesRead !== target.length)
@@ -104,6 +105,7 @@ function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
 function messageBacking(request: DmaMapRequest, peer: DmaPeer): RemoteBacking {
   return {
     kind: 'remote',
+    byVmm: true,
     read: (offset, target) => peer.read(request.address + offset, target),
     write: (offset, source) => peer.write(request.address + offset, source),
     unmap: () => {},

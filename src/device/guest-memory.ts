@@ -22,6 +22,8 @@ export interface MappedBacking {
 /** A range that is reached by messages to the VMM, or by pread and pwrite. Offsets count from the range's start. */
 export interface RemoteBacking {
   readonly kind: 'remote';
+  /** The VMM does the writing and so knows of it: no log needs to. */
+  readonly byVmm: boolean;
   read(offset: number, target: Uint8Array): Promise<void>;
   write(offset: number, source: Uint8Array): Promise<void>;
   unmap(): void;
@@ -284,7 +286,9 @@ export class GuestMemory {
         else await hold(piece.entry, backing.write(piece.offset, piece.bytes));
       } finally {
         // Of a write that failed, a part may have arrived.
-        this.#log?.mark(piece.entry.address + piece.offset, piece.bytes.length);
+        if (backing.kind === 'mapped' || !backing.byVmm) {
+          this.#log?.mark(piece.entry.address + piece.offset, piece.bytes.length);
+        }
       }
     }
   }

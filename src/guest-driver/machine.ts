@@ -78,7 +78,10 @@ export class GuestMachine {
   ): Promise<GuestMachine> {
     const dma = {
       read: (address: number, target: Uint8Array) => target.set(ram.at(address, target.length)),
-      write: (address: number, source: Uint8Array) => ram.at(address, source.length).set(source),
+      write: (address: number, source: Uint8Array) => {
+        ram.at(address, source.length).set(source);
+        ram.touch(address, source.length);
+      },
     };
     let client: Client | undefined;
     try {

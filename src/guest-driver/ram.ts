@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The guest's memory: a memfd that we map as a VMM does, and that the device server maps through DMA_MAP. Remembers which
- * pages the guest's own program has written, as a hypervisor's dirty log does; the device's writes are not in it.
+ * pages the guest's own program has written, as a hypervisor's dirty log does; of the device's writes only those that
+ * it asked for by messages are in it.
  */
 
 import { check, checkObject, MAX_WINDOW_LENGTH, type Mapping, native, Protection } from '../native/index.js';
@@ -57,7 +58,7 @@ export class GuestRam {
     return this.bytes.subarray(offset, offset + length);
   }
 
-  /** Notes that the guest's program wrote there. */
+  /** Notes that the guest's program, or the VMM for the device, wrote there. */
   touch(address: number, length: number): void {
     const offset = this.offset(address, length);
     const last = Math.floor((offset + length - 1) / PAGE_SIZE);

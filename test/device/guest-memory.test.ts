@@ -168,10 +168,10 @@ t.test('a pin for writing over mapped and remote ranges arrives with its release
   await pin.release();
   t.strictSame(peer.bytes(0x1000, 16), new Uint8Array(16).fill(0x77));
   t.strictSame(peer.bytes(0x1100, 4), new Uint8Array(4).fill(0x77));
-  t.equal(
-    log.list.reduce((sum, { length }) => sum + length, 0),
-    36,
-    'all of it logged',
+  t.strictSame(
+    log.list.splice(0),
+    [{ address: 0xff0, length: 16 }],
+    'what the VMM itself has written is its to know',
   );
 });
 
@@ -235,13 +235,12 @@ t.test('the write log', async (t) => {
   t.strictSame(log.list.splice(0), [
     { address: 0x3000, length: 2 },
     { address: 0x3fff, length: 1 },
-    { address: 0x4000, length: 1 },
   ]);
   peer.before = () => Promise.reject(new Error('lost'));
-  await t.rejects(Promise.resolve(memory.write(0x4000, Uint8Array.of(1, 2))), /lost/);
+  await t.rejects(Promise.resolve(memory.write(0x3fff, Uint8Array.of(1, 2))), /lost/);
   t.strictSame(
     log.list.splice(0),
-    [{ address: 0x4000, length: 2 }],
+    [{ address: 0x3fff, length: 1 }],
     'of a failed write some may have arrived',
   );
   memory.setWriteLog(undefined);

@@ -52,6 +52,7 @@ const Result = z.strictObject({
       precopyBytes: count,
       stopBytes: count.positive(),
       dirtyPages: count,
+      byMessage: z.boolean(),
     }),
   ),
   warnings: z.array(z.never()),

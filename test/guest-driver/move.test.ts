@@ -43,7 +43,9 @@ for (const shareMemory of [true, false]) {
         onCopied: (from, to) =>
           t.ok(Buffer.compare(from.ram.bytes, to.ram.bytes) === 0, 'memories are equal'),
       });
-      t.ok(report.devicePages.total > 0, `${report.devicePages.total} pages written by the device`);
+      // What the VMM writes for the device is in its own log.
+      const { total } = report.devicePages;
+      t.equal(total > 0, shareMemory, `${total} pages written by the device`);
       t.ok(report.stateBytes.paused > 0);
       outstanding += report.outstanding;
     }

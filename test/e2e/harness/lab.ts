@@ -127,7 +127,9 @@ export class MigrationLab {
       migrationSocket: join(this.directory, `${name}.mig`),
       image: options.image ?? this.image(options.disk),
     };
-    const args = [...(options.incoming ? ['--incoming'] : []), ...(options.args ?? [])];
+    // Linux refuses a second controller of the same serial number.
+    const serial = ['--param', `serial=DISK${options.disk ?? 0}`];
+    const args = [...serial, ...(options.incoming ? ['--incoming'] : []), ...(options.args ?? [])];
     const server = { name, ...paths, process: await serveNvme({ ...paths, args }) };
     this.servers.push(server);
     return server;
@@ -306,7 +308,7 @@ async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Pro
     "grep nvme /proc/interrupts | sed 's/^/irq /'",
     ...others.flatMap((disk) => [
       `mkfifo /tmp/in${disk}`,
-      `${witness(disk)} <>/tmp/in${disk} | sed -u 's/^/disk${disk} /' &`,
+      `${witness(disk)} <>/tmp/in${disk} | while read -r line; do echo "disk${disk} $line"; done &`,
     ]),
     witness(0),
     ...others.map((disk) => `echo stop >/tmp/in${disk}`),

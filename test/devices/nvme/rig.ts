@@ -74,6 +74,7 @@ export class Guest {
     if (kind === 'mapped') return { kind, window: () => this.bytes, unmap: () => {} };
     return {
       kind,
+      byVmm: true,
       read: async (offset, target) => {
         await turn();
         target.set(this.bytes.subarray(offset, offset + target.length));

@@ -67,3 +67,14 @@ export function requireSame(
   });
   throw new DevstateError('DEVSTATE_E_PCI_VIEW', `${problem}: ${list.join('; ')}`);
 }
+
+/** That two devices are of one model: same identity, same capabilities in the same places. */
+export function requireSameModel(like: PciView, found: PciView): void {
+  const isSame =
+    like.id === found.id &&
+    like.msi?.offset === found.msi?.offset &&
+    like.msix?.offset === found.msix?.offset;
+  if (isSame) return;
+  const what = 'the devices at source and destination differ in their configuration space';
+  throw new DevstateError('DEVSTATE_E_PCI_VIEW', `${what}; serve both with the same model and parameters`);
+}

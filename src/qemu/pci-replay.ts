@@ -11,7 +11,7 @@
  * The address latch behind 0xcf8 is guest state (a vCPU may be stopped between its two accesses): it is put back after
  * every use.
  */
-import { type Expectation, effectsOf, identityOf, requireSame } from './pci-checks.js';
+import { type Expectation, effectsOf, identityOf, requireSame, requireSameModel } from './pci-checks.js';
 import {
   ADDRESS_PORT,
   configRead,
@@ -22,7 +22,7 @@ import {
   replayCommands,
 } from './pci-commands.js';
 import { CONFIG_SPACE_SIZE, Command, Register } from './pci-config.js';
-import { decodeConfig, type PciView } from './pci-view.js';
+import { changingRegisters, decodeConfig, type PciView } from './pci-view.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 
 /** Runs `commands` with the guest's 0xcf8 latch put back afterwards; their values. */
@@ -33,20 +33,46 @@ async function withLatch(qtest: QtestAccess, commands: readonly QtestCommand[]):
   return values.slice(0, -1);
 }
 
+/** The configuration space of the device at `location`, 256 bytes. The VM must be stopped. */
+export async function readConfig(qtest: QtestAccess, location: PciLocation): Promise<Uint8Array> {
+  const config = new Uint8Array(CONFIG_SPACE_SIZE);
+  await readInto(
+    qtest,
+    location,
+    Array.from({ length: CONFIG_SPACE_SIZE / 4 }, (_, index) => 4 * index),
+    config,
+  );
+  return config;
+}
+
+/** Reads the dwords at `offsets` into their places in `config`. */
+async function readInto(
+  qtest: QtestAccess,
+  location: PciLocation,
+  offsets: readonly number[],
+  config: Uint8Array,
+): Promise<void> {
+  const reads = offsets.flatMap((offset) => configRead(location, offset, 'l'));
+  const values = everySecond(await withLatch(qtest, reads));
+  const registers = new DataView(config.buffer, config.byteOffset, config.length);
+  for (const [index, offset] of offsets.entries()) registers.setUint32(offset, values[index] ?? 0, true);
+}
+
 /**
  * Captures QEMU's view of the device at `location`. The VM must be stopped, the device's server still answering.
- * Throws DEVSTATE_E_PCI_VIEW if the configuration space makes no sense.
+ * @param like configuration space of a device of the same model, such as the destination's: only the registers that a
+ * guest or QEMU can change are read then, a fifth of all. Most reads go on to the device's server, and the guest waits.
+ * Throws DEVSTATE_E_PCI_VIEW if the configuration space makes no sense, or is of another device than `like`.
  */
-export async function capturePciView(qtest: QtestAccess, location: PciLocation): Promise<PciView> {
-  const offsets = Array.from({ length: CONFIG_SPACE_SIZE / 4 }, (_, index) => 4 * index);
-  const values = await withLatch(
-    qtest,
-    offsets.flatMap((offset) => configRead(location, offset, 'l')),
-  );
-  const config = new Uint8Array(CONFIG_SPACE_SIZE);
-  const registers = new DataView(config.buffer);
-  for (const offset of offsets) registers.setUint32(offset, values[offset / 2 + 1] ?? 0, true);
+export async function capturePciView(
+  qtest: QtestAccess,
+  location: PciLocation,
+  like?: Uint8Array,
+): Promise<PciView> {
+  const config = like === undefined ? await readConfig(qtest, location) : like.slice();
+  if (like !== undefined) await readInto(qtest, location, changingRegisters(decodeConfig(like)), config);
   const view = decodeConfig(config);
+  if (like !== undefined) requireSameModel(decodeConfig(like), view);
   const reads = msixTableReads(view, location);
   if (view.msix === undefined || reads.length === 0) return view;
   const entries = msixEntries(reads, await withLatch(qtest, reads));

@@ -10,6 +10,7 @@ import { z } from 'zod';
 import {
   BAR_COUNT,
   CapabilityId,
+  CONFIG_SPACE_SIZE,
   configView,
   Msi,
   Msix,
@@ -99,6 +100,19 @@ export function decodeConfig(config: Uint8Array): PciView {
     };
   }
   return view;
+}
+
+/** Offsets of the dwords that a view consists of and that can change while the device stays the same; the identity too. */
+export function changingRegisters(view: PciView): number[] {
+  const offsets: number[] = [Register.id, Register.command, Register.romBar, Register.interruptLine];
+  for (let bar = 0; bar < BAR_COUNT; bar++) offsets.push(Register.bar0 + 4 * bar);
+  const { msi, msix } = view;
+  if (msi !== undefined) {
+    for (let offset = 0; offset <= Msi.mask64; offset += 4) offsets.push(msi.offset + offset);
+  }
+  if (msix !== undefined) offsets.push(msix.offset);
+  // An MSI capability without all of its optional registers ends before: what follows does no harm, the end does.
+  return offsets.filter((offset) => offset < CONFIG_SPACE_SIZE);
 }
 
 /** Guest-physical address of the MSI-X table, or `undefined` while its BAR has none. */

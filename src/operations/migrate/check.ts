@@ -118,6 +118,7 @@ async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Pro
     silenced: false,
     dirty: new PageBitmap(),
     byMessage: false,
+    like: undefined,
     precopyBytes: 0,
     stopBytes: 0,
   };

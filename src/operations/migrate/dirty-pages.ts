@@ -50,8 +50,9 @@ export async function copyMemory(
   const pieces = splitRanges(ranges, length);
   let bytes = 0;
   const worker = async (): Promise<void> => {
-    const buffer = new Uint8Array(length);
+    let buffer = new Uint8Array(0);
     for (let piece = pieces.next(); piece.done !== true; piece = pieces.next()) {
+      if (buffer.length < piece.value.length) buffer = new Uint8Array(piece.value.length);
       const data = buffer.subarray(0, piece.value.length);
       await source.readMemory(piece.value.iova, data);
       await destination.writeMemory(piece.value.iova, data);

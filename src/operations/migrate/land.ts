@@ -8,6 +8,7 @@ import { DevstateError } from '../../errors.js';
 import {
   continueMigration,
   findPciDevice,
+  type PciLocation,
   queryRunState,
   replayPciView,
   resumeVm,
@@ -15,14 +16,16 @@ import {
 import { MigrationState } from '../../wire/index.js';
 import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
-import { forEachDevice, type Run, type RunDevice, Stopwatch } from './run.js';
+import { forEachDevice, type Run, Stopwatch, together } from './run.js';
 
+/** Milliseconds. Pages and replay overlap; `wallMs` is without QEMU's own part. */
 export interface LandTimes {
   readonly qemuMs: number;
   readonly loadMs: number;
   readonly pagesMs: number;
   readonly replayMs: number;
   readonly resumeMs: number;
+  readonly wallMs: number;
   readonly pageBytes: number;
 }
 
@@ -32,37 +35,52 @@ export async function land(run: Run): Promise<LandTimes> {
   run.report({ phase: 'land' });
   const stopwatch = new Stopwatch();
   await continueMigration(source.qmp, { signal });
-  await Promise.all([
+  await together([
     destination.watch.waitFor('completed', { signal }),
     source.watch.waitFor('completed', { signal }),
   ]);
   const qemuMs = stopwatch.lap();
   // To STOP first: that is where the destination checks what it was given and takes the image over, before any
   // register of it is written.
-  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.STOP));
-  const loadMs = stopwatch.lap();
-  const copied = await forEachDevice(run, (device) =>
-    copyMemory(device.source.device, device.destination.device, device.dirty),
+  const locating = forEachDevice(
+    run,
+    async ({ id }) => [id, await findPciDevice(destination.qmp, id, { signal })] as const,
   );
-  const pagesMs = stopwatch.lap();
-  await forEachDevice(run, (device) => replay(run, device));
-  const replayMs = stopwatch.lap();
+  const [, located] = await together([
+    forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.STOP)),
+    locating,
+  ]);
+  const locations = new Map(located);
+  const loadMs = stopwatch.lap();
+  const [{ pagesMs, pageBytes }, replayMs] = await together([
+    copyPages(run, new Stopwatch()),
+    replay(run, locations, new Stopwatch()),
+  ]);
+  stopwatch.lap();
   signal.throwIfAborted();
   await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.RUNNING));
-  return {
-    qemuMs,
-    loadMs,
-    pagesMs,
-    replayMs,
-    resumeMs: stopwatch.lap(),
-    pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0),
-  };
+  const resumeMs = stopwatch.lap();
+  const wallMs = stopwatch.elapsed - qemuMs;
+  return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
 }
 
-async function replay(run: Run, { id, view }: RunDevice): Promise<void> {
-  if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', `no PCI view of ${id} was captured`);
-  const location = await findPciDevice(run.destination.qmp, id, { signal: run.signal });
-  await replayPciView(run.destination.qtest, location, view);
+async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
+  const copied = await forEachDevice(run, ({ source, destination, dirty }) =>
+    copyMemory(source.device, destination.device, dirty),
+  );
+  return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };
+}
+
+async function replay(
+  run: Run,
+  locations: ReadonlyMap<string, PciLocation>,
+  stopwatch: Stopwatch,
+): Promise<number> {
+  await forEachDevice(run, async ({ id, view }) => {
+    if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
+    await replayPciView(run.destination.qtest, locations.get(id)!, view);
+  });
+  return stopwatch.elapsed;
 }
 
 /** Starts the VM at the destination, which ends the source's claim to it. */

@@ -89,21 +89,26 @@ async function moveVm(run: Run, stopwatch: Stopwatch): Promise<MigrateResult> {
 }
 
 function downtimeOf(run: Run, before: SwitchoverTimes, after: LandTimes): Downtime {
+  const { quiesceMs, captureMs, saveMs, dirtyLogMs } = before;
   const { qemuMs, loadMs, pagesMs, replayMs, resumeMs } = after;
   const stopped = run.source.watch.stopped?.receivedMs;
   const resumed = run.destination.watch.resumed?.receivedMs;
-  const ours =
-    before.quiesceMs +
-    before.captureMs +
-    before.saveMs +
-    before.dirtyLogMs +
-    loadMs +
-    pagesMs +
-    replayMs +
-    resumeMs;
+  const devstateMs = before.wallMs + after.wallMs;
   // A VM that was paused before has no downtime of its own: what the operation took stands in for it.
-  const totalMs = stopped !== undefined && resumed !== undefined ? resumed - stopped : ours + qemuMs;
-  return { totalMs, ...before, qemuMs, loadMs, pagesMs, replayMs, resumeMs, devstateMs: ours };
+  const totalMs = stopped !== undefined && resumed !== undefined ? resumed - stopped : devstateMs + qemuMs;
+  return {
+    totalMs,
+    quiesceMs,
+    captureMs,
+    saveMs,
+    dirtyLogMs,
+    qemuMs,
+    loadMs,
+    pagesMs,
+    replayMs,
+    resumeMs,
+    devstateMs,
+  };
 }
 
 async function summarise(

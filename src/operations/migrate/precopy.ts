@@ -11,6 +11,7 @@ import {
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { transferState } from '../state-stream.js';
 import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
+import { rehearse } from './rehearse.js';
 import { forEachDevice, type Run } from './run.js';
 
 /** How often devices are asked for more state and QEMU for its progress, ms. */
@@ -37,6 +38,7 @@ export async function precopy(run: Run): Promise<void> {
     await startLog(from.device);
     if ((from.flags & MigrationFlag.PRE_COPY) !== 0) await from.device.setState(MigrationState.PRE_COPY);
   });
+  await rehearse(run);
   await startIncoming(destination.qmp, options.uri, { signal });
   await startMigration(source.qmp, options.uri, { signal });
   await untilSwitchover(run);

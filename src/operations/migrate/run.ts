@@ -20,6 +20,8 @@ export interface RunDevice {
   readonly source: DeviceSocket;
   readonly destination: DeviceSocket;
   readonly description: DeviceDescription | undefined;
+  /** Configuration space of the destination's device while it was fresh: what its layout is. */
+  like: Uint8Array | undefined;
   /** QEMU's view of the device at the source, once captured. */
   view: PciView | undefined;
   /** INTx was silenced at the source: COMMAND must be put back if the source goes on. */
@@ -63,9 +65,20 @@ export interface Run {
   phase: Phase;
 }
 
+/**
+ * Like Promise.all, but settles when all have: what is undone after a failure must not be under way any more.
+ * @throws the first error in order
+ */
+export async function together<T extends readonly unknown[]>(
+  work: readonly [...{ [K in keyof T]: Promise<T[K]> }],
+): Promise<T> {
+  await Promise.allSettled(work);
+  return (await Promise.all(work)) as unknown as T;
+}
+
 /** Runs `work` for all devices at the same time. */
 export function forEachDevice<T>(run: Run, work: (device: RunDevice) => Promise<T>): Promise<T[]> {
-  return Promise.all(
+  return together(
     run.devices.map(async (device) => {
       try {
         return await work(device);

@@ -39,7 +39,7 @@ export interface MigrateProgress {
   readonly deviceBytes?: number;
 }
 
-/** The pause as the guest saw it, and what it was made of; ms. */
+/** The pause as the guest saw it, and what it was made of; ms. Parts of devstate's own overlap. */
 export interface Downtime {
   /** From the source's STOP to the destination's RESUME. */
   readonly totalMs: number;
@@ -53,7 +53,7 @@ export interface Downtime {
   readonly pagesMs: number;
   readonly replayMs: number;
   readonly resumeMs: number;
-  /** All but QEMU's own part: what devstate adds. */
+  /** What devstate adds, by the clock: from `pre-switchover` to `migrate-continue`, and from `completed` to `cont`. */
   readonly devstateMs: number;
 }
 

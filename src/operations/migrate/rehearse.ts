@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Goes through the steps of the pause once, while the VM still runs at the source. The first run of any code costs
+ * milliseconds (it is compiled then, here and in the device servers), which are better spent now than while a guest
+ * waits; and a destination that cannot do its part shows it now.
+ *
+ * The destination's VM is paused and empty: QEMU's view of its fresh device is captured and replayed onto itself, and a
+ * page of its memory is copied onto itself. Nothing that it will hold later is touched.
+ */
+
+import { DevstateError } from '../../errors.js';
+import { PageBitmap } from '../../migration/index.js';
+import { capturePciView, findPciDevice, readConfig, replayPciView } from '../../qemu/index.js';
+import { DmaMapFlag } from '../../wire/index.js';
+import { collectDirty, copyMemory, LOG_PAGE_SIZE } from './dirty-pages.js';
+import { forEachDevice, type Run, type RunDevice } from './run.js';
+
+/** Size of a window, bytes. */
+const WINDOW = 2 ** 30;
+
+export async function rehearse(run: Run): Promise<void> {
+  await forEachDevice(run, async (device) => {
+    await rehearseView(run, device);
+    await rehearseCopy(device);
+    await collectDirty(device.source.device, device.dirty);
+  });
+}
+
+async function rehearseView({ destination: { qmp, qtest }, signal }: Run, device: RunDevice): Promise<void> {
+  let location: Awaited<ReturnType<typeof findPciDevice>>;
+  try {
+    location = await findPciDevice(qmp, device.id, { signal });
+  } catch (error) {
+    // Behind a bridge that nobody has numbered yet: QEMU shows it only when the guest's state is there.
+    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return;
+    throw error;
+  }
+  device.like = await readConfig(qtest, location);
+  await replayPciView(qtest, location, await capturePciView(qtest, location, device.like));
+}
+
+async function rehearseCopy({ source, destination }: RunDevice): Promise<void> {
+  // Guest memory is seen through windows, which are made, at some cost, when they are first touched.
+  for (const { device } of [source, destination]) {
+    for (const { address, size, flags } of await device.dmaMaps()) {
+      if ((flags & DmaMapFlag.READ) === 0) continue;
+      for (let at = 0; at < size; at += WINDOW) {
+        // A range without an fd is reached by messages, which QEMU refuses until the guest has enabled bus mastering.
+        await device.readMemory(address + at, new Uint8Array(1)).catch(() => {});
+      }
+    }
+  }
+  const maps = await destination.device.dmaMaps();
+  const map = maps.find(({ flags }) => flags === (DmaMapFlag.READ | DmaMapFlag.WRITE));
+  if (map === undefined) return;
+  const pages = new PageBitmap();
+  pages.add(map.address / LOG_PAGE_SIZE, map.address / LOG_PAGE_SIZE);
+  await copyMemory(destination.device, destination.device, pages);
+}

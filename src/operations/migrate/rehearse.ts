@@ -8,10 +8,11 @@
  * page of its memory is copied onto itself. Nothing that it will hold later is touched.
  */
 
+import type { MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
 import { PageBitmap } from '../../migration/index.js';
 import { capturePciView, findPciDevice, readConfig, replayPciView } from '../../qemu/index.js';
-import { DmaMapFlag } from '../../wire/index.js';
+import { type DmaMapEntry, DmaMapFlag } from '../../wire/index.js';
 import { collectDirty, copyMemory, LOG_PAGE_SIZE } from './dirty-pages.js';
 import { forEachDevice, type Run, type RunDevice } from './run.js';
 
@@ -40,20 +41,28 @@ async function rehearseView({ destination: { qmp, qtest }, signal }: Run, device
 }
 
 async function rehearseCopy({ source, destination }: RunDevice): Promise<void> {
-  // Guest memory is seen through windows, which are made, at some cost, when they are first touched.
-  for (const { device } of [source, destination]) {
-    for (const { address, size, flags } of await device.dmaMaps()) {
-      if ((flags & DmaMapFlag.READ) === 0) continue;
-      for (let at = 0; at < size; at += WINDOW) {
-        // A range without an fd is reached by messages, which QEMU refuses until the guest has enabled bus mastering.
-        await device.readMemory(address + at, new Uint8Array(1)).catch(() => {});
-      }
-    }
-  }
-  const maps = await destination.device.dmaMaps();
+  await touchMemory(source.device);
+  const maps = await touchMemory(destination.device);
   const map = maps.find(({ flags }) => flags === (DmaMapFlag.READ | DmaMapFlag.WRITE));
   if (map === undefined) return;
   const pages = new PageBitmap();
   pages.add(map.address / LOG_PAGE_SIZE, map.address / LOG_PAGE_SIZE);
   await copyMemory(destination.device, destination.device, pages);
+}
+
+/** Guest memory is seen through windows, which are made, at some cost, when they are first touched. @returns ranges that could be read */
+async function touchMemory(device: MigrationClient): Promise<DmaMapEntry[]> {
+  const reached: DmaMapEntry[] = [];
+  for (const map of await device.dmaMaps()) {
+    if ((map.flags & DmaMapFlag.READ) === 0) continue;
+    try {
+      for (let at = 0; at < map.size; at += WINDOW)
+        await device.readMemory(map.address + at, new Uint8Array(1));
+      reached.push(map);
+    } catch (error) {
+      // A range without an fd is reached by messages, which QEMU refuses until the guest has enabled bus mastering.
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
+    }
+  }
+  return reached;
 }

@@ -248,6 +248,34 @@ t.test('the write log', async (t) => {
   t.strictSame(log.list, [], 'switched off');
 });
 
+t.test('writes by messages, of mapped memory too', async (t) => {
+  const { memory, fds } = memoryWith(t, [
+    { kind: 'mapped', address: 0, length: 0x1000 },
+    { kind: 'message', address: 0x1000, length: 0x1000 },
+  ]);
+  const log = marks();
+  memory.setWriteLog(log);
+  const vmm = new MemoryPeer();
+  const { generation } = memory;
+  memory.setMessageWriter(vmm);
+  t.not(memory.generation, generation, 'views for writing are over');
+  t.equal(memory.view(0, 4, 'write'), undefined);
+  t.equal(memory.view(0, 4, 'read')?.length, 4);
+  await memory.write(0xffe, Uint8Array.of(1, 2, 3, 4));
+  t.strictSame(vmm.bytes(0xffe, 4), Uint8Array.of(1, 2, 3, 4));
+  const pin = await memory.pin([{ address: 0x10, length: 2 }], 'write');
+  pin.buffers[0]!.fill(7);
+  await pin.release();
+  t.strictSame(vmm.bytes(0x10, 2), Uint8Array.of(7, 7));
+  const there = new Uint8Array(2);
+  readSync(fds[0]!.number, there, 0, 2, 0x10);
+  t.strictSame(there, new Uint8Array(2), 'none of it directly');
+  t.strictSame(log.list, [], 'and no log needed');
+  memory.setMessageWriter(undefined);
+  t.equal(memory.write(0x10, Uint8Array.of(9)), undefined, 'directly again');
+  t.strictSame(log.list, [{ address: 0x10, length: 1 }]);
+});
+
 t.test('the border between two windows of a sparse range of more than a gigabyte', async (t) => {
   const length = WINDOW_SIZE + 0x10000;
   const { memory, fds } = memoryWith(t, [{ kind: 'mapped', address: 0x1000, length }]);

@@ -8,7 +8,7 @@ import { MigrationEngine } from '../../src/device/migration-engine.js';
 import type { MigrationPort } from '../../src/server/index.js';
 import { Errno, MigrationState, migrationStateName, RequestError } from '../../src/wire/index.js';
 import { refusal } from '../support/hex.js';
-import { MemoryPeer } from '../support/memory.js';
+import { MemoryPeer, memfd } from '../support/memory.js';
 import { MSIX_VECTORS, ScratchDevice, type ScratchOptions } from '../support/scratch-device.js';
 import { outcome } from '../support/served.js';
 
@@ -276,7 +276,9 @@ t.test('a dirty log belongs to who started it', async (t) => {
     refusal(() => second.stopLogging()),
     Errno.EBUSY,
   );
-  const backing = openBacking({ flags: 3, offset: 0, address: 0, size: 4096 }, undefined, VMM);
+  const file = memfd(4096);
+  const backing = openBacking({ flags: 3, offset: 0, address: 0, size: 4096 }, file, VMM);
+  file.close();
   memory.add({ address: 0, length: 4096, readable: true, writable: true, backing });
   await memory.write(0, new Uint8Array(1));
   first.reportLogging(report, bitmap);

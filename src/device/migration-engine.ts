@@ -53,6 +53,8 @@ export class MigrationEngine {
   #vmm: DmaPeer | undefined;
   #handedOver = false;
   #owner: EnginePort | undefined;
+  /** What the device is was loaded, or is being loaded: it came from elsewhere, and the image with it. */
+  #arrived = false;
   /** The VMM has left while somebody drove a migration, and none has come since. */
   #orphaned = false;
 
@@ -80,7 +82,8 @@ export class MigrationEngine {
 
   /**
    * Device reset, from whatever state: sessions end, the device runs.
-   * @param port the manager that asks for it, if one does. @throws RequestError EBUSY when another one drives
+   * @param port the manager that asks for it, if one does: it gives up what the device is, and what it holds.
+   * @throws RequestError EBUSY when another one drives
    */
   reset(reason: ResetReason, port?: EnginePort): Promise<void> {
     return this.#serialise(async () => {
@@ -97,7 +100,10 @@ export class MigrationEngine {
     this.#orphaned = false;
     // As after power on, the device itself takes what it has handed over, when it needs it.
     this.#handedOver = false;
-    await this.#device.reset(reason);
+    // The VM that it came for may go on where it came from, and needs the image there.
+    const givenUp = reason === 'aborted' || (reason === 'disconnected' && this.#arrived);
+    if (givenUp) this.#arrived = false;
+    await this.#device.reset(givenUp ? 'aborted' : reason);
     this.#interrupts.reset();
     if (stopped) {
       await this.#device.resume();
@@ -266,6 +272,7 @@ export class MigrationEngine {
         return this.#save?.finish();
       case arc(STOP, RESUMING):
         this.#load = new LoadSession((header) => this.#chooseFormat(header));
+        this.#arrived = true;
         return;
       case arc(RESUMING, STOP):
         return this.#commitLoad();
@@ -404,7 +411,7 @@ class EnginePort implements MigrationPort {
   }
 
   reset(): Promise<void> {
-    return this.#engine.reset('requested', this);
+    return this.#engine.reset('aborted', this);
   }
 
   close(): Promise<void> {

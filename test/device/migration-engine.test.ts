@@ -156,7 +156,7 @@ t.test('a step that fails leaves the state before it, a commit that fails leaves
     device.takeCalls();
     await port.reset();
     t.equal(port.state, RUNNING);
-    t.strictSame(device.takeCalls(), ['reset requested', 'resume']);
+    t.strictSame(device.takeCalls(), ['reset aborted', 'resume']);
   }
 });
 
@@ -368,6 +368,36 @@ t.test('a driver that lets a device without VMM run gets one that was reset', as
   device.takeCalls();
   await driver.setState(RUNNING);
   t.strictSame(device.takeCalls(), ['takeOver', 'resume', 'reset disconnected']);
+});
+
+t.test('what has arrived by a load is let go of with the VM that it came for', async (t) => {
+  const blob = await blobOf();
+  const arrive = async (target: MigrationState) => {
+    const { device, engine } = engineOf();
+    engine.vmmConnected(VMM);
+    const manager = engine.open();
+    await manager.setState(RESUMING);
+    manager.write(blob);
+    await manager.setState(target);
+    device.takeCalls();
+    return { device, engine, manager };
+  };
+  for (const target of [STOP, RUNNING]) {
+    const rolledBack = await arrive(target);
+    await rolledBack.manager.reset();
+    t.equal(rolledBack.device.takeCalls()[0], 'reset aborted', 'by its manager');
+
+    const left = await arrive(target);
+    await left.manager.close();
+    t.strictSame(left.device.takeCalls(), [], 'the other side may run');
+    await left.engine.reset('requested');
+    t.equal(left.device.takeCalls()[0], 'reset requested', 'its guest may reset it');
+    await left.engine.vmmLeft();
+    t.equal(left.device.takeCalls()[0], 'reset aborted', 'its VMM has gone');
+    left.engine.vmmConnected(VMM);
+    await left.engine.vmmLeft();
+    t.equal(left.device.takeCalls()[0], 'reset disconnected', 'the next VM has begun here');
+  }
 });
 
 t.test('requests wait for the one under way', async (t) => {

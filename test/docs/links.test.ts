@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What the documentation refers to is there: files, headings, commands, options, dependencies. */
+
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname, join, normalize } from 'node:path';
+import t from 'tap';
+import { devstate } from '../e2e/harness/devstate-process.js';
+import { anchorOf, codeBlocks, prose, readPages, repositoryRoot } from './pages.js';
+
+const pages = readPages();
+
+t.test('relative links', async (t) => {
+  let links = 0;
+  for (const { path, text } of pages) {
+    for (const [, target = ''] of prose(text).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(target)) continue;
+      const [file = '', anchor] = target.split('#');
+      const linked = file === '' ? path : normalize(join(dirname(path), file));
+      t.ok(existsSync(join(repositoryRoot, linked)), `${path}: ${target}`);
+      links++;
+      if (anchor === undefined) continue;
+      const headings = prose(readFileSync(join(repositoryRoot, linked), 'utf8')).matchAll(/^#+ (.*)$/gm);
+      t.ok([...headings].map((match) => anchorOf(match[1] ?? '')).includes(anchor), `${path}: ${target}`);
+    }
+  }
+  t.ok(links > 20, `${links} links were looked at`);
+});
+
+/** Options that `devstate … --help` lists, by command. */
+async function optionsOf(command: string): Promise<Set<string>> {
+  const { code, stdout } = await devstate(...command.split(' '), '--help');
+  if (code !== 0) throw new Error(`devstate ${command} --help ends with ${code}`);
+  return new Set([...stdout.matchAll(/^ +(?:(-\w), )?(--[\w-]+)/gm)].flatMap((match) => match.slice(1, 3)));
+}
+
+/** Each `devstate …` command line of a page's blocks: the command's words and its arguments. */
+function commandLines(text: string): string[][] {
+  return codeBlocks(text, 'sh', 'text').flatMap((block) =>
+    [...block.replaceAll(/\\\n\s*/g, ' ').matchAll(/^(?:\$ )?devstate (.*)$/gm)].map((match) =>
+      (match[1] ?? '')
+        .replace(/ (&|2?>|\|).*$/, '')
+        .trim()
+        .split(/\s+/),
+    ),
+  );
+}
+
+t.test('commands and their options', async (t) => {
+  const known = new Map<string, Set<string>>();
+  for (const command of ['serve nvme', 'migrate', 'recover', 'save', 'load', 'inspect']) {
+    known.set(command, await optionsOf(command));
+  }
+  let commands = 0;
+  for (const { path, text } of pages) {
+    for (const words of commandLines(text)) {
+      const command = words[0] === 'serve' ? words.slice(0, 2).join(' ') : (words[0] ?? '');
+      const line = `${path}: devstate ${words.join(' ')}`;
+      const options = known.get(command);
+      t.ok(options !== undefined, line);
+      for (const word of words) if (/^-./.test(word)) t.ok(options?.has(word), `${line}: ${word}`);
+      commands++;
+    }
+  }
+  t.ok(commands > 10, `${commands} command lines were looked at`);
+
+  // The page of `migrate` explains every option of both commands.
+  const migrate = pages.find(({ path }) => path === 'docs/migrate.md')?.text ?? '';
+  for (const command of ['serve nvme', 'migrate']) {
+    for (const option of known.get(command) ?? []) {
+      if (option === undefined || ['-h', '--help'].includes(option)) continue;
+      t.ok(migrate.includes(`\`${option}`) || migrate.includes(`, \`${option}`), `${command} ${option}`);
+    }
+  }
+});
+
+t.test('dependencies', async (t) => {
+  const text = pages.find(({ path }) => path === 'docs/dependencies.md')?.text ?? '';
+  const documented = [...text.matchAll(/^\| `([^`]+)`/gm)].map((match) => match[1]);
+  const { dependencies, devDependencies } = JSON.parse(
+    readFileSync(join(repositoryRoot, 'package.json'), 'utf8'),
+  ) as Record<string, Record<string, string>>;
+  t.same(documented.sort(), Object.keys({ ...dependencies, ...devDependencies }).sort());
+});

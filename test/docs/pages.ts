@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The pages of the documentation, and what is in them. */
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+function findRoot(): string {
+  let directory = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory);
+  return directory;
+}
+
+export const repositoryRoot = findRoot();
+
+export interface Page {
+  /** Relative to the repository. */
+  readonly path: string;
+  readonly text: string;
+}
+
+/** README.md, and what is in `docs` and `formats`. */
+export function readPages(): Page[] {
+  const inFolder = (folder: string) =>
+    readdirSync(join(repositoryRoot, folder))
+      .filter((name) => name.endsWith('.md'))
+      .map((name) => join(folder, name));
+  return ['README.md', ...inFolder('docs'), ...inFolder('formats')].map((path) => ({
+    path,
+    text: readFileSync(join(repositoryRoot, path), 'utf8'),
+  }));
+}
+
+/** Contents of the fenced blocks in one of the languages, in order. */
+export function codeBlocks(text: string, ...languages: string[]): string[] {
+  return [...text.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)]
+    .filter((match) => languages.includes(match[1] ?? ''))
+    .map((match) => match[2] ?? '');
+}
+
+/** The text without its fenced blocks. */
+export function prose(text: string): string {
+  return text.replace(/^```\w*\n[\s\S]*?^```$/gm, '');
+}
+
+/** A heading's anchor, as web hosts of repositories make it. */
+export function anchorOf(heading: string): string {
+  return heading
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N}\s_-]/gu, '')
+    .replace(/\s/g, '-');
+}

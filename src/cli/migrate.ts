@@ -41,6 +41,8 @@ async function run(options: MigrateCommandOptions): Promise<void> {
   const cancel = new AbortController();
   const onSignal = (): void => cancel.abort();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, onSignal);
+  // Only this process can put the source back: no stray failure may end it.
+  process.on('unhandledRejection', printStray);
   const progress = createProgress(options.output);
   try {
     const result = await migrate(
@@ -61,7 +63,12 @@ async function run(options: MigrateCommandOptions): Promise<void> {
   } finally {
     progress.end();
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, onSignal);
+    process.off('unhandledRejection', printStray);
   }
+}
+
+function printStray(reason: unknown): void {
+  process.stderr.write(`warning: ${reason instanceof Error ? reason.stack : reason}\n`);
 }
 
 function printResult(result: MigrateResult): void {

@@ -30,6 +30,8 @@ export async function transferState(
     total += size;
     [reading, writing] = [writing, reading];
     written = destination.writeData(writing.subarray(0, size));
+    // Looked at in the next turn, if there is one: until then its failure is nobody's.
+    written.catch(() => {});
   }
 }
 

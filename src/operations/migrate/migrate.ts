@@ -51,6 +51,7 @@ export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {})
     limits.clear();
     throw inPhase('check', error);
   }
+  watchServers(run, limits.abort);
   try {
     return await moveVm(run, stopwatch);
   } catch (error) {
@@ -160,23 +161,45 @@ async function summarise(
   };
 }
 
-/** One signal for cancellation and time-out. */
+/** A device server that is lost ends the migration when it is lost, not when it is next needed. */
+function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
+  for (const { id, source, destination } of run.devices) {
+    for (const [where, { device, path }] of [
+      ['source', source],
+      ['destination', destination],
+    ] as const) {
+      void device.client.closed().then(() => {
+        const message = `device ${id}: its ${where} server (${path}) has closed the connection; see whether it still runs`;
+        abort(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message));
+      });
+    }
+  }
+}
+
+/** setTimeout takes no more, ms. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** One signal for everything that ends a migration before its time. */
 function limitsOf(
   options: MigrateOptions,
   cancel: AbortSignal | undefined,
-): { signal: AbortSignal; clear: () => void } {
+): { signal: AbortSignal; abort: (reason: DevstateError) => void; clear: () => void } {
   const controller = new AbortController();
   const onCancel = (): void => {
     controller.abort(new DevstateError('DEVSTATE_E_CANCELLED', 'the migration was cancelled'));
   };
   if (cancel?.aborted === true) onCancel();
   cancel?.addEventListener('abort', onCancel);
-  const timer = setTimeout(() => {
-    const message = `the migration did not complete within ${options.timeoutMs / 1000} s`;
-    controller.abort(new DevstateError('DEVSTATE_E_TIMEOUT', message));
-  }, options.timeoutMs);
+  const timer = setTimeout(
+    () => {
+      const message = `the migration did not complete within ${options.timeoutMs / 1000} s`;
+      controller.abort(new DevstateError('DEVSTATE_E_TIMEOUT', message));
+    },
+    Math.min(options.timeoutMs, MAX_TIMER_MS),
+  );
   return {
     signal: controller.signal,
+    abort: (reason) => controller.abort(reason),
     clear: () => {
       clearTimeout(timer);
       cancel?.removeEventListener('abort', onCancel);

@@ -21,7 +21,12 @@ export function version(capabilities: Partial<Capabilities> = {}, minor = 2): Ui
   return encodeVersion({ major: 0, minor, capabilities: { ...defaultCapabilities, ...capabilities } });
 }
 
-export function access(offset: number, region: number, count: number, data = new Uint8Array(0)): Uint8Array {
+export function access(
+  offset: number,
+  region: number,
+  count: number,
+  data: Uint8Array = new Uint8Array(0),
+): Uint8Array {
   const bytes = new Uint8Array(16 + data.length);
   encodeRegionAccess(viewOf(bytes), 0, offset, region, count);
   bytes.set(data, 16);
@@ -45,7 +50,7 @@ export function setIrqs(
   index: number,
   start: number,
   count: number,
-  data = new Uint8Array(0),
+  data: Uint8Array = new Uint8Array(0),
 ): Uint8Array {
   const bytes = new Uint8Array(20 + data.length);
   encodeSetIrqs(viewOf(bytes), 0, { flags, index, start, count }, data.length);

@@ -239,7 +239,7 @@ export class MigrationClient {
 
   async dmaMaps(): Promise<DmaMapEntry[]> {
     const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH);
-    return decodeDmaMapEntries(viewOf(data), 0, data.length);
+    return decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
   }
 
   /** Reads guest memory through the device's DMA ranges. */
@@ -271,12 +271,19 @@ function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
-/** The u64 that a reply's data begin with. @throws DEVSTATE_E_PROTOCOL when they do not */
-function numberOf(data: Uint8Array, what: string): number {
+/** Decodes what a server has answered. @throws DEVSTATE_E_PROTOCOL when it cannot be decoded: the server is at fault */
+function decoded<T>(decode: () => T): T {
   try {
-    requireBytes(viewOf(data), 0, data.length, 8, what);
-    return readU64(viewOf(data), 0);
+    return decode();
   } catch (error) {
     throw asDevstateError(error, 'DEVSTATE_E_PROTOCOL');
   }
+}
+
+/** The u64 that a reply's data begin with. @throws DEVSTATE_E_PROTOCOL when they do not */
+function numberOf(data: Uint8Array, what: string): number {
+  return decoded(() => {
+    requireBytes(viewOf(data), 0, data.length, 8, what);
+    return readU64(viewOf(data), 0);
+  });
 }

@@ -45,8 +45,8 @@ function scripted(t: Test, script: Script, capabilities: Partial<Capabilities> =
         commands.push({ command, flags: messageFlags(frame.view), payload });
         const scriptedAnswer = script(command, payload);
         const answer =
-          command === Command.VERSION
-            ? (scriptedAnswer ?? { payload: version(capabilities) })
+          command === Command.VERSION && scriptedAnswer === undefined
+            ? { payload: version(capabilities) }
             : scriptedAnswer;
         if (answer === undefined || answer === null) return;
         const data = answer.payload ?? new Uint8Array(0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A client that knows bytes and fds only: for messages that no honest client sends, and to look at what comes back. */
 
+import { native, Shutdown } from '../../src/native/index.js';
 import { connect, type Fd, MessageSocket } from '../../src/transport/index.js';
 import {
   type Capabilities,
@@ -36,7 +37,10 @@ export class RawClient {
   isClosed = false;
   #nextId = 1;
 
+  readonly #fd: Fd;
+
   constructor(fd: Fd) {
+    this.#fd = fd.duplicate();
     this.#socket = new MessageSocket(fd, vfioUserFraming, LIMITS, {
       message: (frame) => {
         this.#messages.push({
@@ -51,6 +55,7 @@ export class RawClient {
       },
       closed: () => {
         this.isClosed = true;
+        this.#fd.close();
         this.#wake();
       },
     });
@@ -64,7 +69,18 @@ export class RawClient {
     for (const resolve of this.#waiters.splice(0)) resolve();
   }
 
+  /** Reads nothing any more. */
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  /** Says that nothing more is sent; what has been sent is still answered. */
+  finish(): void {
+    native.shutdown(this.#fd.number, Shutdown.send);
+  }
+
   close(): void {
+    this.#fd.close();
     this.#socket.close();
   }
 

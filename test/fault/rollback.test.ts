@@ -8,7 +8,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { queryRunState } from '../../src/qemu/index.js';
+import { type QmpEvent, queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
 
@@ -45,6 +45,11 @@ const hold = ({ process }: { process: { kill(signal: NodeJS.Signals): unknown } 
   process.kill('SIGSTOP');
 const letGo = ({ process }: { process: { kill(signal: NodeJS.Signals): unknown } }): unknown =>
   process.kill('SIGCONT');
+
+const isMigration =
+  (status: string) =>
+  ({ name, data }: QmpEvent): boolean =>
+    name === 'MIGRATION' && data.status === status;
 
 const faults: Fault[] = [
   {
@@ -150,18 +155,17 @@ const faults: Fault[] = [
   },
   {
     name: 'destination QEMU killed after it completed, before it runs',
-    happens: async ({ migration, server, destination }) => {
+    happens: async ({ migration, source, destination }) => {
+      const continued = source.qmp.waitForEvent(isMigration('device'));
+      const completed = destination.qmp.waitForEvent(isMigration('completed'));
       await migration.reaches('switchover');
       hold(destination);
-      await migration.reaches('land');
-      hold(server.process);
-      const completed = destination.qmp.waitForEvent(
-        ({ name, data }) => name === 'MIGRATION' && data.status === 'completed',
-      );
+      await continued;
+      migration.process.signal('SIGSTOP');
       letGo(destination);
       await completed;
       await destination.kill();
-      letGo(server.process);
+      migration.process.signal('SIGCONT');
     },
     code: 1,
     says: /land: .*DEVSTATE_E_Q/,

@@ -42,6 +42,9 @@ export const VERSION_TIMEOUT_MS = 5000;
 const MAX_BACKLOG_MESSAGES = 4096;
 const MAX_BACKLOG_BYTES = 16 * 1024 * 1024;
 
+/** Parts of a reply that are sent as they are; the addon gathers at most 64. */
+const MAX_PARTS = 32;
+
 const LIMITS = {
   maxMessageLength: MAX_MESSAGE_LENGTH,
   maxFds: MAX_MESSAGE_FDS,
@@ -222,8 +225,10 @@ export class Connection implements ServerContext {
       );
       return;
     }
-    // The parts stay as they are, so only the head has to be copied for the queue to keep.
-    this.#socket.send([reply.bytes.slice(0, head), ...reply.parts], { fds: reply.fds, owned: true });
+    // The parts stay as they are, so only the head has to be copied for the queue to keep. Many are small records, which
+    // are cheaper to join than to gather, and one system call takes only so many.
+    const parts = reply.parts.length <= MAX_PARTS ? reply.parts : [Buffer.concat(reply.parts)];
+    this.#socket.send([reply.bytes.slice(0, head), ...parts], { fds: reply.fds, owned: true });
   }
 
   #version(request: Request): void {

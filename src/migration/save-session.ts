@@ -22,6 +22,7 @@ export class SaveSession {
   #failure: { error: unknown } | undefined;
 
   constructor(format: StateFormat, header: EnvelopeHeader) {
+    format.begin?.();
     this.#format = format;
     this.#encoder = new EnvelopeEncoder(header);
     this.#push(this.#encoder.header());

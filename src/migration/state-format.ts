@@ -23,6 +23,12 @@ export interface StateFormat {
   readonly version: { readonly major: number; readonly minor: number };
 
   /**
+   * A saving begins: all of the state is to be sent, whatever an earlier one, given up perhaps, has sent already. A
+   * format whose rounds yield only what changed must have this.
+   */
+  begin?(): void;
+
+  /**
    * Yields the records of one round. Pulled as fast as the reader reads, so that state of any size streams; a payload
    * once yielded is not changed any more. A pre-copy round may be given up half way: what it has not yielded is then
    * still to be sent. @throws to fail the save: the device goes on

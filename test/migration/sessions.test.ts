@@ -113,6 +113,16 @@ t.test('a round given up half way: what it had not sent comes with the last', as
   }
 });
 
+t.test('a saving that was given up does not count for the next', async (t) => {
+  const source = stateOf(32 * 1024, 1024);
+  const first = new SaveSession(source, headerOf(source));
+  await first.read(20_000);
+  await first.close();
+  const target = new ScratchState({ size: 32 * 1024, chunk: 1024, hook: () => {} });
+  await load(target, await blobOf(source));
+  t.ok(sameBytes(target.memory, source.memory), 'the next has everything');
+});
+
 t.test('a format that yields without waiting', async (t) => {
   const plain = {
     ...headerOf(stateOf(0, 1)),

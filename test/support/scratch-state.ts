@@ -47,6 +47,10 @@ export class ScratchState implements StateFormat {
     for (let i = Math.floor(offset / chunk); i * chunk < offset + data.length; i++) this.#dirty.add(i);
   }
 
+  begin(): void {
+    this.touchAll();
+  }
+
   async *save(round: SaveRound): AsyncGenerator<StateRecord> {
     await this.#options.hook(`save ${round}`);
     const { chunk } = this.#options;

@@ -18,7 +18,11 @@ export function loadCommand(): Command {
     .addOption(thenOption())
     .argument('<file>', 'a saved state; - for stdin')
     .action(async (input: string, options: LoadCommandOptions) => {
-      const { bytes } = await load({ ...options, input });
+      const { bytes } = await load({
+        migrationSocket: options.migrationSocket,
+        input,
+        afterwards: options.then,
+      });
       process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);
     });
 }

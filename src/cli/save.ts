@@ -19,7 +19,11 @@ export function saveCommand(): Command {
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
-      const { bytes, stoppedMs } = await save(options);
+      const { bytes, stoppedMs } = await save({
+        migrationSocket: options.migrationSocket,
+        output: options.output,
+        afterwards: options.then,
+      });
       process.stderr.write(`saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}\n`);
     });
 }

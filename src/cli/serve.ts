@@ -6,6 +6,7 @@ import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { createAlderNvme } from '../devices/nvme/alder/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
+import { resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
 import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
@@ -48,6 +49,8 @@ async function serveNvme(options: ServeNvmeOptions): Promise<void> {
       '--socket and --migration-socket are the same path; give each its own',
     );
   }
+  // Before an image is created: a wrong parameter is to leave nothing behind.
+  resolveNvmeParameters(options.param, options.size ?? DEFAULT_IMAGE_SIZE);
   const log = createLog('nvme');
   const incoming = options.incoming === true;
   const image = openImage(options, incoming);

@@ -94,6 +94,8 @@ const LIMITS = {
   maxQueuedBytes: 64 * 1024 * 1024,
 };
 const DEFAULT_TIMEOUT_MS = 30_000;
+/** A server answers VERSION at once, or serves somebody else. */
+const VERSION_TIMEOUT_MS = 5000;
 
 const offeredCapabilities: Capabilities = {
   maxMsgFds: 16,
@@ -167,7 +169,7 @@ export class Client {
 
   async #negotiate(capabilities: Capabilities): Promise<void> {
     const proposal = encodeVersion({ major: PROTOCOL_MAJOR, minor: PROTOCOL_MINOR, capabilities });
-    await this.request(Command.VERSION, [proposal], (frame) => {
+    const take = (frame: Frame): void => {
       const version = decodeVersion(frame.view, HEADER_LENGTH, frame.length);
       if (version.major !== PROTOCOL_MAJOR || version.minor > PROTOCOL_MINOR) {
         throw new DevstateError(
@@ -183,7 +185,16 @@ export class Client {
       if (twin === undefined)
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server chose a twin socket and sent none');
       this.#useTwin(twin.take());
-    });
+    };
+    try {
+      await this.request(Command.VERSION, [proposal], take, {
+        timeoutMs: Math.min(VERSION_TIMEOUT_MS, this.#timeoutMs),
+      });
+    } catch (cause) {
+      if (!(cause instanceof DevstateError) || cause.code !== 'DEVSTATE_E_REQUEST_TIMEOUT') throw cause;
+      const message = 'the server does not answer: is another client connected, as a VMM is to its socket?';
+      throw new DevstateError('DEVSTATE_E_CONNECT', message, { cause });
+    }
   }
 
   #useTwin(fd: Fd): void {
@@ -248,7 +259,7 @@ export class Client {
     command: number,
     payload: readonly Uint8Array[],
     take: (frame: Frame) => T,
-    options: { fds?: readonly Fd[]; noReply?: boolean } = {},
+    options: { fds?: readonly Fd[]; noReply?: boolean; timeoutMs?: number } = {},
   ): Promise<T> {
     if (this.#closed !== undefined) return Promise.reject(this.#closed);
     return new Promise<T>((resolve, reject) => {
@@ -259,7 +270,7 @@ export class Client {
       let flags: number = HeaderFlag.TYPE_COMMAND;
       if (options.noReply === true) flags |= HeaderFlag.NO_REPLY;
       else {
-        id = this.#pending.add(commandName(command), this.#timeoutMs, (error, frame) => {
+        id = this.#pending.add(commandName(command), options.timeoutMs ?? this.#timeoutMs, (error, frame) => {
           if (frame === undefined) {
             reject(error);
             return;

@@ -114,11 +114,7 @@ export function hasMagic(bytes: Uint8Array): boolean {
 /** The length of a header, read from its first {@link HEADER_INVARIANT_LENGTH} bytes, which are believed no further. */
 export function headerLengthOf(bytes: Uint8Array): number {
   if (!hasMagic(bytes)) {
-    throw wrong(
-      'MAGIC',
-      'these bytes are not a devstate blob: wrap a foreign stream first',
-      HeaderOffset.magic,
-    );
+    throw wrong('MAGIC', 'these bytes are not a devstate blob', HeaderOffset.magic);
   }
   const length = bytes[HeaderOffset.headerLength]! | (bytes[HeaderOffset.headerLength + 1]! << 8);
   if (length < HEADER_LENGTH || length > HEADER_LENGTH_MAX || length % 8 !== 0) {

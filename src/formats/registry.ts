@@ -48,7 +48,7 @@ export function requireFormat(uuidOrName: string): RegisteredFormat {
   if (format !== undefined) return format;
   throw new DevstateError(
     'DEVSTATE_E_FORMAT_UNKNOWN',
-    `no format ${JSON.stringify(uuidOrName.slice(0, 64))} is registered: \`devstate formats\` lists those that are`,
+    `no format ${JSON.stringify(uuidOrName.slice(0, 64))} is registered: see formats/registry.json`,
   );
 }
 

@@ -13,7 +13,7 @@ export interface LoadOptions {
   /** The blob; `-` for stdin. */
   readonly input: string;
   /** What the device does afterwards. */
-  readonly then: 'run' | 'stop';
+  readonly afterwards: 'run' | 'stop';
 }
 
 const READ_LENGTH = 1024 * 1024;
@@ -35,7 +35,7 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
       bytes += chunk.length;
     }
     decoder.finish();
-    await device.setState(options.then === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
+    await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
     return { bytes };
   } catch (error) {
     // A load that was begun can only be given up.

@@ -15,7 +15,7 @@ export interface SaveOptions {
   /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
   readonly output: string;
   /** What the device does afterwards. */
-  readonly then: 'run' | 'stop';
+  readonly afterwards: 'run' | 'stop';
 }
 
 export interface SaveResult {
@@ -33,7 +33,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     try {
       await device.setState(MigrationState.STOP_COPY);
       const bytes = await writeOut(options.output, readState(device));
-      await device.setState(options.then === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
+      await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
       return { bytes, stoppedMs: performance.now() - started };
     } catch (error) {
       await device.setState(before).catch(() => {});

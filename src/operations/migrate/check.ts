@@ -131,8 +131,11 @@ async function checkQemus(
   signal: AbortSignal,
   reasons: string[],
 ): Promise<void> {
-  if (sourceStatus !== 'running' && sourceStatus !== 'paused')
+  if (sourceStatus === 'postmigrate') {
+    reasons.push('the source VM has been migrated away already: quit it');
+  } else if (sourceStatus !== 'running' && sourceStatus !== 'paused') {
     reasons.push(`the source VM is ${sourceStatus}`);
+  }
   const migration = await queryMigration(source, { signal });
   if (!IDLE.includes(migration.status))
     reasons.push(`the source VM is migrating already (${migration.status})`);

@@ -4,6 +4,7 @@
 import { type NvmeParameterName, nvmeParameterTable, type ParameterDefinition } from '../spec/index.js';
 
 export { type AlderNvmeOptions, createAlderNvme } from './alder-nvme.js';
+export { alderDescription } from './describe.js';
 export { AlderRecord } from './state-format.js';
 
 /** The model's parameters, all of which this implementation has in full. */

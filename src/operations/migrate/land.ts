@@ -8,7 +8,6 @@ import { DevstateError } from '../../errors.js';
 import {
   continueMigration,
   findPciDevice,
-  type PciLocation,
   queryRunState,
   replayPciView,
   resumeVm,
@@ -18,7 +17,7 @@ import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
 import { forEachDevice, type Run, Stopwatch, together } from './run.js';
 
-/** Milliseconds. Pages and replay overlap; `wallMs` is without QEMU's own part. */
+/** Milliseconds. QEMU's own part and the load overlap, and so do pages and replay; `wallMs` is without QEMU's part. */
 export interface LandTimes {
   readonly qemuMs: number;
   readonly loadMs: number;
@@ -30,38 +29,40 @@ export interface LandTimes {
 }
 
 export async function land(run: Run): Promise<LandTimes> {
-  const { source, destination, signal } = run;
   run.phase = 'land';
   run.report({ phase: 'land' });
   const stopwatch = new Stopwatch();
+  // The devices' state is all there and needs nothing of QEMU's. Their pages come after: QEMU's would overwrite them.
+  const [qemuMs, loadMs] = await together([complete(run, new Stopwatch()), load(run, new Stopwatch())]);
+  const [{ pagesMs, pageBytes }, replayMs] = await together([
+    copyPages(run, new Stopwatch()),
+    replay(run, new Stopwatch()),
+  ]);
+  stopwatch.lap();
+  run.signal.throwIfAborted();
+  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.RUNNING));
+  const resumeMs = stopwatch.lap();
+  const wallMs = stopwatch.elapsed - qemuMs;
+  return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
+}
+
+/** QEMU sends what is left of RAM, and its own devices. */
+async function complete({ source, destination, signal }: Run, stopwatch: Stopwatch): Promise<number> {
   await continueMigration(source.qmp, { signal });
   await together([
     destination.watch.waitFor('completed', { signal }),
     source.watch.waitFor('completed', { signal }),
   ]);
-  const qemuMs = stopwatch.lap();
-  // To STOP first: that is where the destination checks what it was given and takes the image over, before any
-  // register of it is written.
-  const locating = forEachDevice(
-    run,
-    async ({ id }) => [id, await findPciDevice(destination.qmp, id, { signal })] as const,
-  );
-  const [, located] = await together([
-    forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.STOP)),
-    locating,
-  ]);
-  const locations = new Map(located);
-  const loadMs = stopwatch.lap();
-  const [{ pagesMs, pageBytes }, replayMs] = await together([
-    copyPages(run, new Stopwatch()),
-    replay(run, locations, new Stopwatch()),
-  ]);
-  stopwatch.lap();
-  signal.throwIfAborted();
-  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.RUNNING));
-  const resumeMs = stopwatch.lap();
-  const wallMs = stopwatch.elapsed - qemuMs;
-  return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
+  return stopwatch.elapsed;
+}
+
+/**
+ * To STOP: that is where a destination checks what it was given and takes the image over, before any register of it is
+ * written.
+ */
+async function load(run: Run, stopwatch: Stopwatch): Promise<number> {
+  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.STOP));
+  return stopwatch.elapsed;
 }
 
 async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
@@ -71,14 +72,12 @@ async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: num
   return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };
 }
 
-async function replay(
-  run: Run,
-  locations: ReadonlyMap<string, PciLocation>,
-  stopwatch: Stopwatch,
-): Promise<number> {
+async function replay(run: Run, stopwatch: Stopwatch): Promise<number> {
+  const { qmp, qtest } = run.destination;
   await forEachDevice(run, async ({ id, view }) => {
     if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
-    await replayPciView(run.destination.qtest, locations.get(id)!, view);
+    // Bus numbers are the guest's, and have come with it.
+    await replayPciView(qtest, await findPciDevice(qmp, id, { signal: run.signal }), view);
   });
   return stopwatch.elapsed;
 }

@@ -2,12 +2,9 @@
 /** The command under test, as a user runs it: `devstate` in a process of its own. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
-/** How long a server may take to listen. */
-const START_MS = 30_000;
 
 /** One run of `devstate`. */
 export class Devstate {
@@ -85,11 +82,6 @@ export async function serveNvme(options: {
     ...['serve', 'nvme', '--socket', socket, '--migration-socket', migrationSocket, '--image', image],
     ...args,
   ]);
-  const deadline = Date.now() + START_MS;
-  while (!existsSync(socket) || !existsSync(migrationSocket)) {
-    if (server.hasEnded) throw new Error(`the server ended: ${server.stderr}`);
-    if (Date.now() > deadline) throw new Error('the server does not listen');
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
+  await server.saysOnStderr(/"msg":"serving /);
   return server;
 }

@@ -6,12 +6,16 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DevstateError } from '../../../src/errors.js';
 import { QmpClient } from '../../../src/qemu/qmp.js';
 import type { QemuInstallation } from '../../../tools/qemu/provision.js';
 import { SerialConsole } from './serial-console.js';
 
 /** Bounds what is kept of QEMU's stderr. */
 const MAX_STDERR_CHARACTERS = 64 << 10;
+
+/** How long QEMU may take to answer. */
+const START_MS = 30_000;
 
 /** Ends a QEMU with the test that started it, even if that is killed. */
 const WITH_PARENT = ['setpriv', '--pdeathsig', 'KILL', '--'];
@@ -81,6 +85,7 @@ export class QemuProcess {
       env: { ...process.env, ...qemu.environment },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
+    const ended = new AbortController();
     let stderr = '';
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       stderr = (stderr + text).slice(-MAX_STDERR_CHARACTERS);
@@ -88,11 +93,12 @@ export class QemuProcess {
     const exited = once(child, 'exit').then(([code, signal]) => {
       const error = new Error(`QEMU ended (${signal ?? `code ${code}`}): ${stderr.trim()}`);
       serial.end(error);
+      ended.abort(error);
       throw error;
     });
     exited.catch(() => {});
     try {
-      const qmp = await Promise.race([connectWhenThere(directory), exited]);
+      const qmp = await Promise.race([connectWhenThere(directory, ended.signal), exited]);
       return new QemuProcess(directory, child, serial, qmp, () => stderr);
     } catch (cause) {
       child.kill('SIGKILL');
@@ -124,14 +130,19 @@ export class QemuProcess {
   }
 }
 
-/** QEMU listens only some time after its start, and says so nowhere: readiness is that both sockets exist. */
-async function connectWhenThere(directory: string): Promise<QmpClient> {
-  const deadline = AbortSignal.timeout(30_000);
+/**
+ * QEMU listens only some time after its start, and says so nowhere; between the appearance of its socket and that it
+ * listens, connections are refused. Its QMP sockets come in the order of its arguments: this is the last.
+ */
+async function connectWhenThere(directory: string, ended: AbortSignal): Promise<QmpClient> {
+  const signal = AbortSignal.any([ended, AbortSignal.timeout(START_MS)]);
   for (;;) {
-    if (existsSync(join(directory, 'qmp')) && existsSync(join(directory, 'qmp-test'))) {
-      return QmpClient.connect(join(directory, 'qmp-test'), { signal: deadline, timeoutMs: 30_000 });
+    try {
+      return await QmpClient.connect(join(directory, 'qmp-test'), { signal, timeoutMs: START_MS });
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_CONNECT') throw error;
     }
-    deadline.throwIfAborted();
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

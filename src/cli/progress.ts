@@ -12,6 +12,8 @@ export interface ProgressView {
 }
 
 const BAR_WIDTH = 24;
+/** Clears from the cursor to the end of the line: what a longer text has left. */
+const CLEAR_LINE = '\x1b[K';
 
 export function createProgress(output: 'text' | 'json'): ProgressView {
   if (output === 'json') {
@@ -36,12 +38,12 @@ function bar(): ProgressView {
   return {
     update: (progress) => {
       const width = process.stderr.columns || 80;
-      // Back to the start of the line, and clear what a longer one has left.
-      process.stderr.write(`\r${barText(progress, width)}\x1b[K`);
+      process.stderr.write(`\r${barText(progress, width)}${CLEAR_LINE}`);
       drawn = true;
     },
     end: () => {
-      if (drawn) process.stderr.write('\n');
+      // What comes next, the result or an error, says all that the line has said.
+      if (drawn) process.stderr.write(`\r${CLEAR_LINE}`);
       drawn = false;
     },
   };

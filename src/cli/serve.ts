@@ -51,6 +51,8 @@ async function serveNvme(options: ServeNvmeOptions): Promise<void> {
   }
   // Before an image is created: a wrong parameter is to leave nothing behind.
   resolveNvmeParameters(options.param, options.size ?? DEFAULT_IMAGE_SIZE);
+  // Listened for before the sockets exist: whoever sees them may send one.
+  const told = untilSignal();
   const log = createLog('nvme');
   const incoming = options.incoming === true;
   const image = openImage(options, incoming);
@@ -63,7 +65,7 @@ async function serveNvme(options: ServeNvmeOptions): Promise<void> {
       log,
     });
     log('info', `serving ${options.image} at ${options.socket}${incoming ? ', incoming' : ''}`);
-    await untilSignal();
+    await told;
     await server.close();
   } finally {
     await image.close();

@@ -35,6 +35,9 @@ const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_CO
 /** Every device of the SDK can do all of migration v2: quiescing for P2P is the same as quiescing. */
 export const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
 
+/** Largest state, in bytes, that a destination loads from itself to check that it can. */
+const MAX_SELF_CHECK = 1024 * 1024;
+
 /** Names an arc in a `switch`. */
 const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
 
@@ -271,6 +274,7 @@ export class MigrationEngine {
         await this.#handOver();
         return this.#save?.finish();
       case arc(STOP, RESUMING):
+        await this.#checkSelf();
         this.#load = new LoadSession((header) => this.#chooseFormat(header));
         this.#arrived = true;
         return;
@@ -339,6 +343,19 @@ export class MigrationEngine {
     }
     if (format === undefined || reasons.length > 0) throw new RequestError(Errno.EINVAL, reasons.join('; '));
     return format;
+  }
+
+  /**
+   * A destination loads its own state before it takes another's: what it cannot do shows while the source's VM runs, and
+   * the code has been compiled when the guest waits for it. Left out where the state is large.
+   */
+  async #checkSelf(): Promise<void> {
+    const format = this.#device.formats[0];
+    if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
+    format.begin?.();
+    const loader = format.load(format.version);
+    for await (const record of format.save('final')) loader.record(record);
+    await loader.commit();
   }
 
   async #commitLoad(): Promise<void> {

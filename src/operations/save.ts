@@ -66,7 +66,7 @@ async function writeOut(path: string, chunks: AsyncIterable<Uint8Array>): Promis
     await directory.sync().finally(() => directory.close());
     return bytes;
   } catch (cause) {
-    await rm(partial, { force: true });
+    await rm(partial, { force: true }).catch(() => {});
     if (cause instanceof DevstateError) throw cause;
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new DevstateError('DEVSTATE_E_OUTPUT', `cannot write ${path}: ${why}`, { cause });

@@ -2,7 +2,7 @@
 // Brings a fresh clone to a runnable state: dependencies, native addon, compiled TypeScript.
 // Each step runs only when its inputs are newer than its output, so it is cheap to call before every command.
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, statSync, utimesSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -54,6 +54,12 @@ if (newest(addon) < newest('native')) {
   const nodedir = dirname(dirname(process.execPath));
   if (existsSync(join(nodedir, 'include/node/node_api.h'))) args.push(`--nodedir=${nodedir}`);
   run('building the native addon', process.execPath, args);
+}
+
+// What a source left behind that is gone would still be run as a test.
+for (const name of existsSync('dist') ? readdirSync('dist', { recursive: true }) : []) {
+  const source = name.replace(/(\.d\.ts|\.js|\.js\.map)$/, '.ts');
+  if (source !== name && !existsSync(source)) rmSync(join('dist', name));
 }
 
 run('compiling', process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.']);

@@ -128,10 +128,6 @@ t.test('enable, disable, shut down, reset', async (t) => {
   await rig.enable();
   t.equal(rig.read(CSTS), 1);
 
-  const express = rig.device.config.findCapability(0x10);
-  rig.device.config.write(express + 8, Uint8Array.of(0, 0x80));
-  rig.device.configWritten?.(express + 8, 2);
-  await rig.until('function level reset', () => rig.read(CSTS) === 0);
   await rig.device.reset('aborted');
   t.notOk(rig.image.locked);
 

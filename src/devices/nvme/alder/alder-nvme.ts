@@ -136,7 +136,6 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
   }
 
   configWritten(): void {
-    if (this.config.takeFunctionLevelReset() && this.running) void this.reset('requested');
     this.#interrupts.updateLine();
   }
 

@@ -131,48 +131,84 @@ for (const { name, append, interrupts } of [
   });
 }
 
-t.test('what a device reads into memory while RAM is copied arrives', async (t) => {
-  const length = 8 << 20;
-  const offset = 32 << 20;
-  const lab = await MigrationLab.create(t);
-  if (lab === undefined) return;
-  const a = await lab.serve('a');
+/** What a test puts on the disk where the guest's witness does not write. */
+const CONTENT_OFFSET = 32 << 20;
+
+async function putContent(lab: MigrationLab, length: number): Promise<Buffer> {
   const content = Buffer.alloc(length, 'memory that only the device has written\n');
   const image = await open(lab.image(), 'r+');
-  await image.write(content, 0, length, offset);
+  await image.write(content, 0, length, CONTENT_OFFSET);
   await image.close();
-  const source = await lab.startVm({ server: a });
-  await lab.guestWrites(source);
-  source.console.write(`prepare ${length}`);
-  await source.console.waitFor(/^prepared/);
-  const b = await lab.serve('b', { incoming: true });
-  const destination = await lab.startVm({ server: b, incoming: true });
+  return content;
+}
 
-  // QEMU switches over once it expects to do so within the bound; at this rate it never does.
-  const hold = { 'avail-switchover-bandwidth': 1 };
-  await source.qmp.execute('migrate-set-parameters', { arguments: hold });
-  const migration = lab.startMigrate(source, destination, ['--bandwidth', '48M']);
+/** Has the guest read the disk into a buffer of its own; the checksum of what it has then. */
+async function readDisk(vm: LabVm, length: number): Promise<string | undefined> {
+  const from = vm.console.lines.length;
+  vm.console.write(`readhash ${CONTENT_OFFSET} ${length}`);
+  return (await vm.console.waitFor(/^hash (\w+)/, { from })).match[1];
+}
+
+/** A migration under way that has sent all of RAM once and does not switch over before it is released. */
+async function holdInPrecopy(lab: MigrationLab, source: LabVm, destination: LabVm, args: string[]) {
+  const set = (parameters: Record<string, number>) =>
+    source.qmp.execute('migrate-set-parameters', { arguments: parameters });
+  // QEMU switches over once it expects to do so within the bound; at this rate, with a restless guest, it never does.
+  await set({ 'avail-switchover-bandwidth': 1 });
+  const migration = lab.startMigrate(source, destination, ['--bandwidth', '48M', ...args]);
   await migration.reports(({ ramTransferred = 0 }) => ramTransferred > 0);
   while ((await queryMigration(source.qmp)).ram.passes < 2) {
     if (migration.process.hasEnded) throw new Error(`ended early: ${migration.process.stderr}`);
   }
-  // All of RAM is across. Slow enough that a pass always finds pages which the guest has written meanwhile.
-  await source.qmp.execute('migrate-set-parameters', { arguments: { 'max-bandwidth': 1 << 20 } });
-  source.console.write(`readhash ${offset} ${length}`);
-  const { match } = await source.console.waitFor(/^hash (\w+)/);
-  t.equal(match[1], crc32(content).toString(16).padStart(8, '0'));
-  t.equal(migration.progress.at(-1)?.phase, 'precopy');
-  const release = { 'max-bandwidth': 0, 'avail-switchover-bandwidth': 0 };
-  await source.qmp.execute('migrate-set-parameters', { arguments: release });
+  // Slow enough that a pass always finds pages which the guest has written meanwhile.
+  await set({ 'max-bandwidth': 2 << 20 });
+  const release = () => set({ 'max-bandwidth': 0, 'avail-switchover-bandwidth': 0, 'downtime-limit': 300 });
+  return { migration, release };
+}
 
-  const { code, result, stderr } = await migration.finished;
-  t.equal(code, 0, 'devstate migrate', { stderr });
-  t.ok((result?.dirtyPages ?? 0) >= length / 4096, `${result?.dirtyPages} pages`);
-  destination.console.write('recheck');
-  const again = await destination.console.waitFor(/^rehash (\w+)/);
-  t.equal(again.match[1], match[1]);
-  t.same(await lab.finishAndCheck(destination), []);
-});
+for (const byMessage of [false, true]) {
+  const how = byMessage ? 'by messages, where it is much' : 'copied at the stop';
+  t.test(`what a device reads into memory while RAM is copied arrives: ${how}`, async (t) => {
+    const length = 8 << 20;
+    const lab = await MigrationLab.create(t, { cpus: 2, restless: true });
+    if (lab === undefined) return;
+    const a = await lab.serve('a');
+    const content = await putContent(lab, 2 * length);
+    const source = await lab.startVm({ server: a });
+    await lab.guestWrites(source);
+    source.console.write(`prepare ${length}`);
+    await source.console.waitFor(/^prepared/);
+    const b = await lab.serve('b', { incoming: true });
+    const destination = await lab.startVm({ server: b, incoming: true });
+
+    // With so short a pause as this, the pages of the first read are already too many to be copied then.
+    const args = byMessage ? ['--downtime-ms', '10'] : [];
+    const { migration, release } = await holdInPrecopy(lab, source, destination, args);
+    const hash = (bytes: number) => crc32(content.subarray(0, bytes)).toString(16).padStart(8, '0');
+    t.equal(await readDisk(source, length), hash(length));
+    let last = length;
+    if (byMessage) {
+      // The log is looked at every few reports.
+      const reports = migration.progress.length;
+      await migration.reports(() => migration.progress.length >= reports + 10);
+      last = 2 * length;
+      t.equal(await readDisk(source, last), hash(last));
+    }
+    t.equal(migration.progress.at(-1)?.phase, 'precopy');
+    await release();
+
+    const { code, result, stderr } = await migration.finished;
+    t.equal(code, 0, 'devstate migrate', { stderr });
+    t.equal(result?.devices[0]?.byMessage, byMessage);
+    const pages = result?.dirtyPages ?? 0;
+    if (byMessage) t.ok(pages < last / 4096, `${pages} pages copied: not those of the second read`);
+    else t.ok(pages >= last / 4096, `${pages} pages copied`);
+    destination.console.write('recheck');
+    const again = await destination.console.waitFor(/^rehash (\w+)/);
+    t.equal(again.match[1], hash(last));
+    t.same(await lab.finishAndCheck(destination), []);
+  });
+}
 
 t.test('two disks, one of them behind a port', async (t) => {
   const lab = await MigrationLab.create(t, { disks: ['05.0', 'behind-port'] });

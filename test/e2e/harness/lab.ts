@@ -36,6 +36,8 @@ export interface LabOptions {
   readonly sharedMemory?: boolean;
   /** PCI address on the root bus of each disk, or `behind-port` for one behind a root port. Default one, `05.0`. */
   readonly disks?: readonly string[];
+  /** The guest rewrites some of its memory all the time, so that QEMU always has pages to send. Default false. */
+  readonly restless?: boolean;
   /** What `blockwriter` is given: positions, writes in flight, writes per fsync. Default 1024, 8, 64. */
   readonly blocks?: number;
   readonly depth?: number;
@@ -71,7 +73,7 @@ export interface MigrateOutcome {
 const BEHIND_PORT = 'behind-port';
 /** What must not be in the kernel's log. */
 const KERNEL_COMPLAINT =
-  /nvme.*(error|fail|timeout|abort|reset|disabl|removing)|I\/O error|I\/O \d+ .*timeout|nobody cared|stall|lockup|hung|BUG:|Oops/i;
+  /nvme.*([Ee]rror|fail|timeout|abort|reset|[Dd]isabl|[Rr]emoving|mismatch)|I\/O error|nobody cared|lockup|blocked for more than|rcu.*stall|\bBUG: |Oops/;
 const WITNESS_COMPLAINT = /^(disk\d+ )?(GAP|BAD|EIO) /;
 
 export class MigrationLab {
@@ -103,7 +105,14 @@ export class MigrationLab {
     const qemu = await requireQemu(t);
     const guest = qemu && (await requireGuest(t));
     if (qemu === undefined || guest === undefined) return undefined;
-    const defaults = { memoryMiB: 128, cpus: 1, append: '', sharedMemory: true, disks: ['05.0'] };
+    const defaults = {
+      memoryMiB: 128,
+      cpus: 1,
+      append: '',
+      sharedMemory: true,
+      restless: false,
+      disks: ['05.0'],
+    };
     const all = { ...defaults, blocks: 1024, depth: 8, syncEvery: 64, ...options };
     const initrd = await buildGuest(guest, all);
     const directory = await mkdtemp(join(tmpdir(), 'lab-'));
@@ -297,7 +306,7 @@ async function holdsLock(pid: number, inode: number): Promise<boolean> {
 
 /** One witness for each disk. The first one has the console; what the others say is prefixed with `disk<n> `. */
 async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Promise<string> {
-  const { disks, blocks, depth, syncEvery } = options;
+  const { disks, blocks, depth, syncEvery, restless } = options;
   const witness = (disk: number) => {
     const address = disks[disk] === BEHIND_PORT ? '01:00.0' : `00:${disks[disk]}`;
     const name = `$(basename /sys/bus/pci/devices/0000:${address}/nvme/nvme*/nvme*n1)`;
@@ -306,12 +315,16 @@ async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Pro
   const others = [...disks.keys()].slice(1);
   const lines = [
     "grep nvme /proc/interrupts | sed 's/^/irq /'",
+    ...(restless
+      ? ['while :; do dd if=/dev/zero of=/tmp/fill bs=64k count=64 conv=notrunc 2>&-; done &']
+      : []),
     ...others.flatMap((disk) => [
       `mkfifo /tmp/in${disk}`,
       `${witness(disk)} <>/tmp/in${disk} | while read -r line; do echo "disk${disk} $line"; done &`,
     ]),
     witness(0),
     ...others.map((disk) => `echo stop >/tmp/in${disk}`),
+    ...(restless ? ['kill %1'] : []),
     'wait',
   ];
   const files = { '/bin/blockwriter': await compileGuestProgram('blockwriter') };

@@ -4,7 +4,7 @@
 
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
-import { ExitCode } from '../errors.js';
+import { DevstateError, ExitCode } from '../errors.js';
 import { inspectCommand } from './inspect.js';
 import { loadCommand } from './load.js';
 import { migrateCommand } from './migrate.js';
@@ -30,6 +30,16 @@ for (const add of [serveCommand, migrateCommand, recoverCommand, saveCommand, lo
 for (const command of [...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
   command.exitOverride();
 }
+
+// Whoever reads our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
+process.stderr.on('error', () => {});
+process.stdout.on('error', (cause: NodeJS.ErrnoException) => {
+  const error = new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to stdout: ${cause.message}`, { cause });
+  // Unless the command notices it too, and says so.
+  setImmediate(() => {
+    if (cause.code !== 'EPIPE') process.exitCode ||= printError(error);
+  });
+});
 
 try {
   await program.parseAsync();

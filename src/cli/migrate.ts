@@ -6,6 +6,7 @@ import { type DevicePair, type MigrateResult, migrate } from '../operations/inde
 import { deviceCollector, outputOption, parsePositive, parseSize } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { createProgress } from './progress.js';
+import { untilSignalled } from './signals.js';
 
 interface MigrateCommandOptions {
   sourceQmp: string;
@@ -38,31 +39,25 @@ export function migrateCommand(): Command {
 }
 
 async function run(options: MigrateCommandOptions): Promise<void> {
-  const cancel = new AbortController();
-  const onSignal = (): void => cancel.abort();
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, onSignal);
   // Only this process can put the source back: no stray failure may end it.
   process.on('unhandledRejection', printStray);
   const progress = createProgress(options.output);
   try {
-    const result = await migrate(
-      {
-        sourceQmp: options.sourceQmp,
-        destQmp: options.destQmp,
-        uri: options.uri,
-        devices: options.device,
-        downtimeMs: options.downtimeMs,
-        timeoutMs: options.timeoutS * 1000,
-        bytesPerSecond: options.bandwidth ?? 0,
-      },
-      { signal: cancel.signal, progress: progress.update },
-    );
+    const wanted = {
+      sourceQmp: options.sourceQmp,
+      destQmp: options.destQmp,
+      uri: options.uri,
+      devices: options.device,
+      downtimeMs: options.downtimeMs,
+      timeoutMs: options.timeoutS * 1000,
+      bytesPerSecond: options.bandwidth ?? 0,
+    };
+    const result = await untilSignalled((signal) => migrate(wanted, { signal, progress: progress.update }));
     progress.end();
     if (options.output === 'json') printJson(result);
     else printResult(result);
   } finally {
     progress.end();
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, onSignal);
     process.off('unhandledRejection', printStray);
   }
 }

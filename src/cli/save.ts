@@ -5,6 +5,7 @@ import { Command } from 'commander';
 import { save } from '../operations/index.js';
 import { migrationSocketOption, thenOption } from './options.js';
 import { formatBytes, formatMs } from './output.js';
+import { untilSignalled } from './signals.js';
 
 interface SaveCommandOptions {
   migrationSocket: string;
@@ -19,11 +20,14 @@ export function saveCommand(): Command {
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
-      const { bytes, stoppedMs } = await save({
-        migrationSocket: options.migrationSocket,
-        output: options.output,
-        afterwards: options.then,
-      });
+      const { bytes, stoppedMs } = await untilSignalled((signal) =>
+        save({
+          migrationSocket: options.migrationSocket,
+          output: options.output,
+          afterwards: options.then,
+          signal,
+        }),
+      );
       process.stderr.write(`saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}\n`);
     });
 }

@@ -17,16 +17,29 @@ export interface DeviceSocket {
  * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE
  */
 export async function openDeviceSocket(path: string): Promise<DeviceSocket> {
-  const device = new MigrationClient(await Client.connect(path));
+  const device = new MigrationClient(await connect(path));
   try {
     const flags = await device.flags();
     if ((flags & MigrationFlag.STOP_COPY) === 0) throw new Error('it does not offer STOP_COPY');
     return { path, device, flags };
   } catch (cause) {
     device.close();
-    if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_CONNECTION_CLOSED') throw cause;
+    if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_CONNECTION_CLOSED') {
+      throw new DevstateError(cause.code, `${path}: ${cause.message}`, { cause });
+    }
     const why = cause instanceof Error ? cause.message : String(cause);
     const message = `the device at ${path} cannot migrate: ${why}; is this its migration socket?`;
     throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message, { cause });
+  }
+}
+
+/** An error says which socket it is about. */
+async function connect(path: string): Promise<Client> {
+  try {
+    return await Client.connect(path);
+  } catch (cause) {
+    if (!(cause instanceof DevstateError) || cause.message.includes(path)) throw cause;
+    const options = cause.errno === undefined ? { cause } : { cause, errno: cause.errno };
+    throw new DevstateError(cause.code, `${path}: ${cause.message}; is this a migration socket?`, options);
   }
 }

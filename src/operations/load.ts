@@ -2,8 +2,10 @@
 /** Loads a device's state from a file. What is not a whole and intact blob never reaches the device. */
 
 import { createReadStream } from 'node:fs';
+import type { DeviceDescription } from '../client/index.js';
+import { modelDifferences } from '../device/index.js';
 import { DevstateError } from '../errors.js';
-import { EnvelopeDecoder } from '../formats/index.js';
+import { EnvelopeDecoder, type EnvelopeHeader } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
 import { writeState } from './state-stream.js';
@@ -19,18 +21,26 @@ export interface LoadOptions {
 const READ_LENGTH = 1024 * 1024;
 
 /**
- * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_… before the device is touched (from stdin: before it is changed),
- * DEVSTATE_E_REFUSED when the device does not take the state; it is then reset
+ * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE before the device is touched (what comes from
+ * stdin is looked at as it comes: its beginning before, the rest while the device takes it);
+ * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
-  if (options.input !== '-') await verify(options.input);
   const { device } = await openDeviceSocket(options.migrationSocket);
+  let begun = false;
   try {
-    await device.setState(MigrationState.RESUMING);
-    const decoder = new EnvelopeDecoder({});
+    const description = await device.description();
+    if (options.input !== '-') {
+      const decoder = newDecoder(description);
+      for await (const chunk of readInput(options.input)) decoder.push(chunk);
+      decoder.finish();
+    }
+    const decoder = newDecoder(description);
     let bytes = 0;
     for await (const chunk of readInput(options.input)) {
       decoder.push(chunk);
+      if (!begun) await device.setState(MigrationState.RESUMING);
+      begun = true;
       await writeState(device, chunk);
       bytes += chunk.length;
     }
@@ -39,19 +49,35 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
     return { bytes };
   } catch (error) {
     // A load that was begun can only be given up.
-    if ((await device.state().catch(() => MigrationState.RUNNING)) !== MigrationState.RUNNING) {
-      await device.reset().catch(() => {});
-    }
+    if (begun) await device.reset().catch(() => {});
     throw error;
   } finally {
     device.close();
   }
 }
 
-async function verify(path: string): Promise<void> {
-  const decoder = new EnvelopeDecoder({});
-  for await (const chunk of readInput(path)) decoder.push(chunk);
-  decoder.finish();
+/** Refuses a state that is of another device than this one, when it says what it is. */
+function newDecoder(description: DeviceDescription | undefined): EnvelopeDecoder {
+  return new EnvelopeDecoder({
+    onHeader: (header) => {
+      const reasons = description === undefined ? [] : misfits(header, description);
+      if (reasons.length === 0) return;
+      const message = `the state does not fit the device: ${reasons.join('; ')}`;
+      throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+    },
+  });
+}
+
+function misfits(header: EnvelopeHeader, { model, formats }: DeviceDescription): string[] {
+  const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
+  const format = formats.find(({ uuid }) => uuid === header.format);
+  if (format === undefined) reasons.push(`the device does not know the format ${header.format}`);
+  else if (format.version.major !== header.version.major) {
+    reasons.push(
+      `the device does not know version ${header.version.major} of ${format.name}, but ${format.version.major}`,
+    );
+  }
+  return reasons;
 }
 
 /** The bytes of a file or of stdin. @throws DEVSTATE_E_INPUT */

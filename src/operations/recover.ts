@@ -6,14 +6,16 @@
 
 import { DevstateError } from '../errors.js';
 import { QmpClient, Qtest, queryRunState } from '../qemu/index.js';
-import { openDeviceSocket } from './device-socket.js';
-import { readNote } from './migrate/note.js';
-import { quit, restoreSource } from './migrate/rollback.js';
+import { type DeviceSocket, openDeviceSocket } from './device-socket.js';
+import { connectIfThere, quit } from './migrate/destination-vm.js';
+import { type Note, readNote } from './migrate/note.js';
+import { restoreSource } from './migrate/rollback.js';
 
 export interface RecoverOptions {
   readonly sourceQmp: string;
   /** The destination's QMP, if it is still there: it is made to quit, or, should the VM run there, nothing is done. */
   readonly destQmp?: string;
+  /** All that migrated with the VM. */
   readonly devices: readonly { readonly id: string; readonly source: string }[];
 }
 
@@ -23,32 +25,43 @@ export interface RecoverResult {
   readonly devices: readonly { readonly id: string; readonly noted: boolean }[];
 }
 
+/** How long the destination's QEMU may take to quit, ms. */
+const QUIT_TIMEOUT_MS = 30_000;
+
+interface Found {
+  readonly id: string;
+  readonly source: DeviceSocket;
+  readonly note: Note | undefined;
+}
+
 /**
- * @throws DEVSTATE_E_INCOMPATIBLE when the VM runs at the destination, DEVSTATE_E_ROLLBACK when something cannot be put back
+ * @throws DEVSTATE_E_USAGE, DEVSTATE_E_CONNECT, DEVSTATE_E_QMP_CONNECT before anything is changed;
+ * DEVSTATE_E_INCOMPATIBLE when the VM runs at the destination or has gone there; DEVSTATE_E_ROLLBACK when something
+ * cannot be put back
  */
 export async function recover(options: RecoverOptions): Promise<RecoverResult> {
+  requireDevices(options);
   const close: (() => void)[] = [];
   try {
-    if (options.destQmp !== undefined) await stopDestination(options.destQmp);
     const qmp = await QmpClient.connect(options.sourceQmp);
     close.push(() => qmp.close());
     const qtest = await Qtest.attach(qmp);
     close.push(() => qtest.close());
-    const devices = [];
-    let wasRunning = true;
+    const found: Found[] = [];
     for (const { id, source: path } of options.devices) {
       const source = await openDeviceSocket(path);
       close.push(() => source.device.close());
-      const note = await readNote(source.device);
-      if (note !== undefined && note.id !== id) {
-        throw new DevstateError(
-          'DEVSTATE_E_USAGE',
-          `the socket ${path} belongs to device ${note.id}, not ${id}`,
-        );
-      }
-      if (note?.running === false) wasRunning = false;
-      devices.push({ id, source, view: note?.view });
+      found.push({ id, source, note: await readNote(source.device) });
     }
+    for (const one of found) requireOwnNote(one, options);
+    const destination = await connectDestination(options);
+    close.push(() => destination?.close());
+    await requireHere(qmp, found);
+    if (destination !== undefined) await quit(destination, QUIT_TIMEOUT_MS);
+
+    const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
+    // Without a note QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
+    const wasRunning = found.some(({ note }) => note?.running === true);
     const problems = await restoreSource({ qmp, qtest, devices, wasRunning });
     if (problems.length > 0) {
       throw new DevstateError(
@@ -60,27 +73,57 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     return {
       status: 'recovered',
       running,
-      devices: devices.map(({ id, view }) => ({ id, noted: view !== undefined })),
+      devices: found.map(({ id, note }) => ({ id, noted: note !== undefined })),
     };
   } finally {
     for (const end of close.reverse()) end();
   }
 }
 
-async function stopDestination(path: string): Promise<void> {
-  const qmp = await QmpClient.connect(path).catch((error: unknown) => {
-    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_QMP_CONNECT') return undefined;
-    throw error;
-  });
-  if (qmp === undefined) return; // gone: it cannot run anything
+function requireDevices({ devices }: RecoverOptions): void {
+  if (devices.length === 0) {
+    const message = 'no device to recover: name each that migrated with the VM, --device ID,source=PATH';
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  }
+  if (new Set(devices.map(({ id }) => id)).size < devices.length)
+    throw new DevstateError('DEVSTATE_E_USAGE', 'a device is named twice');
+}
+
+/** A VM that ran without one of its devices would see it fail. */
+function requireOwnNote({ id, source, note }: Found, { devices }: RecoverOptions): void {
+  if (note === undefined) return;
+  if (note.id !== id) {
+    const message = `the socket ${source.path} belongs to device ${note.id}, not ${id}`;
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  }
+  const missing = note.devices.filter((other) => !devices.some((device) => device.id === other));
+  if (missing.length > 0) {
+    const message = `${missing.join(', ')} migrated with ${id}: name all of them, --device ID,source=PATH`;
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  }
+}
+
+/** The last note is cleared when the VM runs at the destination, the first is written before QEMU's migration completes. */
+async function requireHere(qmp: QmpClient, found: readonly Found[]): Promise<void> {
+  const { status } = await queryRunState(qmp);
+  if (status !== 'postmigrate' || found.some(({ note }) => note !== undefined)) return;
+  const message = 'the VM has been migrated away, and nothing says that it was to come back: quit this QEMU';
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
+/** A destination that is there and does not run the VM. @throws when it does, or that cannot be told */
+async function connectDestination({ destQmp }: RecoverOptions): Promise<QmpClient | undefined> {
+  if (destQmp === undefined) return undefined;
+  const qmp = await connectIfThere(destQmp, AbortSignal.timeout(QUIT_TIMEOUT_MS));
+  if (qmp === undefined) return undefined; // nobody there: it cannot run anything
   try {
     const { running } = await queryRunState(qmp);
-    if (running) {
-      const message = 'the VM runs at the destination: the migration had succeeded, quit the source instead';
-      throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
-    }
-    await quit(qmp);
-  } finally {
+    if (!running) return qmp;
+  } catch (error) {
     qmp.close();
+    throw error;
   }
+  qmp.close();
+  const message = 'the VM runs at the destination: the migration had succeeded, quit the source instead';
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }

@@ -9,6 +9,7 @@ import { DevstateError } from '../errors.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
 import { readState } from './state-stream.js';
+import { unlessAborted } from './waiting.js';
 
 export interface SaveOptions {
   readonly migrationSocket: string;
@@ -16,6 +17,8 @@ export interface SaveOptions {
   readonly output: string;
   /** What the device does afterwards. */
   readonly afterwards: 'run' | 'stop';
+  /** Gives up: the device goes on as it was, and nothing is written. */
+  readonly signal?: AbortSignal;
 }
 
 export interface SaveResult {
@@ -24,19 +27,28 @@ export interface SaveResult {
   readonly stoppedMs: number;
 }
 
-/** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT; the device then runs on */
+/**
+ * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT, DEVSTATE_E_CANCELLED; the
+ * device then goes on as it was
+ */
 export async function save(options: SaveOptions): Promise<SaveResult> {
+  const { signal } = options;
   const { device } = await openDeviceSocket(options.migrationSocket);
   try {
     const before = await device.state();
     const started = performance.now();
     try {
-      await device.setState(MigrationState.STOP_COPY);
-      const bytes = await writeOut(options.output, readState(device));
+      // Somebody may have begun to save and died: what is left of that is no whole state.
+      if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
+      await unlessAborted(device.setState(MigrationState.STOP_COPY), signal);
+      const bytes = await writeOut(options.output, readState(device, signal));
+      signal?.throwIfAborted();
       await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
       return { bytes, stoppedMs: performance.now() - started };
     } catch (error) {
       await device.setState(before).catch(() => {});
+      if (signal?.aborted === true)
+        throw new DevstateError('DEVSTATE_E_CANCELLED', 'the saving was cancelled');
       throw error;
     }
   } finally {
@@ -54,21 +66,27 @@ async function writeOut(path: string, chunks: AsyncIterable<Uint8Array>): Promis
       yield chunk.slice();
     }
   }
-  if (path === '-') {
-    await pipeline(counted(), process.stdout, { end: false });
-    return bytes;
-  }
-  const partial = `${path}.partial-${process.pid}`;
+  const partial = path === '-' ? undefined : `${path}.partial-${process.pid}`;
   try {
+    if (partial === undefined) {
+      await pipeline(counted(), process.stdout, { end: false });
+      return bytes;
+    }
     await pipeline(counted(), createWriteStream(partial, { flush: true, mode: 0o600 }));
     await rename(partial, path);
     const directory = await open(dirname(path), 'r');
     await directory.sync().finally(() => directory.close());
     return bytes;
   } catch (cause) {
-    await rm(partial, { force: true }).catch(() => {});
+    if (partial !== undefined) await rm(partial, { force: true }).catch(() => {});
     if (cause instanceof DevstateError) throw cause;
     const why = cause instanceof Error ? cause.message : String(cause);
-    throw new DevstateError('DEVSTATE_E_OUTPUT', `cannot write ${path}: ${why}`, { cause });
+    throw new DevstateError(
+      'DEVSTATE_E_OUTPUT',
+      `cannot write ${path === '-' ? 'to stdout' : path}: ${why}`,
+      {
+        cause,
+      },
+    );
   }
 }

@@ -2,6 +2,7 @@
 /** Moving a device's state: between two devices, out of one, into one. */
 
 import type { MigrationClient } from '../client/index.js';
+import { unlessAborted } from './waiting.js';
 
 /** Bytes asked for at a time, as far as the server lets us. */
 const CHUNK_LENGTH = 1024 * 1024;
@@ -25,7 +26,7 @@ export async function transferState(
   let total = 0;
   for (;;) {
     signal?.throwIfAborted();
-    const [size] = await Promise.all([source.readData(reading), written]);
+    const [size] = await unlessAborted(Promise.all([source.readData(reading), written]), signal);
     if (size === 0) return total;
     total += size;
     [reading, writing] = [writing, reading];
@@ -36,10 +37,10 @@ export async function transferState(
 }
 
 /** The state of a device in STOP_COPY, chunk by chunk; a chunk is valid until the next is asked for. */
-export async function* readState(source: MigrationClient): AsyncGenerator<Uint8Array> {
+export async function* readState(source: MigrationClient, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
   const buffer = new Uint8Array(chunkFor(source));
   for (;;) {
-    const size = await source.readData(buffer);
+    const size = await unlessAborted(source.readData(buffer), signal);
     if (size === 0) return;
     yield buffer.subarray(0, size);
   }

@@ -282,8 +282,8 @@ t.test('faults', async (t) => {
     const blind = await devstate(
       ...['recover', '--source-qmp', source.qmpPath, '--device', `disk0,source=${a.migrationSocket}`],
     );
-    t.equal(blind.code, 1, 'nor without asking the destination: it has the image');
-    t.match(blind.stderr, /in use.*DEVSTATE_E_ROLLBACK/);
+    t.equal(blind.code, 3, 'nor without asking the destination: it was not to come back');
+    t.match(blind.stderr, /migrated away.*DEVSTATE_E_INCOMPATIBLE/);
     t.equal((await queryRunState(source.qmp)).running, false);
     t.same(await lab.finishAndCheck(destination), []);
     await source.kill();

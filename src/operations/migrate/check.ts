@@ -63,6 +63,8 @@ export async function check(
       warnings: [],
       report,
       phase: 'check',
+      sourceSpent: false,
+      mayRunThere: false,
     };
   } catch (error) {
     for (const close of cleanup.reverse()) close();

@@ -7,6 +7,7 @@
 import type { MigrationClient } from '../../client/index.js';
 import { dirtyRanges, type PageBitmap } from '../../migration/index.js';
 import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js';
+import { unlessAborted } from '../waiting.js';
 
 export const LOG_PAGE_SIZE = 4096;
 /** Guest memory that one report covers: its bitmap is 512 KiB. */
@@ -44,6 +45,7 @@ export async function copyMemory(
   source: MigrationClient,
   destination: MigrationClient,
   pages: PageBitmap,
+  signal?: AbortSignal,
 ): Promise<number> {
   const length = Math.min(source.client.maxTransfer, destination.client.maxTransfer);
   const ranges = mergeOverGaps(pages.ranges(LOG_PAGE_SIZE), await source.dmaMaps());
@@ -52,6 +54,7 @@ export async function copyMemory(
   const worker = async (): Promise<void> => {
     let buffer = new Uint8Array(0);
     for (let piece = pieces.next(); piece.done !== true; piece = pieces.next()) {
+      if (signal?.aborted === true) return;
       if (buffer.length < piece.value.length) buffer = new Uint8Array(piece.value.length);
       const data = buffer.subarray(0, piece.value.length);
       await source.readMemory(piece.value.iova, data);
@@ -59,7 +62,7 @@ export async function copyMemory(
       bytes += data.length;
     }
   };
-  await Promise.all(Array.from({ length: COPIES_IN_FLIGHT }, worker));
+  await unlessAborted(Promise.all(Array.from({ length: COPIES_IN_FLIGHT }, worker)), signal);
   return bytes;
 }
 

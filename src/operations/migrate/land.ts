@@ -5,17 +5,16 @@
  */
 
 import { DevstateError } from '../../errors.js';
-import {
-  continueMigration,
-  findPciDevice,
-  queryRunState,
-  replayPciView,
-  resumeVm,
-} from '../../qemu/index.js';
+import { continueMigration, findPciDevice, replayPciView } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
+import { unlessAborted } from '../waiting.js';
+import { start } from './destination-vm.js';
 import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
 import { forEachDevice, type Run, Stopwatch, together } from './run.js';
+
+/** How long the destination's QEMU may take to begin to run the VM, ms. */
+const START_TIMEOUT_MS = 30_000;
 
 /** Milliseconds. QEMU's own part and the load overlap, and so do pages and replay; `wallMs` is without QEMU's part. */
 export interface LandTimes {
@@ -40,7 +39,7 @@ export async function land(run: Run): Promise<LandTimes> {
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
-  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.RUNNING));
+  await setDestinations(run, MigrationState.RUNNING);
   const resumeMs = stopwatch.lap();
   const wallMs = stopwatch.elapsed - qemuMs;
   return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
@@ -61,14 +60,19 @@ async function complete({ source, destination, signal }: Run, stopwatch: Stopwat
  * written.
  */
 async function load(run: Run, stopwatch: Stopwatch): Promise<number> {
-  await forEachDevice(run, ({ destination: to }) => to.device.setState(MigrationState.STOP));
+  await setDestinations(run, MigrationState.STOP);
   return stopwatch.elapsed;
+}
+
+async function setDestinations(run: Run, state: MigrationState): Promise<void> {
+  await forEachDevice(run, ({ destination: to }) => unlessAborted(to.device.setState(state), run.signal));
 }
 
 async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
   const copied = await forEachDevice(run, ({ source, destination, dirty }) =>
-    copyMemory(source.device, destination.device, dirty),
+    copyMemory(source.device, destination.device, dirty, run.signal),
   );
+  run.sourceSpent = true;
   return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };
 }
 
@@ -77,7 +81,8 @@ async function replay(run: Run, stopwatch: Stopwatch): Promise<number> {
   await forEachDevice(run, async ({ id, view }) => {
     if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
     // Bus numbers are the guest's, and have come with it.
-    await replayPciView(qtest, await findPciDevice(qmp, id, { signal: run.signal }), view);
+    const location = await findPciDevice(qmp, id, { signal: run.signal });
+    await unlessAborted(replayPciView(qtest, location, view), run.signal);
   });
   return stopwatch.elapsed;
 }
@@ -98,16 +103,10 @@ export async function commit(run: Run): Promise<void> {
   });
 }
 
+/** Going back is possible as long as the VM has surely not run there: it may have written to its disks. */
 async function startDestination(run: Run): Promise<void> {
-  const { qmp } = run.destination;
-  const resumed = qmp.waitForEvent('RESUME');
-  try {
-    await resumeVm(qmp);
-  } catch (error) {
-    // The answer may have been lost and not the command: only a VM that surely does not run there may run here.
-    const state = await queryRunState(qmp).catch(() => undefined);
-    if (state?.running !== true) throw error;
-    return;
-  }
-  await resumed;
+  const { qmp, watch } = run.destination;
+  const { outcome, error } = await start(qmp, () => watch.resumed !== undefined, START_TIMEOUT_MS);
+  run.mayRunThere = outcome === 'unknown';
+  if (outcome !== 'runs') throw error;
 }

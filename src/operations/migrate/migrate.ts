@@ -24,7 +24,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../../errors.js';
-import { queryMigration } from '../../qemu/index.js';
+import { queryMigration, queryRunState } from '../../qemu/index.js';
 import { check } from './check.js';
 import { commit, type LandTimes, land } from './land.js';
 import { precopy } from './precopy.js';
@@ -58,8 +58,9 @@ export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {})
     return await moveVm(run, stopwatch);
   } catch (error) {
     const phase = run.phase;
-    const problems = await rollback(run);
-    throw problems.length === 0 ? inPhase(phase, error) : rollbackError(phase, error, problems);
+    const reason = await causeOf(run, error);
+    const { problems, remarks } = await rollback(run);
+    throw problems.length === 0 ? inPhase(phase, reason, remarks) : rollbackError(phase, reason, problems);
   } finally {
     limits.clear();
     closeRun(run);
@@ -163,7 +164,7 @@ async function summarise(
   };
 }
 
-/** A device server that is lost ends the migration when it is lost, not when it is next needed. */
+/** A device server that is lost ends the migration when it is lost, not when it is next needed; unless it never is. */
 function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
   for (const { id, source, destination } of run.devices) {
     for (const [where, { device, path }] of [
@@ -171,6 +172,7 @@ function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
       ['destination', destination],
     ] as const) {
       void device.client.closed().then(() => {
+        if (where === 'source' && run.sourceSpent) return;
         const message = `device ${id}: its ${where} server (${path}) has closed the connection; see whether it still runs`;
         abort(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message));
       });
@@ -178,6 +180,25 @@ function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
   }
 }
 
+/** A QEMU that dies takes its VM's memory from the device servers, and all that they can say is that there is none. */
+async function causeOf(run: Run, error: unknown): Promise<unknown> {
+  if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') return error;
+  for (const [where, { qmp }] of [
+    ['source', run.source],
+    ['destination', run.destination],
+  ] as const) {
+    const lost = await queryRunState(qmp, { signal: AbortSignal.timeout(QEMU_ALIVE_MS) }).then(
+      () => undefined,
+      (failure: unknown) => failure,
+    );
+    if (lost instanceof DevstateError)
+      return new DevstateError(lost.code, `${where} QEMU: ${lost.message}`, { cause: error });
+  }
+  return error;
+}
+
+/** How long a QEMU that lives may take to say so, ms. */
+const QEMU_ALIVE_MS = 1000;
 /** setTimeout takes no more, ms. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
@@ -210,10 +231,10 @@ function limitsOf(
 }
 
 /** The error with the phase it came from. Its code and exit code stay. */
-function inPhase(phase: string, error: unknown): DevstateError {
+function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
   const { code, message, errno } = asDevstateError(error);
-  const tail = phase === 'check' ? '' : '; the VM runs on at the source';
-  return new DevstateError(code, `${phase}: ${message}${tail}`, {
+  const tail = phase === 'check' ? [] : ['the VM runs on at the source', ...remarks];
+  return new DevstateError(code, [`${phase}: ${message}`, ...tail].join('; '), {
     cause: error,
     ...(errno === undefined ? {} : { errno }),
   });

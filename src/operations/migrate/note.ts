@@ -11,6 +11,8 @@ import { PciView } from '../../qemu/index.js';
 const Note = z.object({
   /** QEMU's id of the device. */
   id: z.string(),
+  /** The ids of all devices that migrate with it. */
+  devices: z.array(z.string()),
   /** QEMU's view of it as it was, COMMAND included. */
   view: PciView,
   /** Whether the VM ran. */

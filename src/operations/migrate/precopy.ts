@@ -10,6 +10,7 @@ import {
 } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { transferState } from '../state-stream.js';
+import { delay, unlessAborted } from '../waiting.js';
 import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
 import { rehearse } from './rehearse.js';
 import { forEachDevice, type Run } from './run.js';
@@ -38,7 +39,7 @@ export async function precopy(run: Run): Promise<void> {
     await startLog(from.device);
     if ((from.flags & MigrationFlag.PRE_COPY) !== 0) await from.device.setState(MigrationState.PRE_COPY);
   });
-  await rehearse(run);
+  await unlessAborted(rehearse(run), signal);
   await startIncoming(destination.qmp, options.uri, { signal });
   await startMigration(source.qmp, options.uri, { signal });
   await untilSwitchover(run);
@@ -89,7 +90,7 @@ async function boundDirty(run: Run): Promise<void> {
 }
 
 async function reportProgress(run: Run): Promise<void> {
-  const { ram } = await queryMigration(run.source.qmp);
+  const { ram } = await queryMigration(run.source.qmp, { signal: run.signal });
   run.report({
     phase: 'precopy',
     ramRemaining: ram.remainingBytes,
@@ -98,8 +99,4 @@ async function reportProgress(run: Run): Promise<void> {
     bitsPerSecond: ram.megabitsPerSecond * 1e6,
     deviceBytes: run.devices.reduce((sum, { precopyBytes }) => sum + precopyBytes, 0),
   });
-}
-
-function delay(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }

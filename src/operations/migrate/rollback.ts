@@ -18,13 +18,23 @@ import {
   restoreCommand,
   resumeVm,
 } from '../../qemu/index.js';
-import { MigrationState } from '../../wire/index.js';
+import { Errno, MigrationState } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
+import { delay, within } from '../waiting.js';
+import { quit } from './destination-vm.js';
 import { clearNote } from './note.js';
 import type { Run } from './run.js';
 
-/** How long a QEMU may take to end its migration or to quit, ms. */
+/** How long the source's QEMU may take to end its migration, ms. */
 const QEMU_TIMEOUT_MS = 30_000;
+/** How long the destination's QEMU may take to quit while the guest waits, ms. */
+const QUIT_TIMEOUT_MS = 10_000;
+/** How long a destination's device server may take to let go of the device, ms. */
+const RESET_TIMEOUT_MS = 2000;
+/** How long a source's device may have to wait for what the destination is just giving back, ms. */
+const GIVE_BACK_MS = 2000;
+/** How often it asks, ms. */
+const ASK_AGAIN_MS = 10;
 
 /** Collects what could not be undone, and goes on. */
 class Attempts {
@@ -41,32 +51,47 @@ class Attempts {
   }
 }
 
-/** Undoes a migration that failed. @returns what could not be undone, as sentences */
-export async function rollback(run: Run): Promise<string[]> {
+/** What came of a rollback, as sentences. */
+export interface Rollback {
+  /** What could not be undone. Empty: the source goes on. */
+  readonly problems: readonly string[];
+  /** What is left to be done although the source goes on. */
+  readonly remarks: readonly string[];
+}
+
+/** Undoes a migration that failed. */
+export async function rollback(run: Run): Promise<Rollback> {
   run.phase = 'rollback';
   run.report({ phase: 'rollback' });
+  if (run.mayRunThere) {
+    const problem =
+      'the destination QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not';
+    return { problems: [problem], remarks: [] };
+  }
   const attempts = new Attempts();
-  await attempts.try('the destination QEMU does not quit', () => quit(run.destination.qmp));
-  if (attempts.problems.length > 0) return attempts.problems;
-  // A destination server that is gone holds nothing.
-  await Promise.allSettled(run.devices.map(({ destination }) => destination.device.reset()));
+  // What the destination has is worth nothing only as long as there is a source to go back to.
+  await attempts.try('the source QEMU is lost, and the destination was left as it is', () =>
+    queryRunState(run.source.qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) }),
+  );
+  if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
+  const remarks: string[] = [];
+  await quit(run.destination.qmp, QUIT_TIMEOUT_MS).catch((error: unknown) => {
+    // It waits for a `cont` that was never sent, and its devices for an image that the source takes back.
+    remarks.push(
+      `the destination QEMU does not quit (${error instanceof Error ? error.message : error}): kill it, it must not run`,
+    );
+  });
+  // A server that is gone holds nothing; of one that does not answer the image's lock tells whether it does.
+  await Promise.allSettled(
+    run.devices.map(({ destination }) => within(RESET_TIMEOUT_MS, destination.device.reset())),
+  );
   const devices = run.devices.map(({ id, source, view, silenced }) => ({
     id,
     source,
     view: silenced ? view : undefined,
   }));
-  return restoreSource({ qmp: run.source.qmp, qtest: run.source.qtest, devices, wasRunning: run.wasRunning });
-}
-
-/** A QEMU that is gone has quit. @throws when it may still be there */
-export async function quit(qmp: QmpClient): Promise<void> {
-  const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
-  const gone = qmp.waitForEvent(() => false, { signal });
-  await qmp.execute('quit', { signal }).catch(() => {});
-  await gone.catch((error: unknown) => {
-    const isGone = error instanceof DevstateError && error.code === 'DEVSTATE_E_QMP_CLOSED';
-    if (!isGone) throw error;
-  });
+  const { qmp, qtest } = run.source;
+  return { problems: await restoreSource({ qmp, qtest, devices, wasRunning: run.wasRunning }), remarks };
 }
 
 export interface SourceToRestore {
@@ -78,6 +103,7 @@ export interface SourceToRestore {
     /** QEMU's view of the device before INTx was silenced; undefined if it was not. */
     readonly view: PciView | undefined;
   }[];
+  /** Whether the VM ran before. If QEMU's migration had completed it does not run again by itself. */
   readonly wasRunning: boolean;
 }
 
@@ -85,22 +111,37 @@ export interface SourceToRestore {
 export async function restoreSource({ qmp, qtest, devices, wasRunning }: SourceToRestore): Promise<string[]> {
   const attempts = new Attempts();
   for (const { id, source, view } of devices) {
-    await attempts.try(`device ${id} does not run again`, () =>
-      source.device.setState(MigrationState.RUNNING),
-    );
+    await attempts.try(`device ${id} does not run again`, () => runAgain(source));
     if (view === undefined) continue;
     await attempts.try(`device ${id}: COMMAND was not put back`, async () => {
-      await restoreCommand(qtest, await findPciDevice(qmp, id), view);
+      const location = await findPciDevice(qmp, id, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
+      await within(QEMU_TIMEOUT_MS, restoreCommand(qtest, location, view));
     });
   }
   // A VM without its devices must not run: the guest would see its disk fail.
   if (attempts.problems.length > 0) return attempts.problems;
   await attempts.try('the source VM does not run again', () => restoreVm(qmp, wasRunning));
+  // The notes are for whoever tries again.
+  if (attempts.problems.length > 0) return attempts.problems;
   for (const { id, source } of devices) {
     await attempts.try(`device ${id}: its dirty log was not stopped`, () => source.device.stopLogging());
     await attempts.try(`device ${id}: its note was not cleared`, () => clearNote(source.device));
   }
   return attempts.problems;
+}
+
+/** The destination may be about to give the image back: its server has to notice first that its VMM has ended. */
+async function runAgain({ device }: DeviceSocket): Promise<void> {
+  const deadline = performance.now() + GIVE_BACK_MS;
+  for (;;) {
+    try {
+      return await device.setState(MigrationState.RUNNING);
+    } catch (error) {
+      const isBusy = error instanceof DevstateError && error.errno === Errno.EBUSY;
+      if (!isBusy || performance.now() >= deadline) throw error;
+    }
+    await delay(ASK_AGAIN_MS);
+  }
 }
 
 async function restoreVm(qmp: QmpClient, wasRunning: boolean): Promise<void> {

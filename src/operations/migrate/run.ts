@@ -53,7 +53,7 @@ export class Stopwatch {
 
 export interface Run {
   readonly options: MigrateOptions;
-  /** Cancellation and time-out; not listened to any more from the commit on. */
+  /** Cancellation, time-out and lost servers; not listened to any more from the commit on. */
   readonly signal: AbortSignal;
   readonly source: Vm;
   readonly destination: Vm;
@@ -63,6 +63,10 @@ export interface Run {
   readonly warnings: string[];
   readonly report: (progress: MigrateProgress) => void;
   phase: Phase;
+  /** The destination has all that the source's device servers can give. */
+  sourceSpent: boolean;
+  /** The destination was told to run the VM, and nobody can tell whether it does. */
+  mayRunThere: boolean;
 }
 
 /**

@@ -7,9 +7,13 @@
 import { capturePciView, findPciDevice, type PciLocation, silenceIntx } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { transferState } from '../state-stream.js';
+import { unlessAborted, within } from '../waiting.js';
 import { collectDirty } from './dirty-pages.js';
 import { writeNote } from './note.js';
 import { forEachDevice, type Run, Stopwatch, together } from './run.js';
+
+/** How long the source's QEMU may take to show its view of a device, ms. */
+const CAPTURE_TIMEOUT_MS = 30_000;
 
 /** Milliseconds. The parts overlap, so `wallMs` is less than their sum. */
 export interface SwitchoverTimes {
@@ -26,8 +30,12 @@ export async function switchover(run: Run): Promise<SwitchoverTimes> {
   run.signal.throwIfAborted();
   const stopwatch = new Stopwatch();
   const { qmp } = run.source;
+  const { signal } = run;
   // Where the devices are does not depend on them.
-  const locating = forEachDevice(run, async ({ id }) => [id, await findPciDevice(qmp, id)] as const);
+  const locating = forEachDevice(
+    run,
+    async ({ id }) => [id, await findPciDevice(qmp, id, { signal })] as const,
+  );
   const [, located] = await together([quiesce(run), locating]);
   const quiesceMs = stopwatch.lap();
   const locations = new Map(located);
@@ -45,7 +53,9 @@ async function save(run: Run, stopwatch: Stopwatch): Promise<{ saveMs: number; d
     device.stopBytes = await transferState(device.source.device, device.destination.device, run.signal);
   });
   const saveMs = stopwatch.lap();
-  await forEachDevice(run, ({ source, dirty }) => collectDirty(source.device, dirty));
+  await forEachDevice(run, ({ source, dirty }) =>
+    unlessAborted(collectDirty(source.device, dirty), run.signal),
+  );
   return { saveMs, dirtyLogMs: stopwatch.lap() };
 }
 
@@ -54,9 +64,12 @@ async function quiesce(run: Run): Promise<void> {
   await forEachDevice(run, async ({ source }) => {
     if ((source.flags & MigrationFlag.P2P) === 0) return;
     const { PRE_COPY_P2P, RUNNING_P2P } = MigrationState;
-    await source.device.setState((source.flags & MigrationFlag.PRE_COPY) !== 0 ? PRE_COPY_P2P : RUNNING_P2P);
+    const quiet = (source.flags & MigrationFlag.PRE_COPY) !== 0 ? PRE_COPY_P2P : RUNNING_P2P;
+    await unlessAborted(source.device.setState(quiet), run.signal);
   });
-  await forEachDevice(run, ({ source }) => source.device.setState(MigrationState.STOP_COPY));
+  await forEachDevice(run, ({ source }) =>
+    unlessAborted(source.device.setState(MigrationState.STOP_COPY), run.signal),
+  );
 }
 
 async function capture(
@@ -65,13 +78,17 @@ async function capture(
   stopwatch: Stopwatch,
 ): Promise<number> {
   const { qtest } = run.source;
+  const devices = run.devices.map(({ id }) => id);
+  // What is written to the source's QEMU is waited for, so that a rollback comes after it.
   await forEachDevice(run, async (device) => {
     const location = locations.get(device.id)!;
-    device.view = await capturePciView(qtest, location, device.like);
+    device.view = await within(CAPTURE_TIMEOUT_MS, capturePciView(qtest, location, device.like));
     // From here on the source needs help to go on, should we die.
-    await writeNote(device.source.device, { id: device.id, view: device.view, running: run.wasRunning });
+    const { id, view } = device;
+    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning });
+    run.signal.throwIfAborted();
     device.silenced = true;
-    await silenceIntx(qtest, location, device.view);
+    await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
   });
   return stopwatch.elapsed;
 }

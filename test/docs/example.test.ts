@@ -202,8 +202,8 @@ t.test('a device of another model refuses the state and starts afresh', async (t
   await save(source, file, 'run');
   const destination = await Machine.start(t, { maxLength: 100 });
   t.match(await load(destination, file), {
-    code: 1,
-    stderr: /parameter max_length is 65536 at the source, 100 at the destination.*DEVSTATE_E_REFUSED/,
+    code: 3,
+    stderr: /parameter max_length is 65536 at the source, 100 at the destination.*DEVSTATE_E_INCOMPATIBLE/,
   });
   destination.ram.bytes.fill(1, 0, 100);
   await destination.begin(100);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Device-state blobs: the envelope, the registry of formats, inspection. `formats/README.md` is the norm. */
-export { type Crc32c, crc32c } from './crc32c.js';
+export { type Crc32c, crc32c } from './envelope/crc32c.js';
 export {
   type DecodedRecord,
   type DecoderCallbacks,
@@ -9,14 +9,21 @@ export {
   EnvelopeDecoder,
   type EnvelopeSummary,
   skipUnknownRecord,
-} from './decoder.js';
-export { type EncoderOptions, EnvelopeEncoder } from './encoder.js';
-export { EnvelopeError, type EnvelopeErrorCode } from './envelope-error.js';
-export { type EnvelopeHeader, type FormatVersion, hasMagic, type ParameterValue } from './header.js';
+} from './envelope/decoder.js';
+export { type EncoderOptions, EnvelopeEncoder } from './envelope/encoder.js';
+export { EnvelopeError, type EnvelopeErrorCode } from './envelope/envelope-error.js';
+export { type EnvelopeHeader, type FormatVersion, hasMagic, type ParameterValue } from './envelope/header.js';
+export { EnvelopeRecord, FORMAT_RECORD_TYPES, RECORD_LENGTH_MAX, RecordFlag } from './envelope/layout.js';
+export {
+  decodeMetadataMap,
+  encodeMetadataMap,
+  type MetadataMap,
+  type MetadataValue,
+} from './envelope/msgpack.js';
+export type { FieldMap, FieldValue } from './fields.js';
+export type * from './foreign/content.js';
 export {
   type EnvelopeInspection,
-  type FieldMap,
-  type FieldValue,
   type FormatDescription,
   type Inspection,
   type InspectionError,
@@ -26,9 +33,10 @@ export {
   type RecordFields,
   type RecordInspection,
   type UnknownInspection,
-} from './inspect.js';
-export { EnvelopeRecord, FORMAT_RECORD_TYPES, RECORD_LENGTH_MAX, RecordFlag } from './layout.js';
-export type { MetadataMap, MetadataValue } from './msgpack.js';
+} from './inspection/inspect.js';
+export { renderInspection } from './inspection/render.js';
+export type * from './nvme/state.js';
+export type { PciFunctionState } from './pci/state.js';
 export {
   findFormat,
   formatVersionText,
@@ -38,5 +46,4 @@ export {
   requireFormat,
   requireReadableVersion,
 } from './registry.js';
-export { renderInspection } from './render.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';

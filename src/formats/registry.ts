@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The formats this project registers. `formats/registry.json` is the same list for readers in other languages. */
 import { DevstateError } from '../errors.js';
-import type { FormatVersion } from './header.js';
+import type { FormatVersion } from './envelope/header.js';
 import { isUuid, parseUuid, type Uuid } from './uuid.js';
 
 /** An entry of the registry. */

@@ -3,11 +3,11 @@
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { DevstateError } from '../../src/errors.js';
-import { crc32c } from '../../src/formats/crc32c.js';
-import { type DecoderOptions, decodeEnvelope } from '../../src/formats/decoder.js';
-import { EnvelopeEncoder } from '../../src/formats/encoder.js';
-import type { EnvelopeHeader } from '../../src/formats/header.js';
-import { padded } from '../../src/formats/layout.js';
+import { crc32c } from '../../src/formats/envelope/crc32c.js';
+import { type DecoderOptions, decodeEnvelope } from '../../src/formats/envelope/decoder.js';
+import { EnvelopeEncoder } from '../../src/formats/envelope/encoder.js';
+import type { EnvelopeHeader } from '../../src/formats/envelope/header.js';
+import { padded } from '../../src/formats/envelope/layout.js';
 import { NVME_ALDER } from '../../src/formats/registry.js';
 import { parseUuid } from '../../src/formats/uuid.js';
 

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
-import { crc32c, crc32cTable } from '../../src/formats/crc32c.js';
+import { crc32c, crc32cTable } from '../../src/formats/envelope/crc32c.js';
 import {
   findFormat,
   NVME_ALDER,

@@ -7,13 +7,13 @@ import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import type { StateRecord } from '../../../src/device/device.js';
 import { AlderRecord } from '../../../src/devices/nvme/alder/index.js';
-import { NVME_ALDER } from '../../../src/formats/index.js';
 import {
   decodeMetadataMap,
   encodeMetadataMap,
   type MetadataMap,
   type MetadataValue,
-} from '../../../src/formats/msgpack.js';
+  NVME_ALDER,
+} from '../../../src/formats/index.js';
 import { createRig, DATA, Guest, imageFolder, type MemoryKind, PAGE, type Rig } from './rig.js';
 
 const READ = 2;

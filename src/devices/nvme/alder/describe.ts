@@ -2,12 +2,14 @@
 /** What the records of format `org.devstate.nvme.alder` are called and hold, for people. */
 
 import {
+  decodeMetadataMap,
   type FieldMap,
   type FieldValue,
   type FormatDescription,
+  type MetadataMap,
+  type MetadataValue,
   NVME_ALDER,
 } from '../../../formats/index.js';
-import { decodeMetadataMap, type MetadataMap, type MetadataValue } from '../../../formats/msgpack.js';
 import { AlderRecord } from './state-format.js';
 
 const names = new Map<number, string>(

@@ -15,8 +15,7 @@
 
 import type { z } from 'zod';
 import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/device.js';
-import { NVME_ALDER } from '../../../formats/index.js';
-import { decodeMetadataMap, encodeMetadataMap } from '../../../formats/msgpack.js';
+import { decodeMetadataMap, encodeMetadataMap, NVME_ALDER } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type NvmeParameters, namespaceIdentity } from '../spec/index.js';
 import {

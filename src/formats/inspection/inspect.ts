@@ -3,20 +3,16 @@
  * Says what a blob holds without loading it: one stable JSON value, gathered from a stream with bounded memory.
  * Nothing is guessed: what is not known is reported as unknown, with its length and first bytes.
  */
-import { asDevstateError } from '../errors.js';
-import type { Crc32c } from './crc32c.js';
-import { type DecodedRecord, EnvelopeDecoder } from './decoder.js';
-import { EnvelopeError } from './envelope-error.js';
-import type { EnvelopeHeader, FormatVersion, ParameterValue } from './header.js';
-import { DIGEST_ALGORITHM, EnvelopeRecord, RecordFlag } from './layout.js';
-import { isMetadataMap, type MetadataValue } from './msgpack.js';
-import { findFormat, formatVersionText, type RegisteredFormat } from './registry.js';
-import type { Uuid } from './uuid.js';
-
-/** A value that JSON can hold. Numbers beyond 2^53 and bytes are given as hexadecimal text. */
-export type FieldValue = string | number | boolean | null | FieldValue[] | FieldMap;
-/** Named values; their order is the order of display. */
-export type FieldMap = { [name: string]: FieldValue };
+import { asDevstateError } from '../../errors.js';
+import type { Crc32c } from '../envelope/crc32c.js';
+import { type DecodedRecord, EnvelopeDecoder } from '../envelope/decoder.js';
+import { EnvelopeError } from '../envelope/envelope-error.js';
+import type { EnvelopeHeader, FormatVersion, ParameterValue } from '../envelope/header.js';
+import { DIGEST_ALGORITHM, EnvelopeRecord, RecordFlag } from '../envelope/layout.js';
+import { isMetadataMap, type MetadataValue } from '../envelope/msgpack.js';
+import type { FieldMap, FieldValue } from '../fields.js';
+import { findFormat, formatVersionText, type RegisteredFormat } from '../registry.js';
+import type { Uuid } from '../uuid.js';
 
 /** How a format explains its records to people. */
 export interface FormatDescription {

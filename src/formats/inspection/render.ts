@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** An inspection as text for people: at most 80 columns, a tree, safe to print whatever the blob holds. */
-import type {
-  EnvelopeInspection,
-  FieldMap,
-  FieldValue,
-  Inspection,
-  InspectionError,
-  RecordInspection,
-} from './inspect.js';
+import type { FieldMap, FieldValue } from '../fields.js';
+import type { EnvelopeInspection, Inspection, InspectionError, RecordInspection } from './inspect.js';
 
 const COLUMNS = 80;
 /** Width of the `Key: ` column. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Writes an envelope piece by piece. Pure: it returns bytes, the caller sends them. */
 import { createHash } from 'node:crypto';
-import { DevstateError } from '../errors.js';
+import { DevstateError } from '../../errors.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { type EnvelopeHeader, encodeHeader } from './header.js';
 import {

@@ -8,11 +8,11 @@ import {
   decodeEnvelope,
   EnvelopeDecoder,
   skipUnknownRecord,
-} from '../../src/formats/decoder.js';
-import { EnvelopeEncoder } from '../../src/formats/encoder.js';
-import type { EnvelopeHeader } from '../../src/formats/header.js';
-import { RECORD_LENGTH_MAX } from '../../src/formats/layout.js';
-import { newUuid } from '../../src/formats/uuid.js';
+} from '../../../src/formats/envelope/decoder.js';
+import { EnvelopeEncoder } from '../../../src/formats/envelope/encoder.js';
+import type { EnvelopeHeader } from '../../../src/formats/envelope/header.js';
+import { RECORD_LENGTH_MAX } from '../../../src/formats/envelope/layout.js';
+import { newUuid } from '../../../src/formats/uuid.js';
 import {
   codeOf,
   codeThrownBy,
@@ -24,7 +24,7 @@ import {
   MINIMAL_RECORDS,
   type PlainRecord,
   piecesOf,
-} from './blobs.js';
+} from '../blobs.js';
 
 t.test('layout: every byte of the smallest blob', async (t) => {
   const layout: [string, string][] = [

@@ -4,7 +4,7 @@
  * Memory is bounded by one record ({@link RECORD_LENGTH_MAX}), and grows only as bytes really arrive.
  */
 import { createHash } from 'node:crypto';
-import { DevstateError } from '../errors.js';
+import { DevstateError } from '../../errors.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { ElementAssembler } from './element-assembler.js';
 import { EnvelopeError, type EnvelopeErrorCode } from './envelope-error.js';

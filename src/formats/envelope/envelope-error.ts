@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What is wrong with a blob, and where. */
-import { DevstateError, type ErrorCode } from '../errors.js';
+import { DevstateError, type ErrorCode } from '../../errors.js';
 
 /** The part of {@link ErrorCode} that names a defect of an envelope. */
 export type EnvelopeErrorCode = Extract<ErrorCode, `DEVSTATE_E_ENVELOPE_${string}`>;

@@ -3,8 +3,8 @@
  * CRC-32C (Castagnoli; RFC 3720 appendix B.4), the checksum of the envelope.
  * The native addon computes it with the processor's instruction; where the addon does not load, eight tables do.
  */
-import { DevstateError } from '../errors.js';
-import { loadPackageAddon } from '../native/loader.js';
+import { DevstateError } from '../../errors.js';
+import { loadPackageAddon } from '../../native/loader.js';
 
 /**
  * CRC-32C of `bytes`, continued from `seed`: `crc(ab) === crc(b, crc(a))`, `crc('') === 0`.

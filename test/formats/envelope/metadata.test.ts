@@ -3,11 +3,15 @@
 import fc from 'fast-check';
 import { pack, unpack } from 'msgpackr';
 import t from 'tap';
-import { crc32c } from '../../src/formats/crc32c.js';
-import { type EnvelopeHeader, encodeHeader } from '../../src/formats/header.js';
-import { decodeMetadataMap, encodeMetadataMap, type MetadataMap } from '../../src/formats/msgpack.js';
-import { parseUuid } from '../../src/formats/uuid.js';
-import { codeOf, codeThrownBy, forgeEnd, forgeHeader, MINIMAL_HEADER } from './blobs.js';
+import { crc32c } from '../../../src/formats/envelope/crc32c.js';
+import { type EnvelopeHeader, encodeHeader } from '../../../src/formats/envelope/header.js';
+import {
+  decodeMetadataMap,
+  encodeMetadataMap,
+  type MetadataMap,
+} from '../../../src/formats/envelope/msgpack.js';
+import { parseUuid } from '../../../src/formats/uuid.js';
+import { codeOf, codeThrownBy, forgeEnd, forgeHeader, MINIMAL_HEADER } from '../blobs.js';
 
 const METADATA = 'DEVSTATE_E_ENVELOPE_METADATA';
 const hex = (text: string) => new Uint8Array(Buffer.from(text.replaceAll(' ', ''), 'hex'));

@@ -2,8 +2,8 @@
 /** Damaged, forged and hostile blobs: each is refused with its own code, and costs no more memory than it has bytes. */
 import fc from 'fast-check';
 import t from 'tap';
-import { decodeEnvelope, EnvelopeDecoder } from '../../src/formats/decoder.js';
-import { EnvelopeError } from '../../src/formats/envelope-error.js';
+import { decodeEnvelope, EnvelopeDecoder } from '../../../src/formats/envelope/decoder.js';
+import { EnvelopeError } from '../../../src/formats/envelope/envelope-error.js';
 import {
   codeOf,
   encodeBlob,
@@ -15,7 +15,7 @@ import {
   MINIMAL_RECORDS,
   type PlainRecord,
   piecesOf,
-} from './blobs.js';
+} from '../blobs.js';
 
 const blob = encodeBlob(MINIMAL_RECORDS);
 

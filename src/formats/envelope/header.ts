@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The envelope header and its metadata: value ↔ bytes. See `formats/README.md`, "Header" and "Metadata". */
-import { DevstateError } from '../errors.js';
+import { DevstateError } from '../../errors.js';
+import { type Uuid, uuidFromBytes, uuidToBytes } from '../uuid.js';
 import type { Crc32c } from './crc32c.js';
 import { EnvelopeError } from './envelope-error.js';
 import {
@@ -20,7 +21,6 @@ import {
   type MetadataMap,
   type MetadataValue,
 } from './msgpack.js';
-import { type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';
 
 /** Version of a format: a reader reads every minor version of the major versions it knows. */
 export interface FormatVersion {

@@ -2,11 +2,15 @@
 /** Inspection: the stable JSON, its bounds, and the text made of it. */
 import fc from 'fast-check';
 import t from 'tap';
-import { EnvelopeEncoder } from '../../src/formats/encoder.js';
-import { type EnvelopeInspection, type FormatDescription, inspect } from '../../src/formats/inspect.js';
-import { renderInspection } from '../../src/formats/render.js';
-import { parseUuid } from '../../src/formats/uuid.js';
-import { encodeBlob, fixture, MINIMAL_HEADER, MINIMAL_RECORDS, type PlainRecord } from './blobs.js';
+import { EnvelopeEncoder } from '../../../src/formats/envelope/encoder.js';
+import {
+  type EnvelopeInspection,
+  type FormatDescription,
+  inspect,
+} from '../../../src/formats/inspection/inspect.js';
+import { renderInspection } from '../../../src/formats/inspection/render.js';
+import { parseUuid } from '../../../src/formats/uuid.js';
+import { encodeBlob, fixture, MINIMAL_HEADER, MINIMAL_RECORDS, type PlainRecord } from '../blobs.js';
 
 async function inspectEnvelope(
   blob: Uint8Array,

@@ -7,7 +7,7 @@
  * msgpackr writes integers above 2^32 as floats, keeps the last of two equal keys, replaces invalid UTF-8
  * and renames the key `__proto__` in silence. Here each value has one encoding (the shortest) and anything else is refused.
  */
-import { DevstateError } from '../errors.js';
+import { DevstateError } from '../../errors.js';
 import { EnvelopeError } from './envelope-error.js';
 
 /** A value of the metadata map. */

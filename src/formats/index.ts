@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Device-state blobs: the envelope, the registry of formats, inspection. `formats/README.md` is the norm. */
+
+export * from './conversion/index.js';
 export { type Crc32c, crc32c } from './envelope/crc32c.js';
 export {
   type DecodedRecord,

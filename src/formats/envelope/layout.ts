@@ -75,6 +75,8 @@ export const EnvelopeRecord = {
   end: 0x0001,
   /** Bytes of a foreign stream; the stream is the payloads of all of these in their order. */
   opaque: 0x0002,
+  /** A record of another format that a conversion did not understand and carries along. Always OPTIONAL. */
+  kept: 0x0003,
 } as const;
 
 /** Flags of a record. Bits 1–15 belong to features named in the metadata, bits 16–31 to the blob's format. */

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Records that a conversion does not understand and may not drop: carried along as envelope records of type `kept`,
+ * and put back when the blob is converted to their format again. See `formats/README.md`, "Kept records".
+ */
+import { EnvelopeError } from '../envelope/envelope-error.js';
+import { FORMAT_RECORD_TYPES, RECORD_LENGTH_MAX } from '../envelope/layout.js';
+import { type Uuid, uuidFromBytes, uuidToBytes } from '../uuid.js';
+import type { FormatRecord } from './converter.js';
+import type { FormatPoint } from './path.js';
+
+/** Offsets within the payload; the kept payload follows. */
+const Offset = { format: 0, major: 16, reserved: 18, type: 20, flags: 24, continues: 28 } as const;
+const HEAD_LENGTH = 32;
+
+type Where = { offset: number; record?: number };
+
+/** `record` of format `point` as the payloads of one or two `kept` records. */
+export function keep(record: FormatRecord, point: FormatPoint): Uint8Array[] {
+  const payloads: Uint8Array[] = [];
+  let rest = record.payload;
+  do {
+    const piece = rest.subarray(0, RECORD_LENGTH_MAX - HEAD_LENGTH);
+    rest = rest.subarray(piece.length);
+    const payload = new Uint8Array(HEAD_LENGTH + piece.length);
+    const view = new DataView(payload.buffer);
+    payload.set(uuidToBytes(point.uuid), Offset.format);
+    view.setUint16(Offset.major, point.major, true);
+    view.setUint32(Offset.type, record.type, true);
+    view.setUint32(Offset.flags, record.formatFlags ?? 0, true);
+    view.setUint32(Offset.continues, rest.length > 0 ? 1 : 0, true);
+    payload.set(piece, HEAD_LENGTH);
+    payloads.push(payload);
+  } while (rest.length > 0);
+  return payloads;
+}
+
+/** Puts kept records together again. */
+export class KeptRecords {
+  #begun: Uint8Array | undefined;
+
+  /**
+   * Takes the payload of the next `kept` record.
+   * @returns the record that it ends, with its format; undefined if it continues
+   * @param where its place in the blob, for errors
+   * @throws EnvelopeError RECORD when it is not as it should be
+   */
+  take(payload: Uint8Array, where: Where): { record: FormatRecord; point: FormatPoint } | undefined {
+    if (payload.length < HEAD_LENGTH) throw damaged(`a kept record of ${payload.length} bytes`, where);
+    const view = new DataView(payload.buffer, payload.byteOffset, payload.length);
+    const uuid: Uuid = uuidFromBytes(payload, Offset.format);
+    const type = view.getUint32(Offset.type, true);
+    const formatFlags = view.getUint32(Offset.flags, true);
+    const continues = view.getUint32(Offset.continues, true);
+    if (type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
+      throw damaged('a kept record that no writer makes', where);
+    }
+    const piece = payload.subarray(HEAD_LENGTH);
+    const begun = this.#begun;
+    const whole = begun === undefined ? piece : Buffer.concat([begun, piece]);
+    if (whole.length > RECORD_LENGTH_MAX) throw damaged('a kept record longer than any record', where);
+    if (continues === 1) {
+      this.#begun = begun === undefined ? piece.slice() : whole;
+      return undefined;
+    }
+    this.#begun = undefined;
+    const point = { uuid, major: view.getUint16(Offset.major, true) };
+    return { record: { type, optional: true, formatFlags, payload: whole }, point };
+  }
+
+  /** No more come. @throws EnvelopeError RECORD when one was to continue */
+  end(where: Where): void {
+    if (this.#begun !== undefined) throw damaged('a kept record that does not continue', where);
+  }
+}
+
+function damaged(what: string, where: Where): EnvelopeError {
+  return new EnvelopeError('DEVSTATE_E_ENVELOPE_RECORD', what, where);
+}

@@ -7,25 +7,14 @@
  * migration state machines, the state envelope, the migration socket.
  */
 
+import type { DeviceModel } from '../formats/index.js';
 import type { StateFormat } from '../migration/index.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import type { PciConfigSpace } from './pci-config.js';
 
+export type { DeviceModel, ParameterDefinition, ParameterValue } from '../formats/index.js';
 export type { SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
-
-/** Value of a model parameter. */
-export type ParameterValue = string | number | boolean;
-
-/**
- * What a guest can tell of the device: two devices of one model with equal parameters are interchangeable,
- * whoever built them. The URI never changes while the model evolves: new behaviour is a new parameter.
- */
-export interface DeviceModel {
-  /** For instance `devstate.org/nvme`. */
-  readonly uri: string;
-  readonly parameters: Readonly<Record<string, ParameterValue>>;
-}
 
 /** One BAR. Its accesses come to `Device.readRegion` and `Device.writeRegion` with `index` as the region. */
 export interface Bar {

@@ -18,6 +18,5 @@ export {
   type WriteLog,
 } from './guest-memory.js';
 export { type InterruptState, Interrupts, type Signal } from './interrupts.js';
-export { modelDifferences } from './model.js';
 export * from './pci-config.js';
 export { DeviceRuntime, type RuntimeOptions } from './runtime.js';

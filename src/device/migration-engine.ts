@@ -6,7 +6,7 @@
  */
 
 import { asDevstateError } from '../errors.js';
-import { type EnvelopeHeader, newUuid } from '../formats/index.js';
+import { type EnvelopeHeader, modelDifferences, newUuid } from '../formats/index.js';
 import {
   BrokenDeviceError,
   DirtyLog,
@@ -28,7 +28,6 @@ import {
 import type { Device, ResetReason } from './device.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
-import { modelDifferences } from './model.js';
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
 

@@ -14,7 +14,7 @@ export {
 } from './envelope/decoder.js';
 export { type EncoderOptions, EnvelopeEncoder } from './envelope/encoder.js';
 export { EnvelopeError, type EnvelopeErrorCode } from './envelope/envelope-error.js';
-export { type EnvelopeHeader, type FormatVersion, hasMagic, type ParameterValue } from './envelope/header.js';
+export { type EnvelopeHeader, type FormatVersion, hasMagic } from './envelope/header.js';
 export { EnvelopeRecord, FORMAT_RECORD_TYPES, RECORD_LENGTH_MAX, RecordFlag } from './envelope/layout.js';
 export {
   decodeMetadataMap,
@@ -37,6 +37,8 @@ export {
   type UnknownInspection,
 } from './inspection/inspect.js';
 export { renderInspection } from './inspection/render.js';
+export * from './model.js';
+export * from './negotiation.js';
 export type * from './nvme/state.js';
 export type { PciFunctionState } from './pci/state.js';
 export {

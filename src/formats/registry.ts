@@ -42,6 +42,11 @@ export function findFormat(uuidOrName: string): RegisteredFormat | undefined {
   return REGISTERED_FORMATS.find((format) => format.uuid === uuid);
 }
 
+/** Whether `uuidOrName`, as a user gives it, means this format. */
+export function isSameName(format: { uuid: Uuid; name: string }, uuidOrName: string): boolean {
+  return format.name === uuidOrName || format.uuid === uuidOrName.toLowerCase();
+}
+
 /** As {@link findFormat}; DEVSTATE_E_FORMAT_UNKNOWN if it is not registered. */
 export function requireFormat(uuidOrName: string): RegisteredFormat {
   const format = findFormat(uuidOrName);

@@ -3,9 +3,8 @@
 
 import { createReadStream } from 'node:fs';
 import type { DeviceDescription } from '../client/index.js';
-import { modelDifferences } from '../device/index.js';
 import { DevstateError } from '../errors.js';
-import { EnvelopeDecoder, type EnvelopeHeader } from '../formats/index.js';
+import { EnvelopeDecoder, type EnvelopeHeader, modelDifferences } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
 import { writeState } from './state-stream.js';

@@ -122,6 +122,10 @@ export const Feature = {
   DEVSTATE_LAST_ERROR: 0xd503,
   /** SET: u32, 1 to have the device write guest memory by DMA_WRITE messages while the DMA log is on (migration socket only). */
   DEVSTATE_WRITE_BY_MESSAGE: 0xd504,
+  /** GET: the formats that the device saves and loads. SET: the one to use next (migration socket only). */
+  DEVSTATE_FORMATS: 0xd505,
+  /** GET: names of the values that make up the state, or one value. SET: one value (migration socket only). */
+  DEVSTATE_VALUES: 0xd506,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

@@ -5,7 +5,6 @@ import t from 'tap';
 import {
   type Bar,
   expressCapability,
-  modelDifferences,
   msixCapability,
   PciCapability,
   PciCommand,
@@ -188,17 +187,4 @@ t.test('loading', async (t) => {
     refusal(() => target.load(new Uint8Array(4096))),
     Errno.EINVAL,
   );
-});
-
-t.test('differences between models', async (t) => {
-  const model = { uri: 'devstate.org/nvme', parameters: { queues: 4, serial: 'x' } };
-  t.strictSame(modelDifferences(model, { ...model, parameters: { serial: 'x', queues: 4 } }), []);
-  t.strictSame(modelDifferences(model, { ...model, uri: 'devstate.org/gpio' }), [
-    'model is devstate.org/nvme at the source, devstate.org/gpio at the destination',
-  ]);
-  t.strictSame(modelDifferences(model, { ...model, parameters: { queues: '4', extra: true } }), [
-    'parameter extra is not known at the source, true at the destination',
-    'parameter queues is 4 at the source, "4" at the destination',
-    'parameter serial is "x" at the source, not known at the destination',
-  ]);
 });

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** NVMe: the model `devstate.org/nvme`, its store, and its implementations. */
 
-export { type AlderNvmeOptions, alderParameters, createAlderNvme } from './alder/index.js';
+export { type AlderNvmeOptions, createAlderNvme } from './alder/index.js';
 export { ImageFile, type ImageOptions } from './image-file.js';
 export {
   NVME_MODEL_URI,
   type NvmeParameterName,
   type NvmeParameters,
-  nvmeParameterTable,
-  type ParameterDefinition,
 } from './spec/index.js';

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The envelope header and its metadata: value ↔ bytes. See `formats/README.md`, "Header" and "Metadata". */
 import { DevstateError } from '../../errors.js';
+import type { ParameterValue } from '../model.js';
 import { type Uuid, uuidFromBytes, uuidToBytes } from '../uuid.js';
 import type { Crc32c } from './crc32c.js';
 import { EnvelopeError } from './envelope-error.js';
@@ -27,9 +28,6 @@ export interface FormatVersion {
   major: number;
   minor: number;
 }
-
-/** Value of a model parameter. Integers within ±(2^53 − 1). */
-export type ParameterValue = boolean | number | string;
 
 /** What a blob says about itself before its first record. */
 export interface EnvelopeHeader {

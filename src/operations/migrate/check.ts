@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Phase *check*: everybody is there and fits together. Refuses with every reason at once, before anything changes. */
 
-import { modelDifferences } from '../../device/index.js';
 import { DevstateError } from '../../errors.js';
+import { modelDifferences } from '../../formats/index.js';
 import { PageBitmap } from '../../migration/index.js';
 import {
   findPciDevice,
@@ -43,7 +43,8 @@ export async function check(
 
     const reasons: string[] = [];
     const runState = await queryRunState(sourceQmp, { signal });
-    await checkQemus(sourceQmp, destinationQmp, runState.status, signal, reasons);
+    reasons.push(...(await checkSourceVm(runState.status, devices)));
+    await checkQemus(sourceQmp, destinationQmp, signal, reasons);
     for (const device of devices) reasons.push(...(await checkDevice(device, sourceQmp, signal)));
     if (reasons.length > 0) {
       throw new DevstateError(
@@ -126,18 +127,28 @@ async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Pro
   };
 }
 
+/**
+ * A VM that was paused and came back from a migration that failed after QEMU's part of it is `postmigrate` too, which
+ * QEMU refuses to migrate. The devices tell the two apart: they were released, and stay stopped, only when the VM has
+ * arrived elsewhere.
+ */
+async function checkSourceVm(status: string, devices: readonly RunDevice[]): Promise<string[]> {
+  if (status === 'running' || status === 'paused') return [];
+  if (status !== 'postmigrate') return [`the source VM is ${status}`];
+  const states = await Promise.all(devices.map(({ source }) => source.device.state()));
+  if (states.some((state) => state !== MigrationState.RUNNING))
+    return ['the source VM has been migrated away already: quit it'];
+  return [
+    'the source VM was paused when a migration failed, and QEMU migrates it only after it has run: resume it with cont',
+  ];
+}
+
 async function checkQemus(
   source: QmpClient,
   destination: QmpClient,
-  sourceStatus: string,
   signal: AbortSignal,
   reasons: string[],
 ): Promise<void> {
-  if (sourceStatus === 'postmigrate') {
-    reasons.push('the source VM has been migrated away already: quit it');
-  } else if (sourceStatus !== 'running' && sourceStatus !== 'paused') {
-    reasons.push(`the source VM is ${sourceStatus}`);
-  }
   const migration = await queryMigration(source, { signal });
   if (!IDLE.includes(migration.status))
     reasons.push(`the source VM is migrating already (${migration.status})`);

@@ -4,8 +4,13 @@
  * vendor that are given equal parameters look the same to the guest.
  */
 
-import type { DeviceModel, ParameterValue } from '../../../device/device.js';
 import { DevstateError } from '../../../errors.js';
+import {
+  allows,
+  type DeviceModel,
+  type ParameterDefinition,
+  type ParameterValue,
+} from '../../../formats/index.js';
 
 export const NVME_MODEL_URI = 'devstate.org/nvme';
 
@@ -29,75 +34,56 @@ export interface NvmeParameters {
 
 export type NvmeParameterName = keyof NvmeParameters;
 
-/** One parameter, for validation and for people. */
-export type ParameterDefinition = {
-  readonly description: string;
-} & (
-  | {
-      readonly type: 'integer';
-      readonly minimum: number;
-      readonly maximum: number;
-      /** Only these, if given. */
-      readonly allowed?: readonly number[];
-      /** A number, or in words what it follows from. */
-      readonly default: number | string;
-    }
-  | { readonly type: 'string'; readonly maximumLength: number; readonly default: string }
-);
+/** A parameter of the model before its value is resolved. */
+type NvmeParameterDefinition = Omit<ParameterDefinition, 'initial'> & {
+  /** Absent: it follows from other parameters, or from the image. */
+  readonly initial?: ParameterValue;
+};
 
-/** The model's parameters. */
-export const nvmeParameterTable: Readonly<Record<NvmeParameterName, ParameterDefinition>> = {
+/** The model's parameters. None can be off: all of them are there since the model is. */
+const nvmeParameterTable: Readonly<Record<NvmeParameterName, NvmeParameterDefinition>> = {
   queues: {
+    type: 'int',
     description: 'I/O queue pairs',
-    type: 'integer',
-    minimum: 1,
-    maximum: 255,
-    default: 4,
+    initial: 4,
+    allowed: [{ minimum: 1, maximum: 255 }],
   },
   msix_vectors: {
-    description: 'MSI-X vectors',
-    type: 'integer',
-    minimum: 1,
-    maximum: 256,
-    default: 'queues + 1',
+    type: 'int',
+    description: 'MSI-X vectors; queues + 1 unless given',
+    allowed: [{ minimum: 1, maximum: 256 }],
   },
   queue_entries: {
+    type: 'int',
     description: 'largest number of entries of a queue',
-    type: 'integer',
-    minimum: 2,
-    maximum: 65536,
-    default: 1024,
+    initial: 1024,
+    allowed: [{ minimum: 2, maximum: 65536 }],
   },
   mdts: {
+    type: 'int',
     description: 'largest transfer, 4 KiB shifted left by this',
-    type: 'integer',
-    minimum: 1,
-    maximum: 10,
-    default: 7,
+    initial: 7,
+    allowed: [{ minimum: 1, maximum: 10 }],
   },
-  lba_size: {
-    description: 'bytes of a logical block',
-    type: 'integer',
-    minimum: 512,
-    maximum: 4096,
-    allowed: [512, 4096],
-    default: 512,
-  },
+  lba_size: { type: 'int', description: 'bytes of a logical block', initial: 512, allowed: [512, 4096] },
   namespace_size: {
+    type: 'int',
     description: 'bytes of the namespace; that of the image',
-    type: 'integer',
-    minimum: 4096,
-    maximum: Number.MAX_SAFE_INTEGER,
-    default: 'size of the image',
+    allowed: [{ minimum: 4096, maximum: Number.MAX_SAFE_INTEGER }],
   },
   serial: {
+    type: 'str',
     description: 'serial number; two controllers of one guest must differ in it',
-    type: 'string',
+    initial: 'DEVSTATE0001',
     maximumLength: 20,
-    default: 'DEVSTATE0001',
   },
-  model_number: { description: 'model number', type: 'string', maximumLength: 40, default: 'devstate NVMe' },
-  firmware: { description: 'firmware revision', type: 'string', maximumLength: 8, default: '1.0' },
+  model_number: {
+    type: 'str',
+    description: 'model number',
+    initial: 'devstate NVMe',
+    maximumLength: 40,
+  },
+  firmware: { type: 'str', description: 'firmware revision', initial: '1.0', maximumLength: 8 },
 };
 
 /**
@@ -131,36 +117,40 @@ export function resolveNvmeParameters(
 
 /** The model as the SDK and the migration check see it. */
 export function nvmeModel(parameters: NvmeParameters): DeviceModel {
-  return { uri: NVME_MODEL_URI, parameters: { ...parameters } };
+  const definitions = Object.entries(nvmeParameterTable).map(([name, { initial, ...definition }]) => [
+    name,
+    { ...definition, initial: initial ?? parameters[name as NvmeParameterName] },
+  ]);
+  return { uri: NVME_MODEL_URI, parameters: { ...parameters }, definitions: Object.fromEntries(definitions) };
 }
 
 function integer(name: NvmeParameterName, given: ParameterValue | undefined, derived: number): number {
   const definition = nvmeParameterTable[name];
-  if (definition.type !== 'integer') throw new TypeError(`${name} is not an integer parameter`);
-  if (given === undefined) return typeof definition.default === 'number' ? definition.default : derived;
+  if (given === undefined) return typeof definition.initial === 'number' ? definition.initial : derived;
   const decimal = typeof given === 'string' && /^\d{1,16}$/.test(given);
   const value = decimal ? Number(given) : given;
-  const { minimum, maximum, allowed } = definition;
-  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < minimum || value > maximum) {
-    throw wrong(`${name}=${given} is not an integer from ${minimum} to ${maximum}`);
+  if (!allows({ ...definition, initial: derived }, value)) {
+    throw wrong(`${name}=${given} is not ${allowedText(definition)}`);
   }
-  if (allowed !== undefined && !allowed.includes(value)) {
-    throw wrong(`${name}=${given} is not one of ${allowed.join(', ')}`);
+  return value as number;
+}
+
+function text(name: NvmeParameterName, given: ParameterValue | undefined): string {
+  const { initial, maximumLength = 0 } = nvmeParameterTable[name];
+  const value = String(given ?? initial);
+  // Identify data pad with spaces, so spaces at the ends would be lost.
+  if (!/^[!-~]([ -~]*[!-~])?$/.test(value) || value.length > maximumLength) {
+    throw wrong(
+      `${name}=${JSON.stringify(value)} is not 1 to ${maximumLength} printable ASCII characters without spaces at the ends`,
+    );
   }
   return value;
 }
 
-function text(name: NvmeParameterName, given: ParameterValue | undefined): string {
-  const definition = nvmeParameterTable[name];
-  if (definition.type !== 'string') throw new TypeError(`${name} is not a text parameter`);
-  const value = given === undefined ? definition.default : String(given);
-  // Identify data pad with spaces, so spaces at the ends would be lost.
-  if (!/^[!-~]([ -~]*[!-~])?$/.test(value) || value.length > definition.maximumLength) {
-    throw wrong(
-      `${name}=${JSON.stringify(value)} is not 1 to ${definition.maximumLength} printable ASCII characters without spaces at the ends`,
-    );
-  }
-  return value;
+function allowedText({ allowed = [] }: NvmeParameterDefinition): string {
+  const [first] = allowed;
+  if (typeof first === 'object') return `an integer from ${first.minimum} to ${first.maximum}`;
+  return `one of ${allowed.join(', ')}`;
 }
 
 function wrong(message: string): DevstateError {

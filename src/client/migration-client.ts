@@ -3,6 +3,7 @@
 
 import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
+import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
 import {
   Command,
   DMA_LOGGING_REPORT_LENGTH,
@@ -11,6 +12,9 @@ import {
   type DmaLoggingStart,
   type DmaMapEntry,
   decodeDmaMapEntries,
+  decodeFormatOffers,
+  decodeValue,
+  decodeValueNames,
   dirtyBitmapLength,
   dmaTransferHeaderLength,
   Errno,
@@ -18,16 +22,26 @@ import {
   encodeDmaLoggingStart,
   encodeDmaTransfer,
   encodeFeatureHeader,
+  encodeFormatSelection,
   encodeMigrationData,
+  encodeNamedValue,
   FEATURE_LENGTH,
   Feature,
   FeatureFlag,
+  FORMAT_SELECTION_LENGTH,
+  FormatFlag,
+  formatFeatureBits,
+  formatFeatureNames,
   HEADER_LENGTH,
+  MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
   type MigrationState,
   readU64,
   requireBytes,
+  type StateValue,
+  type ValueNames,
+  type WireFormatOffer,
 } from '../wire/index.js';
 import type { Client } from './client.js';
 
@@ -35,8 +49,22 @@ import type { Client } from './client.js';
 const MAX_FEATURE_LENGTH = 1024 * 1024;
 
 const parameter = z.union([z.string(), z.number(), z.boolean()]);
+const definition = z.object({
+  type: z.enum(['bool', 'int', 'str']),
+  description: z.string(),
+  initial: parameter,
+  off: parameter.exactOptional(),
+  allowed: z
+    .array(z.union([parameter, z.object({ minimum: z.number(), maximum: z.number() })]))
+    .exactOptional(),
+  maximumLength: z.number().exactOptional(),
+});
 const description = z.object({
-  model: z.object({ uri: z.string(), parameters: z.record(z.string(), parameter) }),
+  model: z.object({
+    uri: z.string(),
+    parameters: z.record(z.string(), parameter),
+    definitions: z.record(z.string(), definition).exactOptional(),
+  }),
   producer: z.object({ name: z.string(), version: z.string() }),
   formats: z.array(
     z.object({
@@ -229,6 +257,55 @@ export class MigrationClient {
     }
   }
 
+  /** The formats that the device saves and loads; undefined when the server does not negotiate. */
+  async formats(): Promise<FormatOffer[] | undefined> {
+    if (!(await this.probeFeature(Feature.DEVSTATE_FORMATS, FeatureFlag.GET))) return undefined;
+    const data = await this.getFeature(Feature.DEVSTATE_FORMATS, MAX_FEATURE_LENGTH);
+    return decoded(() => decodeFormatOffers(viewOf(data), 0, data.length).map(offerOf));
+  }
+
+  /** Has the next saving, or loading, be of this format and no other. */
+  async selectFormat(
+    format: Pick<FormatOffer, 'uuid' | 'version'>,
+    use: 'save' | 'load',
+    features: readonly string[] = [],
+  ): Promise<void> {
+    const data = new Uint8Array(FORMAT_SELECTION_LENGTH);
+    encodeFormatSelection(viewOf(data), 0, {
+      uuid: uuidToBytes(format.uuid),
+      ...format.version,
+      flags: use === 'save' ? FormatFlag.SAVE : FormatFlag.LOAD,
+      features: formatFeatureBits(features),
+    });
+    await this.#explained(this.setFeature(Feature.DEVSTATE_FORMATS, data));
+  }
+
+  /** Whether the device gives its state value by value. */
+  hasValues(): Promise<boolean> {
+    return this.probeFeature(Feature.DEVSTATE_VALUES, FeatureFlag.GET);
+  }
+
+  /** The names of the values that make up the state. In STOP_COPY. */
+  async valueNames(): Promise<ValueNames> {
+    const data = await this.#explained(this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH));
+    return decoded(() => decodeValueNames(data));
+  }
+
+  async value(name: string): Promise<StateValue> {
+    const request = this.getFeature(
+      Feature.DEVSTATE_VALUES,
+      MAX_VALUE_LENGTH + 1,
+      new TextEncoder().encode(name),
+    );
+    const data = await this.#explained(request);
+    return decoded(() => decodeValue(data));
+  }
+
+  /** In RESUMING. */
+  async setValue(name: string, value: StateValue): Promise<void> {
+    await this.#explained(this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value)));
+  }
+
   note(): Promise<Uint8Array> {
     return this.getFeature(Feature.DEVSTATE_NOTE, MAX_FEATURE_LENGTH);
   }
@@ -259,6 +336,22 @@ export class MigrationClient {
   reset(): Promise<void> {
     return this.client.reset();
   }
+}
+
+/** What a peer offers, as negotiation takes it. */
+function offerOf(offer: WireFormatOffer): FormatOffer {
+  const { flags, limit, estimate, features } = offer;
+  return {
+    uuid: uuidFromBytes(offer.uuid),
+    name: offer.name,
+    version: { major: offer.major, minor: offer.minor },
+    save: (flags & FormatFlag.SAVE) !== 0,
+    load: (flags & FormatFlag.LOAD) !== 0,
+    fidelity: (flags & FormatFlag.PARTIAL) !== 0 ? 'partial' : 'complete',
+    features: formatFeatureNames(features),
+    ...(limit === 0 ? {} : { limit }),
+    ...(estimate === undefined ? {} : { estimate }),
+  };
 }
 
 function transferHead(address: number, count: number): Uint8Array {

@@ -7,14 +7,16 @@
  * migration state machines, the state envelope, the migration socket.
  */
 
-import type { DeviceModel } from '../formats/index.js';
+import type { DeviceModel, FormatVersion, Uuid } from '../formats/index.js';
 import type { StateFormat } from '../migration/index.js';
+import type { StateValue } from '../wire/index.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import type { PciConfigSpace } from './pci-config.js';
 
 export type { DeviceModel, ParameterDefinition, ParameterValue } from '../formats/index.js';
 export type { SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
+export type { StateValue } from '../wire/index.js';
 
 /** One BAR. Its accesses come to `Device.readRegion` and `Device.writeRegion` with `index` as the region. */
 export interface Bar {
@@ -45,6 +47,20 @@ export interface DeviceHost {
   log(level: 'info' | 'warn' | 'error', message: string): void;
 }
 
+/**
+ * The state of a device as named values, the least that a device can offer. The names are the paths of fields in the
+ * schema of a standard format, so that a manager makes a stream of that format of them, and takes one apart.
+ */
+export interface DeviceValues {
+  /** The format whose schema names the values. */
+  readonly uuid: Uuid;
+  readonly version: FormatVersion;
+  /** All values. Called quiesced. */
+  capture(): ReadonlyMap<string, StateValue>;
+  /** Becomes what the values say. Called stopped. @throws RequestError when they do not make a state, which changes nothing */
+  restore(values: ReadonlyMap<string, StateValue>): void;
+}
+
 export interface Device {
   readonly model: DeviceModel;
   /** Who made this implementation, for blobs and diagnosis. */
@@ -52,8 +68,10 @@ export interface Device {
   readonly config: PciConfigSpace;
   readonly bars: readonly Bar[];
   readonly interruptCounts: InterruptCounts;
-  /** In order of preference. At least one. */
+  /** In order of preference. At least one, unless there are `values`. */
   readonly formats: readonly StateFormat[];
+  /** The state value by value, for a device that has no format. */
+  readonly values?: DeviceValues;
 
   /** Called once before anything else. */
   attach(host: DeviceHost): void;

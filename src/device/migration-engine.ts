@@ -6,36 +6,29 @@
  */
 
 import { asDevstateError } from '../errors.js';
-import { type EnvelopeHeader, modelDifferences, newUuid } from '../formats/index.js';
-import {
-  BrokenDeviceError,
-  DirtyLog,
-  LoadSession,
-  MigrationMachine,
-  SaveSession,
-  type StateFormat,
-} from '../migration/index.js';
-import type { DmaPeer, MigrationPort } from '../server/index.js';
+import { BrokenDeviceError, DirtyLog, MigrationMachine } from '../migration/index.js';
+import type { DmaPeer, MigrationPort, ValuesPort } from '../server/index.js';
 import {
   type DmaLoggingReport,
   type DmaLoggingStart,
   Errno,
+  type FormatSelection,
   MigrationFlag,
   MigrationState,
   migrationStateName,
   RequestError,
+  type WireFormatOffer,
 } from '../wire/index.js';
 import type { Device, ResetReason } from './device.js';
+import { chooseFormat, type FormatChoice, formatOffers } from './format-choice.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
+import { StateSessions } from './state-sessions.js';
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
 
 /** Every device of the SDK can do all of migration v2: quiescing for P2P is the same as quiescing. */
 export const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
-
-/** Largest state, in bytes, that a destination loads from itself to check that it can. */
-const MAX_SELF_CHECK = 1024 * 1024;
 
 /** Names an arc in a `switch`. */
 const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
@@ -47,8 +40,7 @@ export class MigrationEngine {
   readonly #machine: MigrationMachine;
   /** Transitions and resets, one after the other. */
   #queue: Promise<unknown> = Promise.resolve();
-  #save: SaveSession | undefined;
-  #load: LoadSession | undefined;
+  readonly #sessions: StateSessions;
   #log: DirtyLog | undefined;
   /** Who has started the log: only this connection may read or stop it. */
   #logOwner: EnginePort | undefined;
@@ -64,6 +56,7 @@ export class MigrationEngine {
     this.#device = device;
     this.#memory = memory;
     this.#interrupts = interrupts;
+    this.#sessions = new StateSessions(device);
     this.#machine = new MigrationMachine(MIGRATION_FLAGS, (from, to) => this.#act(from, to));
   }
 
@@ -96,7 +89,7 @@ export class MigrationEngine {
 
   async #reset(reason: ResetReason): Promise<void> {
     const stopped = ![RUNNING, PRE_COPY].includes(this.#machine.state as 2 | 6);
-    await this.#endSessions();
+    await this.#sessions.end();
     this.#machine.reset();
     this.#owner = undefined;
     this.#orphaned = false;
@@ -130,13 +123,6 @@ export class MigrationEngine {
       if (this.#owner === undefined) await this.#reset('disconnected');
       else this.#orphaned = true;
     });
-  }
-
-  async #endSessions(): Promise<void> {
-    const save = this.#save;
-    this.#save = undefined;
-    this.#load = undefined;
-    await save?.close();
   }
 
   setState(owner: EnginePort, target: number): Promise<void> {
@@ -175,37 +161,61 @@ export class MigrationEngine {
   }
 
   get dataSize(): number {
-    if (this.#save !== undefined) return this.#save.pending;
-    return this.#device.formats[0]?.estimate() ?? 0;
+    return this.#sessions.pending;
   }
 
   /** In turn with transitions, so that none ends a session under a read. */
   read(port: EnginePort, size: number): Promise<Uint8Array[]> {
     return this.#serialise(async () => {
       this.#requireOwner(port);
-      if (this.#save === undefined)
+      const parts = await this.#sessions.read(size);
+      if (parts === undefined)
         throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
-      const parts = await this.#save.read(size);
-      if (!this.#save.ended) setImmediate(() => this.#prepare(size));
+      if (this.#sessions.unread) setImmediate(() => this.#prepare(size));
       return parts;
     });
   }
 
   /** After the reply has been sent: the peer takes its time to receive it. */
   #prepare(size: number): void {
-    void this.#serialise(async () => this.#save?.prepare(size));
+    void this.#serialise(() => this.#sessions.prepare(size));
   }
 
   write(port: EnginePort, bytes: Uint8Array): void {
     this.#requireOwner(port);
-    if (this.#load === undefined) {
-      throw new RequestError(Errno.EINVAL, `nothing is loaded in ${migrationStateName(this.state)}`);
-    }
+    let taken: boolean;
     try {
-      this.#load.push(bytes);
+      taken = this.#sessions.write(bytes);
     } catch (error) {
       throw asRequestError(error);
     }
+    if (!taken)
+      throw new RequestError(Errno.EINVAL, `nothing is loaded in ${migrationStateName(this.state)}`);
+  }
+
+  /** The state value by value, for the connection that drives; undefined when the device does not give it so. */
+  valuesFor(port: EnginePort): ValuesPort | undefined {
+    if (this.#device.values === undefined) return undefined;
+    const sessions = (): StateSessions => {
+      this.#requireOwner(port);
+      return this.#sessions;
+    };
+    return {
+      names: () => sessions().valueNames(),
+      get: (name) => sessions().value(name),
+      set: (name, value) => sessions().setValue(name, value),
+    };
+  }
+
+  formatOffers(): WireFormatOffer[] {
+    return formatOffers(this.#device);
+  }
+
+  /** For the next saving or loading that `port` drives. */
+  selectFormat(port: EnginePort, selection: FormatSelection): void {
+    if (this.#owner === port && this.#sessions.underWay)
+      throw new RequestError(Errno.EBUSY, 'the format is selected before the saving or loading begins');
+    chooseFormat(this.#device, port.choice, selection);
   }
 
   startLogging(port: EnginePort, start: DmaLoggingStart): number {
@@ -263,18 +273,18 @@ export class MigrationEngine {
         return this.#takeOver();
       case arc(RUNNING, PRE_COPY):
       case arc(RUNNING_P2P, PRE_COPY_P2P):
-        this.#save = this.#startSave();
+        this.#sessions.startSave(this.#choice);
         return;
       case arc(STOP, STOP_COPY):
         await this.#handOver();
-        this.#save = this.#startSave();
-        return this.#save.finish();
+        this.#sessions.startSave(this.#choice);
+        return this.#sessions.finishSave();
       case arc(PRE_COPY_P2P, STOP_COPY):
         await this.#handOver();
-        return this.#save?.finish();
+        return this.#sessions.finishSave();
       case arc(STOP, RESUMING):
-        await this.#checkSelf();
-        this.#load = new LoadSession((header) => this.#chooseFormat(header));
+        await this.#sessions.checkSelf(this.#choice);
+        this.#sessions.startLoad(this.#choice);
         this.#arrived = true;
         return;
       case arc(RESUMING, STOP):
@@ -282,7 +292,7 @@ export class MigrationEngine {
       case arc(PRE_COPY, RUNNING):
       case arc(PRE_COPY_P2P, RUNNING_P2P):
       case arc(STOP_COPY, STOP):
-        return this.#endSessions();
+        return this.#sessions.end();
       case arc(RUNNING_P2P, STOP):
         return;
       default:
@@ -314,54 +324,14 @@ export class MigrationEngine {
     this.#handedOver = false;
   }
 
-  #startSave(): SaveSession {
-    const format = this.#device.formats[0];
-    if (format === undefined) throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
-    const { model, producer } = this.#device;
-    return new SaveSession(format, {
-      format: format.uuid,
-      version: format.version,
-      model: model.uri,
-      parameters: { ...model.parameters },
-      producer,
-      stream: newUuid(),
-      features: [],
-      other: {},
-    });
-  }
-
-  #chooseFormat(header: EnvelopeHeader): StateFormat {
-    const { model, formats } = this.#device;
-    const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
-    const format = formats.find(({ uuid }) => uuid === header.format);
-    if (format === undefined) reasons.push(`format ${header.format} is not known here`);
-    else if (format.version.major !== header.version.major) {
-      reasons.push(
-        `${format.name} version ${header.version.major} is not known here (${format.version.major} is)`,
-      );
-    }
-    if (format === undefined || reasons.length > 0) throw new RequestError(Errno.EINVAL, reasons.join('; '));
-    return format;
-  }
-
-  /**
-   * A destination loads its own state before it takes another's: what it cannot do shows while the source's VM runs, and
-   * the code has been compiled when the guest waits for it. Left out where the state is large.
-   */
-  async #checkSelf(): Promise<void> {
-    const format = this.#device.formats[0];
-    if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
-    format.begin?.();
-    const loader = format.load(format.version);
-    for await (const record of format.save('final')) loader.record(record);
-    await loader.commit();
+  /** What the connection that drives has selected. */
+  get #choice(): FormatChoice {
+    return this.#owner?.choice ?? {};
   }
 
   async #commitLoad(): Promise<void> {
-    const load = this.#load;
-    this.#load = undefined;
     try {
-      await load?.commit();
+      await this.#sessions.commitLoad();
       await this.#device.takeOver?.();
       this.#handedOver = false;
     } catch (error) {
@@ -381,6 +351,7 @@ function asRequestError(error: unknown): RequestError {
 /** The engine as one connection sees it. */
 class EnginePort implements MigrationPort {
   readonly #engine: MigrationEngine;
+  readonly choice: FormatChoice = {};
 
   constructor(engine: MigrationEngine) {
     this.#engine = engine;
@@ -424,6 +395,18 @@ class EnginePort implements MigrationPort {
 
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
     this.#engine.reportLogging(this, report, bitmap);
+  }
+
+  formatOffers(): WireFormatOffer[] {
+    return this.#engine.formatOffers();
+  }
+
+  selectFormat(selection: FormatSelection): void {
+    this.#engine.selectFormat(this, selection);
+  }
+
+  get values(): ValuesPort | undefined {
+    return this.#engine.valuesFor(this);
   }
 
   reset(): Promise<void> {

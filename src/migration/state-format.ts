@@ -22,6 +22,9 @@ export interface StateFormat {
   readonly name: string;
   readonly version: { readonly major: number; readonly minor: number };
 
+  /** `partial`: it does not hold all of the state. Default: `complete`. */
+  readonly fidelity?: 'complete' | 'partial';
+
   /**
    * A saving begins: all of the state is to be sent, whatever an earlier one, given up perhaps, has sent already. A
    * format whose rounds yield only what changed must have this.

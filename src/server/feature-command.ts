@@ -7,14 +7,20 @@ import {
   decodeDmaLoggingReport,
   decodeDmaLoggingStart,
   decodeFeatureHeader,
+  decodeFormatSelection,
+  decodeNamedValue,
   dirtyBitmapLength,
   Errno,
   encodeDmaLoggingReport,
   encodeDmaMapEntries,
   encodeFeatureHeader,
+  encodeFormatOffers,
+  encodeValue,
+  encodeValueNames,
   FEATURE_LENGTH,
   Feature,
   FeatureFlag,
+  formatOffersLength,
   HEADER_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
   RequestError,
@@ -24,6 +30,7 @@ import {
 import type { CommandHandler, Request, ServerContext } from './command.js';
 import { requireMigration } from './migration-commands.js';
 import type { Reply } from './reply.js';
+import type { ValuesPort } from './served-device.js';
 
 /** Largest note a manager may leave. */
 export const MAX_NOTE_LENGTH = 64 * 1024;
@@ -34,8 +41,8 @@ const MAX_EXPLANATION_LENGTH = 4096;
 interface FeatureHandlers {
   /** Only on the migration socket. */
   readonly managerOnly?: boolean;
-  /** Without migration the feature does not exist. */
-  readonly needsMigration?: boolean;
+  /** Whether the device has the feature. Default: always. */
+  readonly exists?: (context: ServerContext) => boolean;
   /** Writes the whole reply payload, by `startReply`. `data` is where the request's data begin. */
   readonly get?: (context: ServerContext, request: Request, data: number, reply: Reply) => void;
   /** May change the data, which are echoed in the reply. */
@@ -58,11 +65,13 @@ function replyWithBytes(reply: Reply, request: Request, bytes: Uint8Array): void
   reply.bytes.set(bytes, at);
 }
 
+const migrates = ({ migration }: ServerContext): boolean => migration !== undefined;
+
 const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIGRATION,
     {
-      needsMigration: true,
+      exists: migrates,
       get: (context, request, _data, reply) => {
         writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).flags);
       },
@@ -71,7 +80,7 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIG_DEVICE_STATE,
     {
-      needsMigration: true,
+      exists: migrates,
       get: (context, request, _data, reply) => {
         const at = startReply(reply, request, MIG_DEVICE_STATE_LENGTH);
         reply.view.setUint32(at, requireMigration(context).state, true);
@@ -86,21 +95,18 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.DMA_LOGGING_START,
     {
-      needsMigration: true,
+      exists: migrates,
       set: (context, { view, end }, data) => {
         const pageSize = requireMigration(context).startLogging(decodeDmaLoggingStart(view, data, end));
         writeU64(view, data, pageSize);
       },
     },
   ],
-  [
-    Feature.DMA_LOGGING_STOP,
-    { needsMigration: true, set: (context) => requireMigration(context).stopLogging() },
-  ],
+  [Feature.DMA_LOGGING_STOP, { exists: migrates, set: (context) => requireMigration(context).stopLogging() }],
   [
     Feature.DMA_LOGGING_REPORT,
     {
-      needsMigration: true,
+      exists: migrates,
       get: (context, request, data, reply) => {
         const report = decodeDmaLoggingReport(request.view, data, request.end);
         const length = dirtyBitmapLength(report.length, report.pageSize);
@@ -117,7 +123,7 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIG_DATA_SIZE,
     {
-      needsMigration: true,
+      exists: migrates,
       get: (context, request, _data, reply) => {
         writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).dataSize);
       },
@@ -156,10 +162,41 @@ const features = new Map<number, FeatureHandlers>([
     Feature.DEVSTATE_WRITE_BY_MESSAGE,
     {
       managerOnly: true,
-      needsMigration: true,
+      exists: migrates,
       set: (context, { view, end }, data) => {
         requireBytes(view, data, end, 4, 'DEVSTATE_WRITE_BY_MESSAGE');
         requireMigration(context).writeByMessage(view.getUint32(data, true) !== 0);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_FORMATS,
+    {
+      managerOnly: true,
+      exists: migrates,
+      get: (context, request, _data, reply) => {
+        const offers = requireMigration(context).formatOffers();
+        encodeFormatOffers(reply.view, startReply(reply, request, formatOffersLength(offers.length)), offers);
+      },
+      set: (context, { view, end }, data) => {
+        requireMigration(context).selectFormat(decodeFormatSelection(view, data, end));
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_VALUES,
+    {
+      managerOnly: true,
+      exists: ({ migration }) => migration?.values !== undefined,
+      get: (context, request, data, reply) => {
+        const values = requireValues(context);
+        const name = new TextDecoder().decode(request.bytes.subarray(data, request.end));
+        const bytes = name === '' ? encodeValueNames(values.names()) : encodeValue(values.get(name));
+        replyWithBytes(reply, request, bytes);
+      },
+      set: (context, { bytes, end }, data) => {
+        const { name, value } = decodeNamedValue(bytes.subarray(data, end));
+        requireValues(context).set(name, value);
       },
     },
   ],
@@ -175,13 +212,20 @@ const features = new Map<number, FeatureHandlers>([
   ],
 ]);
 
+/** @throws RequestError ENOTTY when the device does not give its state value by value */
+function requireValues(context: ServerContext): ValuesPort {
+  const { values } = requireMigration(context);
+  if (values === undefined) throw new RequestError(Errno.ENOTTY, 'the device has no state value by value');
+  return values;
+}
+
 /** The feature's handlers, for this connection. @throws RequestError ENOTTY when there is no such feature */
 function findFeature(context: ServerContext, index: number): FeatureHandlers {
   const handlers = features.get(index);
   const hidden =
     handlers === undefined ||
     (handlers.managerOnly === true && context.role !== 'manager') ||
-    (handlers.needsMigration === true && context.migration === undefined);
+    handlers.exists?.(context) === false;
   if (hidden) throw new RequestError(Errno.ENOTTY, `no device feature ${index}`);
   return handlers;
 }

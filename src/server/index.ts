@@ -10,5 +10,6 @@ export type {
   ServedDevice,
   ServedIrq,
   ServedRegion,
+  ValuesPort,
 } from './served-device.js';
 export { Server, type ServerOptions } from './server.js';

@@ -11,9 +11,13 @@ import type {
   DmaMapEntry,
   DmaMapRequest,
   DmaUnmapRequest,
+  FormatSelection,
   MigrationState,
   MmapArea,
   SetIrqs,
+  StateValue,
+  ValueNames,
+  WireFormatOffer,
 } from '../wire/index.js';
 
 /** A sub-region whose accesses the client may signal on an fd instead of sending messages. */
@@ -69,10 +73,26 @@ export interface MigrationPort {
   writeByMessage(on: boolean): void;
   /** Writes the bitmap of the range, and clears what it reports. */
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void;
+  /** Formats that the device saves and loads, in order of preference. */
+  formatOffers(): WireFormatOffer[];
+  /** The format of this connection's next saving or loading. @throws RequestError ENOTSUP when it is not offered */
+  selectFormat(selection: FormatSelection): void;
+  /** The state value by value; undefined when the device does not give it so. */
+  readonly values: ValuesPort | undefined;
   /** Device reset at this connection's request. @throws RequestError EBUSY when another one drives the migration */
   reset(): Promise<void>;
   /** The connection is gone. */
   close(): void | Promise<void>;
+}
+
+/** The state of a device value by value. */
+export interface ValuesPort {
+  /** @throws RequestError EINVAL unless the device is in STOP_COPY */
+  names(): ValueNames;
+  /** @throws RequestError ENOENT for a name that it does not have */
+  get(name: string): StateValue;
+  /** Taken into account when RESUMING ends. @throws RequestError EINVAL unless the device is in RESUMING */
+  set(name: string, value: StateValue): void;
 }
 
 /** What the migration socket offers beyond migration itself. */

@@ -42,8 +42,20 @@ export const FormatFlag = {
   PARTIAL: 4,
 } as const;
 
-/** Features of the envelope by their bit in `features`. */
-export const FormatFeature = { DEFLATE: 1, ZSTD: 2 } as const;
+/** Features of the envelope, by name, and their bits in `features`. */
+export const FormatFeature = { deflate: 1, zstd: 2 } as const;
+
+const featureEntries: readonly (readonly [string, number])[] = Object.entries(FormatFeature);
+
+/** Names without a bit are left out. */
+export function formatFeatureBits(names: readonly string[]): number {
+  return featureEntries.reduce((bits, [name, bit]) => bits + (names.includes(name) ? bit : 0), 0);
+}
+
+/** Bits without a name are left out. */
+export function formatFeatureNames(bits: number): string[] {
+  return featureEntries.filter(([, bit]) => Math.floor(bits / bit) % 2 === 1).map(([name]) => name);
+}
 
 export interface FormatSelection {
   readonly uuid: Uint8Array;

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What moves a device's state, one thing at a time: a saving or a loading, as a stream of a format or value by value. */
+
+import { newUuid, uuidToBytes } from '../formats/index.js';
+import { LoadSession, SaveSession } from '../migration/index.js';
+import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
+import type { Device } from './device.js';
+import { type FormatChoice, formatFor } from './format-choice.js';
+
+/** Largest state, in bytes, that a destination loads from itself to check that it can. */
+const MAX_SELF_CHECK = 1024 * 1024;
+
+export class StateSessions {
+  readonly #device: Device;
+  #save: SaveSession | undefined;
+  #load: LoadSession | undefined;
+  /** Values that were captured for the reader, or collected from the writer. */
+  #saved: ReadonlyMap<string, StateValue> | undefined;
+  #loaded: Map<string, StateValue> | undefined;
+
+  constructor(device: Device) {
+    this.#device = device;
+  }
+
+  /** Begins to save: in pre-copy, or at the last round if `finishSave` follows at once. */
+  startSave({ save }: FormatChoice): void {
+    const format = save?.format ?? this.#device.formats[0];
+    if (format === undefined) {
+      if (this.#device.values !== undefined) return;
+      throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
+    }
+    const { model, producer } = this.#device;
+    this.#save = new SaveSession(format, {
+      format: format.uuid,
+      version: format.version,
+      model: model.uri,
+      parameters: { ...model.parameters },
+      producer,
+      stream: newUuid(),
+      features: [...(save?.features ?? [])],
+      other: {},
+    });
+  }
+
+  /** The device is quiesced: what follows is the last round. */
+  async finishSave(): Promise<void> {
+    this.#saved = this.#device.values?.capture();
+    await this.#save?.finish();
+  }
+
+  startLoad(choice: FormatChoice): void {
+    this.#load = new LoadSession((header) => formatFor(this.#device, choice, header));
+    if (this.#device.values !== undefined) this.#loaded = new Map();
+  }
+
+  /** The device becomes what was loaded. */
+  async commitLoad(): Promise<void> {
+    const [load, values] = [this.#load, this.#loaded];
+    this.#load = undefined;
+    this.#loaded = undefined;
+    if (values !== undefined && values.size > 0) this.#device.values?.restore(values);
+    else await load?.commit();
+  }
+
+  /** Gives up what is under way. */
+  async end(): Promise<void> {
+    const save = this.#save;
+    this.#save = undefined;
+    this.#load = undefined;
+    this.#saved = undefined;
+    this.#loaded = undefined;
+    await save?.close();
+  }
+
+  get underWay(): boolean {
+    return this.#save !== undefined || this.#load !== undefined || this.#saved !== undefined;
+  }
+
+  /** About how many bytes are still to come if the device stopped now. */
+  get pending(): number {
+    return this.#save?.pending ?? this.#device.formats[0]?.estimate() ?? 0;
+  }
+
+  /** The next bytes of the stream; undefined when nothing is saved. */
+  async read(size: number): Promise<Uint8Array[] | undefined> {
+    const save = this.#save;
+    // A device without a format has an empty stream.
+    if (save === undefined) return this.#device.formats.length === 0 ? [] : undefined;
+    return save.read(size);
+  }
+
+  /** Whether more will come than has been read. */
+  get unread(): boolean {
+    return this.#save !== undefined && !this.#save.ended;
+  }
+
+  /** Encodes ahead, see `SaveSession`. */
+  async prepare(size: number): Promise<void> {
+    await this.#save?.prepare(size);
+  }
+
+  /** @returns false when nothing is loaded */
+  write(bytes: Uint8Array): boolean {
+    this.#load?.push(bytes);
+    return this.#load !== undefined;
+  }
+
+  valueNames(): ValueNames {
+    const { values } = this.#device;
+    if (values === undefined || this.#saved === undefined) throw notSaved();
+    const { major, minor } = values.version;
+    return { uuid: uuidToBytes(values.uuid), major, minor, names: [...this.#saved.keys()] };
+  }
+
+  value(name: string): StateValue {
+    if (this.#saved === undefined) throw notSaved();
+    const value = this.#saved.get(name);
+    if (value === undefined)
+      throw new RequestError(Errno.ENOENT, `the device has no value ${JSON.stringify(name)}`);
+    return value;
+  }
+
+  setValue(name: string, value: StateValue): void {
+    if (this.#loaded === undefined) throw new RequestError(Errno.EINVAL, 'values are set in RESUMING');
+    if (this.#loaded.size >= MAX_STATE_VALUES) throw new RequestError(Errno.E2BIG, 'too many values');
+    this.#loaded.set(name, value);
+  }
+
+  /**
+   * A destination loads its own state before it takes another's: what it cannot do shows while the source's VM runs, and
+   * the code has been compiled when the guest waits for it. Left out where the state is large.
+   */
+  async checkSelf({ load }: FormatChoice): Promise<void> {
+    const { formats, values } = this.#device;
+    const format = load ?? formats[0];
+    if (format === undefined) values?.restore(values.capture());
+    if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
+    format.begin?.();
+    const loader = format.load(format.version);
+    for await (const record of format.save('final')) loader.record(record);
+    await loader.commit();
+  }
+}
+
+function notSaved(): RequestError {
+  return new RequestError(Errno.EINVAL, 'values are read in STOP_COPY');
+}

@@ -71,6 +71,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_FORMAT_UNKNOWN: ExitCode.incompatible,
   /** The format is known, its version in the blob is one this reader cannot read. */
   DEVSTATE_E_FORMAT_VERSION: ExitCode.incompatible,
+  /** The values that a device gave or was given one by one do not make a state. */
+  DEVSTATE_E_STATE_VALUE: ExitCode.corrupt,
   /** The bytes do not carry the envelope's magic: not a tagged state blob, or its first bytes are damaged. */
   DEVSTATE_E_ENVELOPE_MAGIC: ExitCode.corrupt,
   /** The envelope is of a version this reader does not know. */

@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line: one file per command, put together here. */
 
-import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { DevstateError, ExitCode } from '../errors.js';
+import { VERSION } from '../version.js';
 import { inspectCommand } from './inspect.js';
 import { loadCommand } from './load.js';
 import { migrateCommand } from './migrate.js';
@@ -13,13 +13,9 @@ import { recoverCommand } from './recover.js';
 import { saveCommand } from './save.js';
 import { serveCommand } from './serve.js';
 
-const packageJson = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
-  version: string;
-};
-
 const program = new Command('devstate')
   .description('Live migration and device state for vfio-user devices')
-  .version(`devstate ${packageJson.version}, vfio-user 0.2, envelope 1`)
+  .version(`devstate ${VERSION}, vfio-user 0.2, envelope 1`)
   .showHelpAfterError('(devstate COMMAND --help shows the options)')
   .exitOverride();
 

@@ -51,3 +51,5 @@ export {
   requireReadableVersion,
 } from './registry.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';
+export type { ValueAdapter } from './value-adapter.js';
+export { flattenTree, type LeafValue, unflattenTree } from './value-tree.js';

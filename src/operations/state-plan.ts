@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * How the state of a device gets from one server to another: what each end can do is asked for, the formats are negotiated.
+ *
+ * Three kinds of peer: one with formats, one that gives values one by one, and one that does neither (any vfio-user
+ * server): its stream is passed on as it is, to a peer of the same kind, and nobody can say whether it fits.
+ */
+
+import type { DeviceDescription, MigrationClient } from '../client/index.js';
+import { converters as knownConverters } from '../devices/catalogue.js';
+import { DevstateError } from '../errors.js';
+import {
+  type Candidate,
+  type Converter,
+  type FormatOffer,
+  findFormat,
+  modelDifferences,
+  type Negotiation,
+  negotiate,
+  remedies,
+  uuidFromBytes,
+} from '../formats/index.js';
+
+/** How a peer gives and takes state: as a stream of a format, value by value, or as a stream of who knows what. */
+export type StateInterface = 'formats' | 'values' | 'opaque';
+
+export interface StatePeer {
+  readonly interface: StateInterface;
+  readonly offers: readonly FormatOffer[];
+  readonly description: DeviceDescription | undefined;
+}
+
+export interface FormatOptions {
+  /** `auto`, or the name or UUID of a format. Default: `auto`. */
+  readonly format?: string;
+  /** Whether a way that loses something will do. */
+  readonly allowLossy?: boolean;
+  /** Compress the stream, if both ends can. */
+  readonly compress?: boolean;
+}
+
+/** How one device's state will travel. */
+export interface StatePlan {
+  readonly source: StatePeer;
+  readonly destination: StatePeer;
+  /** Undefined between two opaque peers. */
+  readonly negotiation: Negotiation | undefined;
+  /** Features of the envelope that both ends use. */
+  readonly features: readonly string[];
+}
+
+/** A plan, or every reason why there is none. */
+export interface Planned {
+  readonly plan: StatePlan;
+  /** Empty if the plan holds. */
+  readonly reasons: readonly string[];
+  /** Parameters that the destination would have to be started with. */
+  readonly remedies: readonly string[];
+}
+
+/** Asks a device server what it can do. */
+export async function askPeer(device: MigrationClient): Promise<StatePeer> {
+  const description = await device.description();
+  const offers = await device.formats();
+  if (offers !== undefined && offers.length > 0) return { interface: 'formats', offers, description };
+  if (!(await device.hasValues())) return { interface: 'opaque', offers: [], description };
+  const { uuid: bytes, major, minor } = await device.valueNames();
+  const uuid = uuidFromBytes(bytes);
+  const offer: FormatOffer = {
+    uuid,
+    name: findFormat(uuid)?.name ?? uuid,
+    version: { major, minor },
+    save: true,
+    load: true,
+    fidelity: 'complete',
+    features: [],
+  };
+  return { interface: 'values', offers: [offer], description };
+}
+
+/** @param converters what can be used on the way; default: all that are known */
+export function planState(
+  source: StatePeer,
+  destination: StatePeer,
+  options: FormatOptions = {},
+  converters: readonly Converter[] = knownConverters,
+): Planned {
+  const reasons: string[] = [];
+  let fixes: string[] = [];
+  if (source.description !== undefined && destination.description !== undefined) {
+    reasons.push(...modelDifferences(source.description.model, destination.description.model));
+    fixes = remedies(source.description.model, destination.description.model);
+  }
+  const isOpaque = [source, destination].map((peer) => peer.interface === 'opaque');
+  if (isOpaque.includes(true)) {
+    const plan = { source, destination, negotiation: undefined, features: [] };
+    const [here, there] = isOpaque[0] === true ? ['source', 'destination'] : ['destination', 'source'];
+    if (isOpaque.includes(false)) {
+      reasons.push(
+        `the ${here} does not say which formats it has, so nobody can tell whether it fits the ${there}`,
+      );
+    } else if (options.format !== undefined && options.format !== 'auto') {
+      reasons.push(`${options.format} was asked for, but neither end says which formats it has`);
+    }
+    return { plan, reasons, remedies: fixes };
+  }
+  const negotiation = negotiate(source.offers, destination.offers, { ...options, converters });
+  const { taken } = negotiation;
+  if (taken === undefined) reasons.push(`no format can be used: ${explain(negotiation)}`);
+  const features = options.compress === true && taken !== undefined ? commonFeatures(taken) : [];
+  return { plan: { source, destination, negotiation, features }, reasons, remedies: fixes };
+}
+
+function commonFeatures({ from, to }: Candidate): string[] {
+  // The best of those that both have: one is enough.
+  const common = from.features.filter((feature) => to.features.includes(feature));
+  return common.includes('zstd') ? ['zstd'] : common.slice(0, 1);
+}
+
+/** Every candidate with the reason it was not taken, as one sentence. */
+function explain({ candidates }: Negotiation): string {
+  if (candidates.length === 0) return 'one of the two ends has none';
+  return candidates.map(({ from, to, reason }) => `${from.name} to ${to.name}: ${reason}`).join(', ');
+}
+
+/** Tells both ends what was agreed on. Before the saving and the loading begin. */
+export async function selectFormats(
+  plan: StatePlan,
+  source: MigrationClient,
+  destination: MigrationClient,
+): Promise<void> {
+  const taken = plan.negotiation?.taken;
+  if (taken === undefined) return;
+  if (plan.source.interface === 'formats') await source.selectFormat(taken.from, 'save', plan.features);
+  if (plan.destination.interface === 'formats') await destination.selectFormat(taken.to, 'load');
+}
+
+/** @throws DEVSTATE_E_INCOMPATIBLE with all reasons */
+export function requirePlan({ plan, reasons, remedies: fixes }: Planned): StatePlan {
+  if (reasons.length === 0) return plan;
+  const help = fixes.length === 0 ? '' : `; start the destination with --param ${fixes.join(' --param ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', `${reasons.join('; ')}${help}`);
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Moving one device's state as planned: read, converted if need be, written; in rounds while the device runs, then the rest. */
+
+import type { MigrationClient } from '../client/index.js';
+import { DevstateError } from '../errors.js';
+import { BlobConverter, type Candidate } from '../formats/index.js';
+import { PRODUCER } from '../version.js';
+import type { StatePlan } from './state-plan.js';
+import { readState, transferState, writeState } from './state-stream.js';
+import { readValuesAsBlob, ValuesWriter } from './state-values.js';
+import { unlessAborted } from './waiting.js';
+
+/** Where the stream goes, once it is in the destination's format. */
+interface StateSink {
+  write(bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
+  /** All has been written. */
+  finish(signal?: AbortSignal): Promise<void>;
+}
+
+/** A transfer, made before the device is asked for its first byte. */
+export interface StateTransfer {
+  /** Moves what the source has to give now, while it runs. @returns bytes that reached the destination */
+  round(signal?: AbortSignal): Promise<number>;
+  /** Moves the rest; the source is in STOP_COPY. @returns bytes that reached the destination */
+  finish(signal?: AbortSignal): Promise<number>;
+}
+
+export function createTransfer(
+  plan: StatePlan,
+  source: MigrationClient,
+  destination: MigrationClient,
+): StateTransfer {
+  const taken = plan.negotiation?.taken;
+  const fromValues = plan.source.interface === 'values';
+  const toValues = plan.destination.interface === 'values';
+  if (taken === undefined || (taken.way.length === 0 && !fromValues && !toValues)) {
+    // The same stream at both ends: nothing of it is looked at here.
+    const move = (signal?: AbortSignal): Promise<number> => transferState(source, destination, signal);
+    return { round: move, finish: move };
+  }
+  const sink: StateSink = toValues ? new ValuesWriter(destination, taken.to.uuid) : streamSink(destination);
+  const stage = new ConvertingSink(taken, sink);
+  const chunks = (signal?: AbortSignal): AsyncIterable<Uint8Array> => {
+    if (!fromValues) return readState(source, signal);
+    const model = plan.source.description?.model;
+    if (model === undefined) {
+      throw new DevstateError(
+        'DEVSTATE_E_NOT_MIGRATABLE',
+        'the source has values but does not say of which model',
+      );
+    }
+    return readValuesAsBlob(source, model, taken.from, signal);
+  };
+  const move = async (signal?: AbortSignal): Promise<void> => {
+    for await (const chunk of chunks(signal)) await stage.write(chunk, signal);
+  };
+  return {
+    // Values are of one moment: there is nothing to be had while the device runs.
+    round: (signal) => stage.count(() => (fromValues ? Promise.resolve() : move(signal))),
+    finish: (signal) =>
+      stage.count(async () => {
+        await move(signal);
+        await stage.finish(signal);
+      }),
+  };
+}
+
+function streamSink(destination: MigrationClient): StateSink {
+  return {
+    write: (bytes, signal) => unlessAborted(writeState(destination, bytes), signal),
+    finish: () => Promise.resolve(),
+  };
+}
+
+/** Converts what passes, as far as the way needs it, and counts what comes out. */
+class ConvertingSink implements StateSink {
+  readonly #sink: StateSink;
+  readonly #converter: BlobConverter | undefined;
+  /** What the converter has put out and nobody has taken yet. */
+  readonly #output: Uint8Array[] = [];
+  #bytes = 0;
+
+  constructor({ way }: Candidate, sink: StateSink) {
+    this.#sink = sink;
+    if (way.length === 0) return;
+    this.#converter = new BlobConverter({
+      choose: () => way,
+      producer: PRODUCER,
+      write: (bytes) => this.#output.push(bytes.slice()),
+    });
+  }
+
+  async write(chunk: Uint8Array, signal?: AbortSignal): Promise<void> {
+    if (this.#converter === undefined) return this.#give(chunk, signal);
+    this.#converter.push(chunk);
+    await this.#flush(signal);
+  }
+
+  async finish(signal?: AbortSignal): Promise<void> {
+    this.#converter?.finish();
+    await this.#flush(signal);
+    await this.#sink.finish(signal);
+  }
+
+  /** Runs `work`. @returns the bytes that came out meanwhile */
+  async count(work: () => Promise<void>): Promise<number> {
+    const before = this.#bytes;
+    await work();
+    return this.#bytes - before;
+  }
+
+  async #flush(signal: AbortSignal | undefined): Promise<void> {
+    const bytes = Buffer.concat(this.#output.splice(0));
+    if (bytes.length > 0) await this.#give(bytes, signal);
+  }
+
+  async #give(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    this.#bytes += bytes.length;
+    await this.#sink.write(bytes, signal);
+  }
+}

@@ -5,6 +5,7 @@
 import { Command, CommanderError } from 'commander';
 import { DevstateError, ExitCode } from '../errors.js';
 import { VERSION } from '../version.js';
+import { checkCommand } from './check.js';
 import { inspectCommand } from './inspect.js';
 import { loadCommand } from './load.js';
 import { migrateCommand } from './migrate.js';
@@ -19,7 +20,15 @@ const program = new Command('devstate')
   .showHelpAfterError('(devstate COMMAND --help shows the options)')
   .exitOverride();
 
-for (const add of [serveCommand, migrateCommand, recoverCommand, saveCommand, loadCommand, inspectCommand]) {
+for (const add of [
+  serveCommand,
+  checkCommand,
+  migrateCommand,
+  recoverCommand,
+  saveCommand,
+  loadCommand,
+  inspectCommand,
+]) {
   program.addCommand(add());
 }
 // Options of a subcommand are wrong in the same way as those of the program.

@@ -3,12 +3,20 @@
 
 import { Command } from 'commander';
 import { type DevicePair, type MigrateResult, migrate } from '../operations/index.js';
-import { deviceCollector, outputOption, parsePositive, parseSize } from './options.js';
+import { negotiationRows } from './negotiation.js';
+import {
+  deviceCollector,
+  type FormatCommandOptions,
+  formatOptions,
+  outputOption,
+  parsePositive,
+  parseSize,
+} from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { createProgress } from './progress.js';
 import { untilSignalled } from './signals.js';
 
-interface MigrateCommandOptions {
+interface MigrateCommandOptions extends FormatCommandOptions {
   sourceQmp: string;
   destQmp: string;
   uri: string;
@@ -20,7 +28,7 @@ interface MigrateCommandOptions {
 }
 
 export function migrateCommand(): Command {
-  return new Command('migrate')
+  const command = new Command('migrate')
     .description('move a running VM and its vfio-user devices to another QEMU')
     .requiredOption('--source-qmp <path>', 'QMP socket of the QEMU that runs the VM')
     .requiredOption('--dest-qmp <path>', 'QMP socket of the QEMU that waits for it (-S -incoming defer)')
@@ -33,9 +41,9 @@ export function migrateCommand(): Command {
     )
     .option('--downtime-ms <ms>', "bound for QEMU's own part of the pause", parsePositive, 300)
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
-    .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize)
-    .addOption(outputOption())
-    .action(run);
+    .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);
+  for (const option of formatOptions()) command.addOption(option);
+  return command.addOption(outputOption()).action(run);
 }
 
 async function run(options: MigrateCommandOptions): Promise<void> {
@@ -51,6 +59,9 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       downtimeMs: options.downtimeMs,
       timeoutMs: options.timeoutS * 1000,
       bytesPerSecond: options.bandwidth ?? 0,
+      format: options.format,
+      allowLossy: options.allowLossy ?? false,
+      compress: options.compress ?? false,
     };
     const result = await untilSignalled((signal) => migrate(wanted, { signal, progress: progress.update }));
     progress.end();
@@ -79,13 +90,10 @@ function printResult(result: MigrateResult): void {
     ['RAM sent', formatBytes(bytes.ram)],
     ['Device state', `${formatBytes(bytes.precopy)} in pre-copy, ${formatBytes(bytes.stop)} at the stop`],
     ['Dirty pages', `${result.dirtyPages} written by devices (${formatBytes(bytes.pages)})`],
-    ...result.devices.map(
-      (device) =>
-        [
-          `Device ${device.id}`,
-          `${device.format?.name ?? 'format unknown'} ${device.format?.version ?? ''}`,
-        ] as const,
-    ),
+    ...result.devices.flatMap(({ id, negotiation }) => [
+      [`Device ${id}`, ''] as const,
+      ...negotiationRows(negotiation),
+    ]),
   ]);
   for (const warning of result.warnings) process.stderr.write(`warning: ${warning}\n`);
 }

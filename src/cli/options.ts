@@ -67,3 +67,21 @@ export function thenOption(): Option {
     .choices(['run', 'stop'])
     .default('run');
 }
+
+/** What `formatOptions` give. */
+export interface FormatCommandOptions {
+  format: string;
+  allowLossy?: boolean;
+  compress?: boolean;
+}
+
+export function formatOptions(): Option[] {
+  return [
+    new Option(
+      '--format <name>',
+      'the format of the device state, by name or UUID; auto to negotiate',
+    ).default('auto'),
+    new Option('--allow-lossy', 'take a way that loses a part of the state, if there is no other'),
+    new Option('--compress', 'compress the device state, if both ends can'),
+  ];
+}

@@ -8,10 +8,11 @@ export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
 }
 
-/** `Key: value` lines, values in a column. */
+/** `Key: value` lines, values in a column; further lines of one key have an empty key. */
 export function printColumns(rows: readonly (readonly [key: string, value: string])[]): void {
   const width = Math.max(...rows.map(([key]) => key.length)) + 1;
-  for (const [key, value] of rows) process.stdout.write(`${`${key}:`.padEnd(width)}  ${value}\n`);
+  for (const [key, value] of rows)
+    process.stdout.write(`${`${key}${key === '' ? '' : ':'}`.padEnd(width)}  ${value}\n`);
 }
 
 /** Says on stderr what went wrong. @returns the exit code for it */

@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `devstate serve nvme`: a device server, until it is told to end. */
 
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { createAlderNvme } from '../devices/nvme/alder/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
-import { resolveNvmeParameters } from '../devices/nvme/spec/index.js';
+import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
+import { modelJson } from '../formats/index.js';
 import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
 import { collectParameter, parseSize } from './options.js';
+import { printJson } from './output.js';
 
 interface ServeNvmeOptions {
-  socket: string;
+  socket?: string;
   migrationSocket?: string;
-  image: string;
+  image?: string;
   size?: number;
   vendor: 'alder';
   param: Record<string, string>;
   incoming?: boolean;
+  printModelJson?: boolean;
 }
 
 /** Size of an image that is created without --size. */
@@ -32,17 +35,40 @@ export function serveCommand(): Command {
 function serveNvmeCommand(): Command {
   return new Command('nvme')
     .description('an NVMe controller with one namespace in an image file')
-    .requiredOption('--socket <path>', 'where the VMM connects')
+    .option('--socket <path>', 'where the VMM connects')
     .option('--migration-socket <path>', 'where managers connect')
-    .requiredOption('--image <file>', 'raw image of the namespace; created if it is not there')
+    .option('--image <file>', 'raw image of the namespace; created if it is not there')
     .option('--size <size>', 'size of the namespace (of a new image: 64M)', parseSize)
     .addOption(new Option('--vendor <name>', 'whose implementation').choices(['alder']).default('alder'))
     .option('--param <key=value>', 'a parameter of the device model (repeatable)', collectParameter, {})
     .option('--incoming', "be a migration's destination: leave the image alone until state is loaded")
+    .option(
+      '--print-model-json',
+      'print the model with its parameters and what they can be, and serve nothing',
+    )
     .action(serveNvme);
 }
 
 async function serveNvme(options: ServeNvmeOptions): Promise<void> {
+  if (options.printModelJson === true) return printModel(options);
+  const { socket, image } = options;
+  if (socket === undefined || image === undefined) {
+    throw new DevstateError('DEVSTATE_E_USAGE', 'serve nvme needs --socket PATH and --image FILE');
+  }
+  return serve({ ...options, socket, image });
+}
+
+/** The parameters' initial values are those that a server started with the same options would have. */
+function printModel(options: ServeNvmeOptions): void {
+  const exists = options.image !== undefined && existsSync(options.image);
+  const size = options.size ?? (exists ? statSync(options.image ?? '').size : DEFAULT_IMAGE_SIZE);
+  printJson(modelJson(nvmeModel(resolveNvmeParameters(options.param, size))));
+}
+
+/** With what a server cannot do without. */
+type Serving = ServeNvmeOptions & { socket: string; image: string };
+
+async function serve(options: Serving): Promise<void> {
   if (options.socket === options.migrationSocket) {
     throw new DevstateError(
       'DEVSTATE_E_USAGE',
@@ -72,7 +98,7 @@ async function serveNvme(options: ServeNvmeOptions): Promise<void> {
   }
 }
 
-function openImage(options: ServeNvmeOptions, incoming: boolean): ImageFile {
+function openImage(options: Serving, incoming: boolean): ImageFile {
   const isNew = !incoming && !existsSync(options.image);
   const size = options.size ?? (isNew ? DEFAULT_IMAGE_SIZE : undefined);
   return ImageFile.open({ path: options.image, lock: !incoming, ...(size === undefined ? {} : { size }) });

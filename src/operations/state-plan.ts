@@ -8,10 +8,10 @@
 
 import type { DeviceDescription, MigrationClient } from '../client/index.js';
 import { converters as knownConverters } from '../devices/catalogue.js';
-import { DevstateError } from '../errors.js';
 import {
   type Candidate,
   type Converter,
+  candidateName,
   type FormatOffer,
   findFormat,
   modelDifferences,
@@ -37,6 +37,22 @@ export interface FormatOptions {
   readonly allowLossy?: boolean;
   /** Compress the stream, if both ends can. */
   readonly compress?: boolean;
+}
+
+/** What a negotiation came to, for people and for JSON. */
+export interface NegotiationSummary {
+  /** The formats passed through; null between peers that do not say which they have. */
+  readonly taken: string | null;
+  readonly reason: string;
+  readonly losses: readonly string[];
+  readonly features: readonly string[];
+  /** Best first, the taken one among them. */
+  readonly candidates: readonly {
+    readonly name: string;
+    readonly taken: boolean;
+    readonly reason: string;
+    readonly losses: readonly string[];
+  }[];
 }
 
 /** How one device's state will travel. */
@@ -135,9 +151,24 @@ export async function selectFormats(
   if (plan.destination.interface === 'formats') await destination.selectFormat(taken.to, 'load');
 }
 
-/** @throws DEVSTATE_E_INCOMPATIBLE with all reasons */
-export function requirePlan({ plan, reasons, remedies: fixes }: Planned): StatePlan {
-  if (reasons.length === 0) return plan;
-  const help = fixes.length === 0 ? '' : `; start the destination with --param ${fixes.join(' --param ')}`;
-  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', `${reasons.join('; ')}${help}`);
+/** Why a plan does not hold, and what to do about it, as sentences; empty if it holds. */
+export function planReasons({ reasons, remedies: fixes }: Planned): string[] {
+  if (fixes.length === 0) return [...reasons];
+  return [...reasons, `start the destination with --param ${fixes.join(' --param ')}`];
+}
+
+export function summarisePlan({ negotiation, features }: StatePlan): NegotiationSummary {
+  const taken = negotiation?.taken;
+  return {
+    taken: taken === undefined ? null : candidateName(taken),
+    reason: taken?.reason ?? 'the stream is passed on as it is: neither end says which formats it has',
+    losses: taken?.losses ?? [],
+    features,
+    candidates: (negotiation?.candidates ?? []).map((candidate) => ({
+      name: candidateName(candidate),
+      taken: candidate.taken,
+      reason: candidate.reason,
+      losses: candidate.losses,
+    })),
+  };
 }

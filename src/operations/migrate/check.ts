@@ -2,7 +2,6 @@
 /** Phase *check*: everybody is there and fits together. Refuses with every reason at once, before anything changes. */
 
 import { DevstateError } from '../../errors.js';
-import { modelDifferences } from '../../formats/index.js';
 import { PageBitmap } from '../../migration/index.js';
 import {
   findPciDevice,
@@ -14,6 +13,8 @@ import {
 } from '../../qemu/index.js';
 import { MigrationState, migrationStateName } from '../../wire/index.js';
 import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
+import { askPeer, type FormatOptions, type Planned, planReasons, planState } from '../state-plan.js';
+import { createTransfer } from '../state-transfer.js';
 import type { Run, RunDevice, Vm } from './run.js';
 import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
 
@@ -38,10 +39,13 @@ export async function check(
   try {
     const sourceQmp = await openQmp(options.sourceQmp, signal, cleanup);
     const destinationQmp = await openQmp(options.destQmp, signal, cleanup);
-    const devices: RunDevice[] = [];
-    for (const pair of options.devices) devices.push(await openPair(pair, cleanup));
-
     const reasons: string[] = [];
+    const devices: RunDevice[] = [];
+    for (const pair of options.devices) {
+      const { device, planned } = await openPair(pair, options, cleanup);
+      devices.push(device);
+      reasons.push(...planReasons(planned).map((reason) => `device ${device.id}: ${reason}`));
+    }
     const runState = await queryRunState(sourceQmp, { signal });
     reasons.push(...(await checkSourceVm(runState.status, devices)));
     await checkQemus(sourceQmp, destinationQmp, signal, reasons);
@@ -106,17 +110,29 @@ async function attach(qmp: QmpClient, signal: AbortSignal, cleanup: Cleanup): Pr
   return { qmp, qtest, watch: new MigrationWatch(qmp) };
 }
 
-async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Promise<RunDevice> {
+async function openPair(
+  { id, source, dest }: DevicePair,
+  options: FormatOptions,
+  cleanup: Cleanup,
+): Promise<{ device: RunDevice; planned: Planned }> {
   const open = async (path: string): Promise<DeviceSocket> => {
     const socket = await openDeviceSocket(path);
     cleanup.push(() => socket.device.close());
     return socket;
   };
-  const device = { id, source: await open(source), destination: await open(dest) };
-  const description = await device.source.device.description();
-  return {
-    ...device,
-    description,
+  const sockets = { source: await open(source), destination: await open(dest) };
+  const planned = planState(
+    await askPeer(sockets.source.device),
+    await askPeer(sockets.destination.device),
+    options,
+  );
+  const { plan } = planned;
+  const device = {
+    id,
+    ...sockets,
+    description: plan.source.description,
+    plan,
+    transfer: createTransfer(plan, sockets.source.device, sockets.destination.device),
     view: undefined,
     silenced: false,
     dirty: new PageBitmap(),
@@ -125,6 +141,7 @@ async function openPair({ id, source, dest }: DevicePair, cleanup: Cleanup): Pro
     precopyBytes: 0,
     stopBytes: 0,
   };
+  return { device, planned };
 }
 
 /**
@@ -182,14 +199,6 @@ async function checkDevice(device: RunDevice, qmp: QmpClient, signal: AbortSigna
   }
   if (states[1] !== MigrationState.RUNNING) about(`its destination is ${migrationStateName(states[1])}`);
 
-  const destination = await device.destination.device.description();
-  if (device.description !== undefined && destination !== undefined) {
-    for (const difference of modelDifferences(device.description.model, destination.model)) about(difference);
-    const known = destination.formats.map(({ uuid }) => uuid);
-    if (!device.description.formats.slice(0, 1).every(({ uuid }) => known.includes(uuid))) {
-      about(`the destination does not know the format ${device.description.formats[0]?.name}`);
-    }
-  }
   if (found !== undefined && device.description !== undefined) {
     const { vendorId, deviceId } = device.description.pci;
     if (found.vendorId !== vendorId || found.deviceId !== deviceId) {

@@ -24,7 +24,9 @@
  */
 
 import { asDevstateError, DevstateError } from '../../errors.js';
+import { formatVersionText } from '../../formats/index.js';
 import { queryMigration, queryRunState } from '../../qemu/index.js';
+import { summarisePlan } from '../state-plan.js';
 import { check } from './check.js';
 import { commit, type LandTimes, land } from './land.js';
 import { precopy } from './precopy.js';
@@ -142,18 +144,15 @@ async function summarise(
     },
     dirtyPages: sum(({ dirty }) => dirty.count),
     devices: run.devices.map((device) => {
-      const format = device.description?.formats[0];
+      const format = device.plan.negotiation?.taken?.from;
       return {
         id: device.id,
         model: device.description?.model.uri,
         format:
           format === undefined
             ? undefined
-            : {
-                uuid: format.uuid,
-                name: format.name,
-                version: `${format.version.major}.${format.version.minor}`,
-              },
+            : { uuid: format.uuid, name: format.name, version: formatVersionText(format.version) },
+        negotiation: summarisePlan(device.plan),
         precopyBytes: device.precopyBytes,
         stopBytes: device.stopBytes,
         dirtyPages: device.dirty.count,

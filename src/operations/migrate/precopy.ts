@@ -9,7 +9,7 @@ import {
   startMigration,
 } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
-import { transferState } from '../state-stream.js';
+import { selectFormats } from '../state-plan.js';
 import { delay, unlessAborted } from '../waiting.js';
 import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
 import { rehearse } from './rehearse.js';
@@ -33,7 +33,8 @@ export async function precopy(run: Run): Promise<void> {
   });
   await configureDestination(destination.qmp, { signal });
   // The destination takes state from the beginning, so that one that does not fit is refused while the VM runs.
-  await forEachDevice(run, async ({ source: from, destination: to }) => {
+  await forEachDevice(run, async ({ plan, source: from, destination: to }) => {
+    await selectFormats(plan, from.device, to.device);
     await to.device.setState(MigrationState.RESUMING);
     // Before QEMU reads its first page: a write that it could miss must be in the log.
     await startLog(from.device);
@@ -70,7 +71,7 @@ async function untilSwitchover(run: Run): Promise<void> {
 async function sendRound(run: Run): Promise<void> {
   await forEachDevice(run, async (device) => {
     if ((device.source.flags & MigrationFlag.PRE_COPY) === 0) return;
-    device.precopyBytes += await transferState(device.source.device, device.destination.device, run.signal);
+    device.precopyBytes += await device.transfer.round(run.signal);
   });
 }
 

@@ -5,6 +5,8 @@ import type { DeviceDescription } from '../../client/index.js';
 import type { PageBitmap } from '../../migration/index.js';
 import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
 import type { DeviceSocket } from '../device-socket.js';
+import type { StatePlan } from '../state-plan.js';
+import type { StateTransfer } from '../state-transfer.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
 /** One QEMU. */
@@ -20,6 +22,9 @@ export interface RunDevice {
   readonly source: DeviceSocket;
   readonly destination: DeviceSocket;
   readonly description: DeviceDescription | undefined;
+  /** How its state will travel. */
+  readonly plan: StatePlan;
+  readonly transfer: StateTransfer;
   /** Configuration space of the destination's device while it was fresh: what its layout is. */
   like: Uint8Array | undefined;
   /** QEMU's view of the device at the source, once captured. */

@@ -6,7 +6,6 @@
 
 import { capturePciView, findPciDevice, type PciLocation, silenceIntx } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
-import { transferState } from '../state-stream.js';
 import { unlessAborted, within } from '../waiting.js';
 import { collectDirty } from './dirty-pages.js';
 import { writeNote } from './note.js';
@@ -50,7 +49,7 @@ export async function switchover(run: Run): Promise<SwitchoverTimes> {
 
 async function save(run: Run, stopwatch: Stopwatch): Promise<{ saveMs: number; dirtyLogMs: number }> {
   await forEachDevice(run, async (device) => {
-    device.stopBytes = await transferState(device.source.device, device.destination.device, run.signal);
+    device.stopBytes = await device.transfer.finish(run.signal);
   });
   const saveMs = stopwatch.lap();
   await forEachDevice(run, ({ source, dirty }) =>

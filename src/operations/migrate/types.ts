@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a migration is asked for, what it reports on the way, and what it ends with. */
 
+import type { FormatOptions, NegotiationSummary } from '../state-plan.js';
+
 /** One vfio-user device of the VM: QEMU's id of it, and the migration sockets of its two servers. */
 export interface DevicePair {
   readonly id: string;
@@ -8,7 +10,7 @@ export interface DevicePair {
   readonly dest: string;
 }
 
-export interface MigrateOptions {
+export interface MigrateOptions extends FormatOptions {
   /** QMP socket of the QEMU that runs the VM. */
   readonly sourceQmp: string;
   /** QMP socket of the QEMU that waits for it (`-S -incoming defer`). */
@@ -60,7 +62,10 @@ export interface Downtime {
 export interface MigratedDevice {
   readonly id: string;
   readonly model: string | undefined;
+  /** What the source saved; undefined if it does not say. */
   readonly format: { readonly uuid: string; readonly name: string; readonly version: string } | undefined;
+  /** How the formats at both ends were agreed on. */
+  readonly negotiation: NegotiationSummary;
   readonly precopyBytes: number;
   readonly stopBytes: number;
   /** Pages of 4 KiB that the device had written while the VM ran, and that were copied at the stop. */

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate check`: whether a device's state could go on in another device, and how it would travel. */
+
+import { Command } from 'commander';
+import { ExitCode } from '../errors.js';
+import { type CheckDevicesResult, type CheckedPeer, checkDevices } from '../operations/index.js';
+import { negotiationRows } from './negotiation.js';
+import { type FormatCommandOptions, formatOptions, outputOption } from './options.js';
+import { formatBytes, printColumns, printJson } from './output.js';
+
+interface CheckCommandOptions extends FormatCommandOptions {
+  source: string;
+  dest: string;
+  output: 'text' | 'json';
+}
+
+export function checkCommand(): Command {
+  const command = new Command('check')
+    .description("whether a device's state could go on in another device; changes nothing")
+    .requiredOption('--source <path>', 'migration socket of the server that has the state')
+    .requiredOption('--dest <path>', 'migration socket of the server that is to take it');
+  for (const option of formatOptions()) command.addOption(option);
+  return command.addOption(outputOption()).action(async (options: CheckCommandOptions) => {
+    const result = await checkDevices(options);
+    if (options.output === 'json') printJson(result);
+    else printResult(result);
+    if (!result.compatible) process.exitCode = ExitCode.incompatible;
+  });
+}
+
+function printResult(result: CheckDevicesResult): void {
+  printColumns([
+    ['Compatible', result.compatible ? 'yes' : 'no'],
+    ...result.reasons.map((reason) => ['', reason] as const),
+    ['Source', peerText(result.source)],
+    ['Destination', peerText(result.dest)],
+    ['Model', result.source.model ?? 'not told'],
+    ...parameterRows(result),
+    ['State', sizeText(result.source)],
+    ...negotiationRows(result.negotiation),
+  ]);
+}
+
+function peerText({ producer, interface: how, formats }: CheckedPeer): string {
+  const name = producer === null ? 'unknown server' : `${producer.name} ${producer.version}`;
+  if (how === 'opaque') return `${name}, does not say which formats it has`;
+  const list = formats.map((format) => `${format.name} ${format.version}`).join(', ');
+  return how === 'values' ? `${name}, values of ${list}` : `${name}, ${list}`;
+}
+
+function parameterRows({ source, dest }: CheckDevicesResult): [string, string][] {
+  const names = new Set([...Object.keys(source.parameters), ...Object.keys(dest.parameters)]);
+  return [...names].sort().map((name) => {
+    const [from, to] = [source.parameters[name] ?? '(none)', dest.parameters[name] ?? '(none)'];
+    return [`  ${name}`, from === to ? `${from}` : `${from} at the source, ${to} at the destination`];
+  });
+}
+
+function sizeText({ formats }: CheckedPeer): string {
+  const known = formats.flatMap(({ name, estimate }) =>
+    estimate === null ? [] : [`${formatBytes(estimate)} as ${name}`],
+  );
+  return known.length === 0 ? 'size not told' : `about ${known.join(', ')}`;
+}

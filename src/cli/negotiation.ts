@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/** How formats were agreed on, as rows for people. */
+
+import type { NegotiationSummary } from '../operations/index.js';
+
+/** The format taken and why, then every other candidate and why not. */
+export function negotiationRows(summary: NegotiationSummary): [key: string, value: string][] {
+  const { taken, reason, features, candidates } = summary;
+  const compressed = features.length === 0 ? '' : `, compressed (${features.join(', ')})`;
+  return [
+    ['Format', taken === null ? reason : `${taken}${compressed}: ${reason}`],
+    ...candidates
+      .filter((candidate) => !candidate.taken)
+      .map((candidate): [string, string] => ['  not', `${candidate.name}: ${candidate.reason}`]),
+  ];
+}

@@ -52,10 +52,13 @@ function serveNvmeCommand(): Command {
 async function serveNvme(options: ServeNvmeOptions): Promise<void> {
   if (options.printModelJson === true) return printModel(options);
   const { socket, image } = options;
-  if (socket === undefined || image === undefined) {
-    throw new DevstateError('DEVSTATE_E_USAGE', 'serve nvme needs --socket PATH and --image FILE');
-  }
+  if (socket === undefined) throw missing('--socket <path>');
+  if (image === undefined) throw missing('--image <file>');
   return serve({ ...options, socket, image });
+}
+
+function missing(option: string): DevstateError {
+  return new DevstateError('DEVSTATE_E_USAGE', `required option '${option}' not specified; see --help`);
 }
 
 /** The parameters' initial values are those that a server started with the same options would have. */

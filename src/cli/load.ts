@@ -8,6 +8,7 @@ import { formatBytes } from './output.js';
 
 interface LoadCommandOptions {
   migrationSocket: string;
+  allowLossy?: boolean;
   then: 'run' | 'stop';
 }
 
@@ -15,12 +16,14 @@ export function loadCommand(): Command {
   return new Command('load')
     .description("load a device's state from a file")
     .addOption(migrationSocketOption())
+    .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
     .addOption(thenOption())
     .argument('<file>', 'a saved state; - for stdin')
     .action(async (input: string, options: LoadCommandOptions) => {
       const { bytes } = await load({
         migrationSocket: options.migrationSocket,
         input,
+        allowLossy: options.allowLossy ?? false,
         afterwards: options.then,
       });
       process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);

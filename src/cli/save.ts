@@ -10,6 +10,8 @@ import { untilSignalled } from './signals.js';
 interface SaveCommandOptions {
   migrationSocket: string;
   output: string;
+  format: string;
+  compress?: boolean;
   then: 'run' | 'stop';
 }
 
@@ -18,12 +20,16 @@ export function saveCommand(): Command {
     .description("save a device's state to a file; the device stops meanwhile")
     .addOption(migrationSocketOption())
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
+    .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
+    .option('--compress', 'compress it, if the device can')
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
       const { bytes, stoppedMs } = await untilSignalled((signal) =>
         save({
           migrationSocket: options.migrationSocket,
           output: options.output,
+          format: options.format,
+          compress: options.compress ?? false,
           afterwards: options.then,
           signal,
         }),

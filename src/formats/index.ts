@@ -44,6 +44,7 @@ export type { PciFunctionState } from './pci/state.js';
 export {
   findFormat,
   formatVersionText,
+  isSameName,
   NVME_ALDER,
   REGISTERED_FORMATS,
   type RegisteredFormat,

@@ -77,8 +77,8 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
 
 function describePeer(peer: StatePeer): CheckedPeer {
   return {
-    model: peer.description?.model.uri ?? null,
-    parameters: peer.description?.model.parameters ?? {},
+    model: peer.model?.uri ?? null,
+    parameters: peer.model?.parameters ?? {},
     producer: peer.description?.producer ?? null,
     interface: peer.interface,
     formats: peer.offers.map(({ uuid, name, version, save, load, fidelity, features, estimate }) => ({

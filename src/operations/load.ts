@@ -2,14 +2,21 @@
 /** Loads a device's state from a file. What is not a whole and intact blob never reaches the device. */
 
 import { createReadStream } from 'node:fs';
-import type { DeviceDescription } from '../client/index.js';
 import { DevstateError } from '../errors.js';
-import { EnvelopeDecoder, type EnvelopeHeader, modelDifferences } from '../formats/index.js';
+import { EnvelopeDecoder, type EnvelopeHeader, findFormat } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
-import { writeState } from './state-stream.js';
+import {
+  askPeer,
+  type FormatOptions,
+  planReasons,
+  planState,
+  type StatePeer,
+  type StatePlan,
+} from './state-plan.js';
+import { createSink, type StateSink } from './state-transfer.js';
 
-export interface LoadOptions {
+export interface LoadOptions extends FormatOptions {
   readonly migrationSocket: string;
   /** The blob; `-` for stdin. */
   readonly input: string;
@@ -20,63 +27,79 @@ export interface LoadOptions {
 const READ_LENGTH = 1024 * 1024;
 
 /**
+ * A state in a format that the device does not have is converted on the way, if that loses nothing (or may).
  * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE before the device is touched (what comes from
  * stdin is looked at as it comes: its beginning before, the rest while the device takes it);
  * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
   const { device } = await openDeviceSocket(options.migrationSocket);
-  let begun = false;
+  let sink: StateSink | undefined;
   try {
-    const description = await device.description();
+    const peer = await askPeer(device);
     if (options.input !== '-') {
-      const decoder = newDecoder(description);
+      const { decoder } = newDecoder(peer, options);
       for await (const chunk of readInput(options.input)) decoder.push(chunk);
       decoder.finish();
     }
-    const decoder = newDecoder(description);
+    const { decoder, plan } = newDecoder(peer, options);
+    /** What came before the header was whole. */
+    const held: Uint8Array[] = [];
     let bytes = 0;
     for await (const chunk of readInput(options.input)) {
       decoder.push(chunk);
-      if (!begun) await device.setState(MigrationState.RESUMING);
-      begun = true;
-      await writeState(device, chunk);
       bytes += chunk.length;
+      held.push(chunk);
+      const chosen = plan();
+      if (chosen === undefined) continue;
+      if (sink === undefined) {
+        const taken = chosen.negotiation?.taken;
+        if (taken !== undefined && peer.interface === 'formats') await device.selectFormat(taken.to, 'load');
+        sink = createSink(chosen, device);
+        await device.setState(MigrationState.RESUMING);
+      }
+      for (const piece of held.splice(0)) await sink.write(piece);
     }
     decoder.finish();
+    await sink?.finish();
     await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
     return { bytes };
   } catch (error) {
     // A load that was begun can only be given up.
-    if (begun) await device.reset().catch(() => {});
+    if (sink !== undefined) await device.reset().catch(() => {});
     throw error;
   } finally {
     device.close();
   }
 }
 
-/** Refuses a state that is of another device than this one, when it says what it is. */
-function newDecoder(description: DeviceDescription | undefined): EnvelopeDecoder {
-  return new EnvelopeDecoder({
+/** Refuses a state that cannot go on in this device, when that says what it can; `plan` is there once the header is. */
+function newDecoder(
+  peer: StatePeer,
+  options: FormatOptions,
+): { decoder: EnvelopeDecoder; plan: () => StatePlan | undefined } {
+  let plan: StatePlan | undefined;
+  const decoder = new EnvelopeDecoder({
     onHeader: (header) => {
-      const reasons = description === undefined ? [] : misfits(header, description);
-      if (reasons.length === 0) return;
-      const message = `the state does not fit the device: ${reasons.join('; ')}`;
-      throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+      const planned = planState(savedPeer(header, peer), peer, options);
+      const reasons = planReasons(planned);
+      if (reasons.length > 0) {
+        const message = `the state does not fit the device: ${reasons.join('; ')}`;
+        throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+      }
+      plan = planned.plan;
     },
   });
+  return { decoder, plan: () => plan };
 }
 
-function misfits(header: EnvelopeHeader, { model, formats }: DeviceDescription): string[] {
-  const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
-  const format = formats.find(({ uuid }) => uuid === header.format);
-  if (format === undefined) reasons.push(`the device does not know the format ${header.format}`);
-  else if (format.version.major !== header.version.major) {
-    reasons.push(
-      `the device does not know version ${header.version.major} of ${format.name}, but ${format.version.major}`,
-    );
-  }
-  return reasons;
+/** A blob, as if a device offered it; to a device that does not say what it takes it is given as it is. */
+function savedPeer(header: EnvelopeHeader, peer: StatePeer): StatePeer {
+  if (peer.interface === 'opaque') return { interface: 'opaque', offers: [], model: undefined };
+  const { format: uuid, version, features, model: uri, parameters } = header;
+  const name = findFormat(uuid)?.name ?? uuid;
+  const offer = { uuid, name, version, save: true, load: false, fidelity: 'complete', features } as const;
+  return { interface: 'formats', offers: [offer], model: { uri, parameters } };
 }
 
 /** The bytes of a file or of stdin. @throws DEVSTATE_E_INPUT */

@@ -5,16 +5,23 @@ import { createWriteStream } from 'node:fs';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
+import { isSameName } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
-import { readState } from './state-stream.js';
+import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
+import { readPeer } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
 
 export interface SaveOptions {
   readonly migrationSocket: string;
   /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
   readonly output: string;
+  /** The format, by name or UUID, or `auto` for the device's own choice. Default: `auto`. */
+  readonly format?: string;
+  /** Compress it, if the device can. */
+  readonly compress?: boolean;
   /** What the device does afterwards. */
   readonly afterwards: 'run' | 'stop';
   /** Gives up: the device goes on as it was, and nothing is written. */
@@ -35,13 +42,15 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   const { signal } = options;
   const { device } = await openDeviceSocket(options.migrationSocket);
   try {
+    const peer = await askPeer(device);
+    await select(device, peer, options);
     const before = await device.state();
     const started = performance.now();
     try {
       // Somebody may have begun to save and died: what is left of that is no whole state.
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
       await unlessAborted(device.setState(MigrationState.STOP_COPY), signal);
-      const bytes = await writeOut(options.output, readState(device, signal));
+      const bytes = await writeOut(options.output, readPeer(peer, device, signal));
       signal?.throwIfAborted();
       await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
       return { bytes, stoppedMs: performance.now() - started };
@@ -54,6 +63,23 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   } finally {
     device.close();
   }
+}
+
+/** @throws DEVSTATE_E_INCOMPATIBLE when the device does not save that format */
+async function select(
+  device: MigrationClient,
+  { offers, interface: how }: StatePeer,
+  { format = 'auto', compress = false }: SaveOptions,
+): Promise<void> {
+  const offer = format === 'auto' ? offers[0] : offers.find((one) => one.save && isSameName(one, format));
+  if (offer === undefined && format !== 'auto') {
+    const known =
+      offers.length === 0 ? 'it does not say what it saves' : offers.map(({ name }) => name).join(', ');
+    const message = `the device does not save ${format} (${known}); save it as it is and use devstate convert`;
+    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+  }
+  if (how !== 'formats' || offer === undefined || (format === 'auto' && !compress)) return;
+  await device.selectFormat(offer, 'save', compress ? bestFeature(offer.features) : []);
 }
 
 /** Writes all chunks, and makes the file appear under its name only when it is whole and on disk. */

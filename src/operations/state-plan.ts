@@ -12,6 +12,7 @@ import {
   type Candidate,
   type Converter,
   candidateName,
+  type DeviceModel,
   type FormatOffer,
   findFormat,
   modelDifferences,
@@ -27,7 +28,10 @@ export type StateInterface = 'formats' | 'values' | 'opaque';
 export interface StatePeer {
   readonly interface: StateInterface;
   readonly offers: readonly FormatOffer[];
-  readonly description: DeviceDescription | undefined;
+  /** Undefined if it does not say. */
+  readonly model: DeviceModel | undefined;
+  /** All that a device says of itself. */
+  readonly description?: DeviceDescription | undefined;
 }
 
 export interface FormatOptions {
@@ -77,9 +81,10 @@ export interface Planned {
 /** Asks a device server what it can do. */
 export async function askPeer(device: MigrationClient): Promise<StatePeer> {
   const description = await device.description();
+  const said = { model: description?.model, description };
   const offers = await device.formats();
-  if (offers !== undefined && offers.length > 0) return { interface: 'formats', offers, description };
-  if (!(await device.hasValues())) return { interface: 'opaque', offers: [], description };
+  if (offers !== undefined && offers.length > 0) return { interface: 'formats', offers, ...said };
+  if (!(await device.hasValues())) return { interface: 'opaque', offers: [], ...said };
   const { uuid: bytes, major, minor } = await device.valueNames();
   const uuid = uuidFromBytes(bytes);
   const offer: FormatOffer = {
@@ -91,7 +96,7 @@ export async function askPeer(device: MigrationClient): Promise<StatePeer> {
     fidelity: 'complete',
     features: [],
   };
-  return { interface: 'values', offers: [offer], description };
+  return { interface: 'values', offers: [offer], ...said };
 }
 
 /** @param converters what can be used on the way; default: all that are known */
@@ -103,9 +108,9 @@ export function planState(
 ): Planned {
   const reasons: string[] = [];
   let fixes: string[] = [];
-  if (source.description !== undefined && destination.description !== undefined) {
-    reasons.push(...modelDifferences(source.description.model, destination.description.model));
-    fixes = remedies(source.description.model, destination.description.model);
+  if (source.model !== undefined && destination.model !== undefined) {
+    reasons.push(...modelDifferences(source.model, destination.model));
+    fixes = remedies(source.model, destination.model);
   }
   const isOpaque = [source, destination].map((peer) => peer.interface === 'opaque');
   if (isOpaque.includes(true)) {
@@ -128,9 +133,12 @@ export function planState(
 }
 
 function commonFeatures({ from, to }: Candidate): string[] {
-  // The best of those that both have: one is enough.
-  const common = from.features.filter((feature) => to.features.includes(feature));
-  return common.includes('zstd') ? ['zstd'] : common.slice(0, 1);
+  return bestFeature(from.features.filter((feature) => to.features.includes(feature)));
+}
+
+/** The one to compress with among those that can be had: one is enough. */
+export function bestFeature(features: readonly string[]): string[] {
+  return features.includes('zstd') ? ['zstd'] : features.slice(0, 1);
 }
 
 /** Every candidate with the reason it was not taken, as one sentence. */

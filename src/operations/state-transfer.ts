@@ -3,15 +3,15 @@
 
 import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
-import { BlobConverter, type Candidate } from '../formats/index.js';
+import { BlobConverter, type Converter } from '../formats/index.js';
 import { PRODUCER } from '../version.js';
-import type { StatePlan } from './state-plan.js';
+import type { StatePeer, StatePlan } from './state-plan.js';
 import { readState, transferState, writeState } from './state-stream.js';
 import { readValuesAsBlob, ValuesWriter } from './state-values.js';
 import { unlessAborted } from './waiting.js';
 
 /** Where the stream goes, once it is in the destination's format. */
-interface StateSink {
+export interface StateSink {
   write(bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
   /** All has been written. */
   finish(signal?: AbortSignal): Promise<void>;
@@ -38,19 +38,8 @@ export function createTransfer(
     const move = (signal?: AbortSignal): Promise<number> => transferState(source, destination, signal);
     return { round: move, finish: move };
   }
-  const sink: StateSink = toValues ? new ValuesWriter(destination, taken.to.uuid) : streamSink(destination);
-  const stage = new ConvertingSink(taken, sink);
-  const chunks = (signal?: AbortSignal): AsyncIterable<Uint8Array> => {
-    if (!fromValues) return readState(source, signal);
-    const model = plan.source.description?.model;
-    if (model === undefined) {
-      throw new DevstateError(
-        'DEVSTATE_E_NOT_MIGRATABLE',
-        'the source has values but does not say of which model',
-      );
-    }
-    return readValuesAsBlob(source, model, taken.from, signal);
-  };
+  const stage = createSink(plan, destination);
+  const chunks = (signal?: AbortSignal): AsyncIterable<Uint8Array> => readPeer(plan.source, source, signal);
   const move = async (signal?: AbortSignal): Promise<void> => {
     for await (const chunk of chunks(signal)) await stage.write(chunk, signal);
   };
@@ -63,6 +52,33 @@ export function createTransfer(
         await stage.finish(signal);
       }),
   };
+}
+
+/** What takes the source's stream, converts it as planned and gives it to the destination, in RESUMING. */
+export function createSink(plan: StatePlan, destination: MigrationClient): ConvertingSink {
+  const taken = plan.negotiation?.taken;
+  const sink =
+    plan.destination.interface === 'values' && taken !== undefined
+      ? new ValuesWriter(destination, taken.to.uuid)
+      : streamSink(destination);
+  return new ConvertingSink(taken?.way ?? [], plan.features, sink);
+}
+
+/** All that a device in STOP_COPY has to give, or what one in PRE_COPY has now, as a stream. A chunk is valid until the next. */
+export function readPeer(
+  peer: StatePeer,
+  device: MigrationClient,
+  signal?: AbortSignal,
+): AsyncIterable<Uint8Array> {
+  const [offer] = peer.offers;
+  if (peer.interface !== 'values' || offer === undefined) return readState(device, signal);
+  if (peer.model === undefined) {
+    throw new DevstateError(
+      'DEVSTATE_E_NOT_MIGRATABLE',
+      'the device has values but does not say of which model',
+    );
+  }
+  return readValuesAsBlob(device, peer.model, offer, signal);
 }
 
 function streamSink(destination: MigrationClient): StateSink {
@@ -80,12 +96,13 @@ class ConvertingSink implements StateSink {
   readonly #output: Uint8Array[] = [];
   #bytes = 0;
 
-  constructor({ way }: Candidate, sink: StateSink) {
+  constructor(way: readonly Converter[], features: readonly string[], sink: StateSink) {
     this.#sink = sink;
     if (way.length === 0) return;
     this.#converter = new BlobConverter({
       choose: () => way,
       producer: PRODUCER,
+      features,
       write: (bytes) => this.#output.push(bytes.slice()),
     });
   }

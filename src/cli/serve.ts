@@ -22,6 +22,7 @@ interface ServeNvmeOptions {
   vendor: 'alder';
   param: Record<string, string>;
   incoming?: boolean;
+  format?: string[];
   printModelJson?: boolean;
 }
 
@@ -88,7 +89,11 @@ async function serve(options: Serving): Promise<void> {
   try {
     const device = createAlderNvme({ image, parameters: options.param });
     const server = new Server({
-      device: new DeviceRuntime(device, { name: 'nvme', log }),
+      device: new DeviceRuntime(device, {
+        name: 'nvme',
+        log,
+        ...(options.format === undefined ? {} : { formats: options.format }),
+      }),
       socketPath: options.socket,
       ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),
       log,

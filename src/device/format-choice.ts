@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Which formats a device offers over the wire, and the ones a connection has chosen among them. */
 
+import { DevstateError } from '../errors.js';
 import {
   type EnvelopeHeader,
   formatVersionText,
+  isSameName,
   modelDifferences,
   uuidFromBytes,
   uuidToBytes,
@@ -18,9 +20,51 @@ import {
   RequestError,
   type WireFormatOffer,
 } from '../wire/index.js';
-import type { Device } from './device.js';
+import type { Device, DeviceModel, DeviceValues } from './device.js';
 
 const availableCompressions = (): string[] => [];
+
+/** How a device gives and takes its state: as streams of formats, value by value, or both. */
+export interface StateOffer {
+  /** In order of preference. */
+  readonly formats: readonly StateFormat[];
+  readonly values: DeviceValues | undefined;
+}
+
+/** Names the values of a device in a list of formats. */
+const VALUES = 'values';
+
+/**
+ * What a device offers, or the part of it that an operator wants it to: to pin what its state looks like, whatever a newer
+ * version of it can do.
+ * @param names formats by name or UUID, each perhaps with `@MAJOR`, in order of preference; `values`; undefined for all
+ * @throws DevstateError DEVSTATE_E_FORMAT_UNKNOWN for one that the device does not have
+ */
+export function stateOffer({ formats, values }: Device, names?: readonly string[]): StateOffer {
+  if (names === undefined) return { formats, values: formats.length === 0 ? values : undefined };
+  return {
+    formats: names.filter((name) => name !== VALUES).map((name) => requireOffered(formats, name)),
+    values: names.includes(VALUES) ? requireValues(values) : undefined,
+  };
+}
+
+function requireOffered(formats: readonly StateFormat[], name: string): StateFormat {
+  const [wanted = '', major] = name.split('@');
+  const found = formats.find(
+    (format) => isSameName(format, wanted) && (major === undefined || major === String(format.version.major)),
+  );
+  if (found !== undefined) return found;
+  const known = formats.map((format) => `${format.name}@${format.version.major}`).join(', ');
+  throw new DevstateError(
+    'DEVSTATE_E_FORMAT_UNKNOWN',
+    `the device does not have the format ${name}: it has ${known}`,
+  );
+}
+
+function requireValues(values: DeviceValues | undefined): DeviceValues {
+  if (values !== undefined) return values;
+  throw new DevstateError('DEVSTATE_E_FORMAT_UNKNOWN', 'the device does not give its state value by value');
+}
 
 /** What one connection has chosen; the device's first format, without features, unless it has. */
 export interface FormatChoice {
@@ -29,9 +73,9 @@ export interface FormatChoice {
 }
 
 /** In the device's order of preference. */
-export function formatOffers(device: Device): WireFormatOffer[] {
+export function formatOffers({ formats }: StateOffer): WireFormatOffer[] {
   const features = formatFeatureBits(availableCompressions());
-  return device.formats.map((format) => ({
+  return formats.map((format) => ({
     uuid: uuidToBytes(format.uuid),
     ...format.version,
     flags: FormatFlag.SAVE | FormatFlag.LOAD | (format.fidelity === 'partial' ? FormatFlag.PARTIAL : 0),
@@ -43,13 +87,13 @@ export function formatOffers(device: Device): WireFormatOffer[] {
 }
 
 /** @throws RequestError ENOTSUP when the device does not offer it, EINVAL for a selection that says nothing */
-export function chooseFormat(device: Device, choice: FormatChoice, selection: FormatSelection): void {
+export function chooseFormat(offer: StateOffer, choice: FormatChoice, selection: FormatSelection): void {
   const { SAVE, LOAD } = FormatFlag;
   if ((selection.flags & (SAVE | LOAD)) === 0 || (selection.flags & ~(SAVE | LOAD)) !== 0) {
     throw new RequestError(Errno.EINVAL, 'a format is selected to save, to load, or both');
   }
   const uuid = uuidFromBytes(selection.uuid);
-  const format = device.formats.find((offered) => offered.uuid === uuid);
+  const format = offer.formats.find((offered) => offered.uuid === uuid);
   const version = formatVersionText(selection);
   if (format === undefined) throw new RequestError(Errno.ENOTSUP, `format ${uuid} is not offered here`);
   if (format.version.major !== selection.major) {
@@ -70,9 +114,14 @@ export function chooseFormat(device: Device, choice: FormatChoice, selection: Fo
 }
 
 /** The format to load a blob with. @throws RequestError EINVAL with every reason why there is none */
-export function formatFor(device: Device, choice: FormatChoice, header: EnvelopeHeader): StateFormat {
-  const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, device.model);
-  const format = device.formats.find(({ uuid }) => uuid === header.format);
+export function formatFor(
+  model: DeviceModel,
+  { formats }: StateOffer,
+  choice: FormatChoice,
+  header: EnvelopeHeader,
+): StateFormat {
+  const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
+  const format = formats.find(({ uuid }) => uuid === header.format);
   if (format === undefined) reasons.push(`format ${header.format} is not known here`);
   else if (format.version.major !== header.version.major) {
     reasons.push(

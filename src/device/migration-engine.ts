@@ -20,7 +20,13 @@ import {
   type WireFormatOffer,
 } from '../wire/index.js';
 import type { Device, ResetReason } from './device.js';
-import { chooseFormat, type FormatChoice, formatOffers } from './format-choice.js';
+import {
+  chooseFormat,
+  type FormatChoice,
+  formatOffers,
+  type StateOffer,
+  stateOffer,
+} from './format-choice.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import { StateSessions } from './state-sessions.js';
@@ -40,6 +46,7 @@ export class MigrationEngine {
   readonly #machine: MigrationMachine;
   /** Transitions and resets, one after the other. */
   #queue: Promise<unknown> = Promise.resolve();
+  readonly #offer: StateOffer;
   readonly #sessions: StateSessions;
   #log: DirtyLog | undefined;
   /** Who has started the log: only this connection may read or stop it. */
@@ -52,11 +59,13 @@ export class MigrationEngine {
   /** The VMM has left while somebody drove a migration, and none has come since. */
   #orphaned = false;
 
-  constructor(device: Device, memory: GuestMemory, interrupts: Interrupts) {
+  /** @param offer how the state is given and taken; default: all that the device can */
+  constructor(device: Device, memory: GuestMemory, interrupts: Interrupts, offer = stateOffer(device)) {
     this.#device = device;
     this.#memory = memory;
     this.#interrupts = interrupts;
-    this.#sessions = new StateSessions(device);
+    this.#offer = offer;
+    this.#sessions = new StateSessions(device, offer);
     this.#machine = new MigrationMachine(MIGRATION_FLAGS, (from, to) => this.#act(from, to));
   }
 
@@ -195,7 +204,7 @@ export class MigrationEngine {
 
   /** The state value by value, for the connection that drives; undefined when the device does not give it so. */
   valuesFor(port: EnginePort): ValuesPort | undefined {
-    if (this.#device.values === undefined) return undefined;
+    if (this.#offer.values === undefined) return undefined;
     const sessions = (): StateSessions => {
       this.#requireOwner(port);
       return this.#sessions;
@@ -208,14 +217,14 @@ export class MigrationEngine {
   }
 
   formatOffers(): WireFormatOffer[] {
-    return formatOffers(this.#device);
+    return formatOffers(this.#offer);
   }
 
   /** For the next saving or loading that `port` drives. */
   selectFormat(port: EnginePort, selection: FormatSelection): void {
     if (this.#owner === port && this.#sessions.underWay)
       throw new RequestError(Errno.EBUSY, 'the format is selected before the saving or loading begins');
-    chooseFormat(this.#device, port.choice, selection);
+    chooseFormat(this.#offer, port.choice, selection);
   }
 
   startLogging(port: EnginePort, start: DmaLoggingStart): number {

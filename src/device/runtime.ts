@@ -32,6 +32,7 @@ import {
 import { openBacking } from './backing.js';
 import type { Device, DeviceHost } from './device.js';
 import { EventSignal } from './event-signal.js';
+import { type StateOffer, stateOffer } from './format-choice.js';
 import { GuestMemory } from './guest-memory.js';
 import { Interrupts } from './interrupts.js';
 import { MigrationEngine } from './migration-engine.js';
@@ -41,6 +42,8 @@ export interface RuntimeOptions {
   /** Short name for log lines. */
   readonly name: string;
   readonly log?: DeviceHost['log'];
+  /** Formats to offer, see `stateOffer`; default: all. */
+  readonly formats?: readonly string[];
 }
 
 const READ_WRITE = RegionInfoFlag.READ | RegionInfoFlag.WRITE;
@@ -56,18 +59,20 @@ export class DeviceRuntime implements ServedDevice {
   readonly #memory = new GuestMemory();
   readonly #interrupts: Interrupts;
   readonly #engine: MigrationEngine;
+  readonly #offer: StateOffer;
   #peer: DmaPeer | undefined;
 
   constructor(device: Device, options: RuntimeOptions) {
     this.name = options.name;
     this.#device = device;
+    this.#offer = stateOffer(device, options.formats);
     this.regions = declareRegions(device);
     const { intx, msi, msix } = device.interruptCounts;
     // ERR and REQ: declared, as every PCI device has them, and never raised by a software device.
     const counts = [intx ? 1 : 0, msi, msix, 1, 1];
     this.irqs = counts.map((count, index) => ({ flags: irqFlags(index), count }));
     this.#interrupts = new Interrupts(counts);
-    this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts);
+    this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts, this.#offer);
     this.management = this.#createManagement();
     device.attach({
       memory: this.#memory,
@@ -81,7 +86,7 @@ export class DeviceRuntime implements ServedDevice {
     const device = this.#device;
     return {
       note: new Uint8Array(0),
-      describe: () => JSON.stringify(describe(device)),
+      describe: () => JSON.stringify(describe(device, this.#offer)),
       dmaMaps: () =>
         memory.regions.map((region) => ({
           address: region.address,
@@ -184,11 +189,11 @@ function irqFlags(index: number): number {
 }
 
 /** What DEVSTATE_DESCRIPTION answers. */
-function describe(device: Device): unknown {
+function describe(device: Device, { formats }: StateOffer): unknown {
   return {
     model: device.model,
     producer: device.producer,
-    formats: device.formats.map(({ uuid, name, version }) => ({ uuid, name, version })),
+    formats: formats.map(({ uuid, name, version }) => ({ uuid, name, version })),
     pci: {
       vendorId: device.config.bytes[0]! | (device.config.bytes[1]! << 8),
       deviceId: device.config.bytes[2]! | (device.config.bytes[3]! << 8),

@@ -5,28 +5,30 @@ import { newUuid, uuidToBytes } from '../formats/index.js';
 import { LoadSession, SaveSession } from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
 import type { Device } from './device.js';
-import { type FormatChoice, formatFor } from './format-choice.js';
+import { type FormatChoice, formatFor, type StateOffer } from './format-choice.js';
 
 /** Largest state, in bytes, that a destination loads from itself to check that it can. */
 const MAX_SELF_CHECK = 1024 * 1024;
 
 export class StateSessions {
   readonly #device: Device;
+  readonly #offer: StateOffer;
   #save: SaveSession | undefined;
   #load: LoadSession | undefined;
   /** Values that were captured for the reader, or collected from the writer. */
   #saved: ReadonlyMap<string, StateValue> | undefined;
   #loaded: Map<string, StateValue> | undefined;
 
-  constructor(device: Device) {
+  constructor(device: Device, offer: StateOffer) {
     this.#device = device;
+    this.#offer = offer;
   }
 
   /** Begins to save: in pre-copy, or at the last round if `finishSave` follows at once. */
   startSave({ save }: FormatChoice): void {
-    const format = save?.format ?? this.#device.formats[0];
+    const format = save?.format ?? this.#offer.formats[0];
     if (format === undefined) {
-      if (this.#device.values !== undefined) return;
+      if (this.#offer.values !== undefined) return;
       throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
     }
     const { model, producer } = this.#device;
@@ -44,13 +46,13 @@ export class StateSessions {
 
   /** The device is quiesced: what follows is the last round. */
   async finishSave(): Promise<void> {
-    this.#saved = this.#device.values?.capture();
+    this.#saved = this.#offer.values?.capture();
     await this.#save?.finish();
   }
 
   startLoad(choice: FormatChoice): void {
-    this.#load = new LoadSession((header) => formatFor(this.#device, choice, header));
-    if (this.#device.values !== undefined) this.#loaded = new Map();
+    this.#load = new LoadSession((header) => formatFor(this.#device.model, this.#offer, choice, header));
+    if (this.#offer.values !== undefined) this.#loaded = new Map();
   }
 
   /** The device becomes what was loaded. */
@@ -58,7 +60,7 @@ export class StateSessions {
     const [load, values] = [this.#load, this.#loaded];
     this.#load = undefined;
     this.#loaded = undefined;
-    if (values !== undefined && values.size > 0) this.#device.values?.restore(values);
+    if (values !== undefined && values.size > 0) this.#offer.values?.restore(values);
     else await load?.commit();
   }
 
@@ -78,14 +80,14 @@ export class StateSessions {
 
   /** About how many bytes are still to come if the device stopped now. */
   get pending(): number {
-    return this.#save?.pending ?? this.#device.formats[0]?.estimate() ?? 0;
+    return this.#save?.pending ?? this.#offer.formats[0]?.estimate() ?? 0;
   }
 
   /** The next bytes of the stream; undefined when nothing is saved. */
   async read(size: number): Promise<Uint8Array[] | undefined> {
     const save = this.#save;
     // A device without a format has an empty stream.
-    if (save === undefined) return this.#device.formats.length === 0 ? [] : undefined;
+    if (save === undefined) return this.#offer.formats.length === 0 ? [] : undefined;
     return save.read(size);
   }
 
@@ -106,7 +108,7 @@ export class StateSessions {
   }
 
   valueNames(): ValueNames {
-    const { values } = this.#device;
+    const { values } = this.#offer;
     if (values === undefined || this.#saved === undefined) throw notSaved();
     const { major, minor } = values.version;
     return { uuid: uuidToBytes(values.uuid), major, minor, names: [...this.#saved.keys()] };
@@ -131,7 +133,7 @@ export class StateSessions {
    * the code has been compiled when the guest waits for it. Left out where the state is large.
    */
   async checkSelf({ load }: FormatChoice): Promise<void> {
-    const { formats, values } = this.#device;
+    const { formats, values } = this.#offer;
     const format = load ?? formats[0];
     if (format === undefined) values?.restore(values.capture());
     if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;

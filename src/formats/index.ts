@@ -46,6 +46,7 @@ export {
   formatVersionText,
   isSameName,
   NVME_ALDER,
+  NVME_BIRCH,
   REGISTERED_FORMATS,
   type RegisteredFormat,
   requireFormat,

@@ -32,8 +32,19 @@ export const NVME_ALDER: RegisteredFormat = {
   stability: 'experimental',
 };
 
+/** Native state of the NVMe controller of vendor birch. */
+export const NVME_BIRCH: RegisteredFormat = {
+  uuid: parseUuid('f9e76e99-5d3d-44e6-bd73-a439ff2e990f'),
+  name: 'org.devstate.nvme.birch',
+  kind: 'vendor',
+  models: ['devstate.org/nvme'],
+  versions: ['1.0'],
+  schema: null,
+  stability: 'experimental',
+};
+
 /** Every registered format, ordered by name. */
-export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_ALDER];
+export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_ALDER, NVME_BIRCH];
 
 /** The format of this UUID (either case) or name; undefined if it is not registered. */
 export function findFormat(uuidOrName: string): RegisteredFormat | undefined {

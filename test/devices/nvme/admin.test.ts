@@ -4,7 +4,16 @@
 import { join } from 'node:path';
 import t from 'tap';
 import { LogPage, namespaceIdentity, Status } from '../../../src/devices/nvme/spec/index.js';
-import { type CommandFields, createRig, DATA, imageFolder, type MemoryKind, type Rig } from './rig.js';
+import {
+  type CommandFields,
+  createRig,
+  DATA,
+  imageFolder,
+  type MemoryKind,
+  type Rig,
+  VENDORS,
+  type Vendor,
+} from './rig.js';
 
 const IO_SQ = DATA + 0x40_0000;
 const IO_CQ = DATA + 0x41_0000;
@@ -180,212 +189,220 @@ const ioStatusTable: [string, CommandFields, number][] = [
   ['ranges at nowhere', { opcode: 9, nsid: 1, prp1: 0x7000_0000, cdw11: 4 }, Status.DATA_TRANSFER_ERROR],
 ];
 
-async function ready(kind: MemoryKind, path: string): Promise<Rig> {
-  const rig = createRig({ kind, path });
+async function ready(vendor: Vendor, kind: MemoryKind, path: string): Promise<Rig> {
+  const rig = createRig({ vendor, kind, path });
   rig.useMsix(5);
   await rig.enable();
   return rig;
 }
 
-for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
-  t.test(`admin commands, ${kind} memory`, async (t) => {
-    const folder = imageFolder(t);
+for (const vendor of VENDORS) {
+  for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
+    t.test(`${vendor}: admin commands, ${kind} memory`, async (t) => {
+      const folder = imageFolder(t);
 
-    t.test('statuses', async (t) => {
-      const rig = await ready(kind, join(folder, 'status'));
-      t.teardown(() => rig.image.close());
-      await rig.createPair(1);
-      await rig.createPair(2);
-      t.match(await rig.admin({ opcode: 0, cdw10: 2 }), { status: 0 }, 'a submission queue is deleted');
-      for (const [what, fields, status] of statusTable) {
-        const completion = await rig.admin({ prp1: DATA, ...fields });
-        t.equal(completion.status, status, `admin: ${what}`);
-        t.ok((completion.field & 0x6000) === 0x6000, 'not to be retried, more in the log');
-      }
-      for (const [what, fields, status] of ioStatusTable) {
-        t.equal((await rig.run(1, fields)).status, status, `I/O: ${what}`);
-      }
-      rig.guest.view.setUint32(DATA - 0x10_0000 + 4, 2, true);
-      rig.guest.view.setBigUint64(DATA - 0x10_0000 + 8, 16383n, true);
-      t.match(await rig.run(1, { opcode: 9, nsid: 1, prp1: DATA, cdw11: 4 }), {
-        status: Status.LBA_OUT_OF_RANGE,
+      t.test('statuses', async (t) => {
+        const rig = await ready(vendor, kind, join(folder, 'status'));
+        t.teardown(() => rig.image.close());
+        await rig.createPair(1);
+        await rig.createPair(2);
+        t.match(await rig.admin({ opcode: 0, cdw10: 2 }), { status: 0 }, 'a submission queue is deleted');
+        for (const [what, fields, status] of statusTable) {
+          const completion = await rig.admin({ prp1: DATA, ...fields });
+          t.equal(completion.status, status, `admin: ${what}`);
+          t.ok((completion.field & 0x6000) === 0x6000, 'not to be retried, more in the log');
+        }
+        for (const [what, fields, status] of ioStatusTable) {
+          t.equal((await rig.run(1, fields)).status, status, `I/O: ${what}`);
+        }
+        rig.guest.view.setUint32(DATA - 0x10_0000 + 4, 2, true);
+        rig.guest.view.setBigUint64(DATA - 0x10_0000 + 8, 16383n, true);
+        t.match(await rig.run(1, { opcode: 9, nsid: 1, prp1: DATA, cdw11: 4 }), {
+          status: Status.LBA_OUT_OF_RANGE,
+        });
+
+        const { result } = await rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: 0x7f0001 });
+        t.equal(result, 0);
+        const entry = rig.guest.view;
+        const total = statusTable.length + ioStatusTable.length + 1;
+        t.equal(entry.getUint32(DATA - 0x10_0000, true), total, 'the error log counts them all');
+        t.equal(entry.getUint16(DATA - 0x10_0000 + 8, true), 1, 'its newest entry is of queue 1');
+        t.equal((entry.getUint16(DATA - 0x10_0000 + 12, true) >> 1) & 0x7ff, Status.LBA_OUT_OF_RANGE);
+        t.equal(entry.getUint32(DATA - 0x10_0000 + 64, true), total - 1);
       });
 
-      const { result } = await rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: 0x7f0001 });
-      t.equal(result, 0);
-      const entry = rig.guest.view;
-      const total = statusTable.length + ioStatusTable.length + 1;
-      t.equal(entry.getUint32(DATA - 0x10_0000, true), total, 'the error log counts them all');
-      t.equal(entry.getUint16(DATA - 0x10_0000 + 8, true), 1, 'its newest entry is of queue 1');
-      t.equal((entry.getUint16(DATA - 0x10_0000 + 12, true) >> 1) & 0x7ff, Status.LBA_OUT_OF_RANGE);
-      t.equal(entry.getUint32(DATA - 0x10_0000 + 64, true), total - 1);
+      t.test('identify', async (t) => {
+        const rig = await ready(vendor, kind, join(folder, 'identify'));
+        t.teardown(() => rig.image.close());
+        const data = () => Buffer.from(rig.guest.slice(DATA, 4096));
+        const identify = async (cns: number, nsid = 0, cdw11 = 0) =>
+          (await rig.admin({ opcode: 6, cdw10: cns, nsid, cdw11, prp1: DATA })).status;
+
+        t.equal(await identify(1), 0);
+        t.equal(data().toString('latin1', 4, 24), 'DEVSTATE0001        ');
+        t.equal(data().toString('latin1', 24, 64).trim(), 'devstate NVMe');
+        t.equal(data()[77], 7);
+        t.equal(data().readUInt32LE(80), 0x10400);
+        t.equal(data().readUInt32LE(516), 1);
+        t.match(data().toString('latin1', 768, 1024), /^nqn\.2014-08\.org\.nvmexpress:uuid:[0-9a-f-]{36}\0/);
+
+        t.equal(await identify(0, 1), 0);
+        t.equal(data().readBigUInt64LE(0), 16384n);
+        t.equal(data()[130], 9);
+        const { nguid, eui64 } = namespaceIdentity('DEVSTATE0001');
+        t.ok(data().subarray(104, 120).equals(nguid));
+        t.ok(data().subarray(120, 128).equals(eui64));
+
+        t.equal(await identify(2, 0), 0);
+        t.same([data().readUInt32LE(0), data().readUInt32LE(4)], [1, 0]);
+        t.equal(await identify(2, 1), 0);
+        t.equal(data().readUInt32LE(0), 0, 'none after the last');
+
+        t.equal(await identify(3, 1), 0);
+        t.ok(
+          data()
+            .subarray(0, 12)
+            .equals(Buffer.from([1, 8, 0, 0, ...eui64])),
+        );
+        t.ok(
+          data()
+            .subarray(12, 36)
+            .equals(Buffer.from([2, 16, 0, 0, ...nguid, 0, 0, 0, 0])),
+        );
+
+        for (const cns of [5, 6]) {
+          t.equal(await identify(cns, 1), 0);
+          t.ok(data().every((byte) => byte === 0));
+        }
+      });
+
+      t.test('features', async (t) => {
+        const rig = await ready(vendor, kind, join(folder, 'features'));
+        t.teardown(() => rig.image.close());
+        const get = (id: number, cdw11 = 0, select = 0) =>
+          rig.admin({ opcode: 0x0a, cdw10: id | (select << 8), cdw11 });
+        const set = (id: number, cdw11: number) => rig.admin({ opcode: 9, cdw10: id, cdw11 });
+        const cases: [id: number, written: number, expected: number, initial: number][] = [
+          [1, 0xffffffff, 0xffffff07, 0],
+          [2, 0xe0, 0xe0, 0],
+          [5, 0xffffffff, 0xffff, 0],
+          [6, 0, 0, 1],
+          [8, 0x1234, 0x1234, 0],
+          [10, 1, 1, 0],
+          [11, 0xffffffff, 0xff, 0],
+        ];
+        for (const [id, written, expected, initial] of cases) {
+          t.equal((await get(id)).result, initial, `feature ${id} at first`);
+          t.equal((await set(id, written)).status, 0);
+          t.equal((await get(id)).result, expected, `feature ${id} when set`);
+          t.equal((await get(id, 0, 1)).result, initial, 'default');
+          t.equal((await get(id, 0, 2)).result, initial, 'saved');
+          t.equal((await get(id, 0, 3)).result, 4, 'capabilities');
+        }
+        t.equal((await set(7, 0x00010001)).result, 0x00030003);
+        t.equal((await get(7)).result, 0x00030003);
+        t.equal((await set(7, 0xffff)).status, Status.INVALID_FIELD);
+        t.equal((await set(9, 0x10002)).status, 0);
+        t.equal((await get(9, 2)).result, 0x10002);
+        t.equal((await get(9, 3)).result, 3);
+        t.equal((await set(9, 2)).status, 0);
+        t.equal((await get(9, 2)).result, 2);
+        t.equal((await set(4, 400)).status, 0);
+        t.equal((await set(4, 0xf0000 | 0x100000 | 7)).status, 0);
+        t.equal((await get(4)).result, 400);
+        t.equal((await get(4, 0x100000)).result, 7);
+        await rig.disable();
+        await rig.enable();
+        t.equal((await get(4)).result, 343, 'a controller reset brings the defaults back');
+        t.equal((await get(6)).result, 1);
+      });
+
+      t.test('log pages', async (t) => {
+        const rig = await ready(vendor, kind, join(folder, 'logs'));
+        t.teardown(() => rig.image.close());
+        await rig.createPair(1);
+        const read = async (id: number, length: number, offset = 0) => {
+          const cdw10 = id | ((length / 4 - 1) << 16);
+          const { status } = await rig.admin({
+            opcode: 2,
+            nsid: 0xffffffff,
+            prp1: DATA,
+            cdw10,
+            cdw12: offset,
+          });
+          t.equal(status, 0);
+          return Buffer.from(rig.guest.slice(DATA, length));
+        };
+        await rig.run(1, { opcode: 2, nsid: 1, prp1: DATA, cdw12: 7 });
+        await rig.run(1, { opcode: 1, nsid: 1, prp1: DATA, cdw12: 7 });
+        const smart = await read(LogPage.SMART, 512);
+        t.equal(smart.readUInt16LE(1), 303);
+        t.equal(smart.readBigUInt64LE(32), 1n);
+        t.equal(smart.readBigUInt64LE(64), 1n);
+        t.equal(smart.readBigUInt64LE(80), 1n);
+        t.ok(smart.subarray(64, 128).equals(await read(LogPage.SMART, 64, 64)), 'from an offset');
+        t.equal((await read(LogPage.FIRMWARE_SLOT, 512)).toString('latin1', 8, 16), '1.0     ');
+        t.ok((await read(LogPage.CHANGED_NAMESPACES, 4096)).every((byte) => byte === 0));
+        const effects = await read(LogPage.COMMANDS_SUPPORTED, 2048);
+        t.same([effects[4 * 6], effects[4 * 0x0d], effects[1024 + 4], effects[1024 + 8]], [1, 0, 3, 1]);
+      });
+
+      t.test('asynchronous events and abort', async (t) => {
+        const rig = await ready(vendor, kind, join(folder, 'events'));
+        t.teardown(() => rig.image.close());
+        const cids: number[] = [];
+        for (let i = 0; i < 4; i++) cids.push(rig.queue(0, { opcode: 0x0c }));
+        rig.submit(0);
+        t.match(await rig.admin({ opcode: 0x0c }), { status: Status.ASYNC_EVENT_LIMIT_EXCEEDED });
+
+        const reading = (id: number) => rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: id });
+        rig.write(0x1000 + 8 * 3, 1);
+        t.match(
+          await rig.completion(0),
+          { cid: cids[0], status: 0, result: 0x010000 },
+          'a doorbell of no queue',
+        );
+        rig.write(0x1000, 32);
+        t.match(await reading(1), { status: 0 });
+        t.equal(rig.poll(0), undefined, 'an event that was pending for a page is over when the page is read');
+        rig.write(0x1004, 31);
+        t.match(
+          await rig.completion(0),
+          { cid: cids[1], result: 0x010100 },
+          'a doorbell beyond what was posted',
+        );
+
+        await rig.admin({ opcode: 9, cdw10: 11, cdw11: 2 });
+        const setting = rig.queue(0, { opcode: 9, cdw10: 4, cdw11: 300 });
+        rig.submit(0);
+        const two = [await rig.completion(0), await rig.completion(0)].sort((a, b) => a.cid - b.cid);
+        t.match(
+          two,
+          [
+            { cid: cids[2], result: 0x020101 },
+            { cid: setting, status: 0 },
+          ],
+          'over the temperature',
+        );
+        await reading(2);
+
+        const aborting = rig.queue(0, { opcode: 8, cdw10: cids[3]! << 16 });
+        rig.submit(0);
+        const aborted = [await rig.completion(0), await rig.completion(0)];
+        t.match(
+          aborted.find(({ cid }) => cid === cids[3]),
+          { status: Status.ABORT_REQUESTED },
+        );
+        t.match(
+          aborted.find(({ cid }) => cid === aborting),
+          { status: 0, result: 0 },
+        );
+        t.match(
+          await rig.admin({ opcode: 8, cdw10: 0x12340000 }),
+          { status: 0, result: 1 },
+          'nothing to abort',
+        );
+      });
     });
-
-    t.test('identify', async (t) => {
-      const rig = await ready(kind, join(folder, 'identify'));
-      t.teardown(() => rig.image.close());
-      const data = () => Buffer.from(rig.guest.slice(DATA, 4096));
-      const identify = async (cns: number, nsid = 0, cdw11 = 0) =>
-        (await rig.admin({ opcode: 6, cdw10: cns, nsid, cdw11, prp1: DATA })).status;
-
-      t.equal(await identify(1), 0);
-      t.equal(data().toString('latin1', 4, 24), 'DEVSTATE0001        ');
-      t.equal(data().toString('latin1', 24, 64).trim(), 'devstate NVMe');
-      t.equal(data()[77], 7);
-      t.equal(data().readUInt32LE(80), 0x10400);
-      t.equal(data().readUInt32LE(516), 1);
-      t.match(data().toString('latin1', 768, 1024), /^nqn\.2014-08\.org\.nvmexpress:uuid:[0-9a-f-]{36}\0/);
-
-      t.equal(await identify(0, 1), 0);
-      t.equal(data().readBigUInt64LE(0), 16384n);
-      t.equal(data()[130], 9);
-      const { nguid, eui64 } = namespaceIdentity('DEVSTATE0001');
-      t.ok(data().subarray(104, 120).equals(nguid));
-      t.ok(data().subarray(120, 128).equals(eui64));
-
-      t.equal(await identify(2, 0), 0);
-      t.same([data().readUInt32LE(0), data().readUInt32LE(4)], [1, 0]);
-      t.equal(await identify(2, 1), 0);
-      t.equal(data().readUInt32LE(0), 0, 'none after the last');
-
-      t.equal(await identify(3, 1), 0);
-      t.ok(
-        data()
-          .subarray(0, 12)
-          .equals(Buffer.from([1, 8, 0, 0, ...eui64])),
-      );
-      t.ok(
-        data()
-          .subarray(12, 36)
-          .equals(Buffer.from([2, 16, 0, 0, ...nguid, 0, 0, 0, 0])),
-      );
-
-      for (const cns of [5, 6]) {
-        t.equal(await identify(cns, 1), 0);
-        t.ok(data().every((byte) => byte === 0));
-      }
-    });
-
-    t.test('features', async (t) => {
-      const rig = await ready(kind, join(folder, 'features'));
-      t.teardown(() => rig.image.close());
-      const get = (id: number, cdw11 = 0, select = 0) =>
-        rig.admin({ opcode: 0x0a, cdw10: id | (select << 8), cdw11 });
-      const set = (id: number, cdw11: number) => rig.admin({ opcode: 9, cdw10: id, cdw11 });
-      const cases: [id: number, written: number, expected: number, initial: number][] = [
-        [1, 0xffffffff, 0xffffff07, 0],
-        [2, 0xe0, 0xe0, 0],
-        [5, 0xffffffff, 0xffff, 0],
-        [6, 0, 0, 1],
-        [8, 0x1234, 0x1234, 0],
-        [10, 1, 1, 0],
-        [11, 0xffffffff, 0xff, 0],
-      ];
-      for (const [id, written, expected, initial] of cases) {
-        t.equal((await get(id)).result, initial, `feature ${id} at first`);
-        t.equal((await set(id, written)).status, 0);
-        t.equal((await get(id)).result, expected, `feature ${id} when set`);
-        t.equal((await get(id, 0, 1)).result, initial, 'default');
-        t.equal((await get(id, 0, 2)).result, initial, 'saved');
-        t.equal((await get(id, 0, 3)).result, 4, 'capabilities');
-      }
-      t.equal((await set(7, 0x00010001)).result, 0x00030003);
-      t.equal((await get(7)).result, 0x00030003);
-      t.equal((await set(7, 0xffff)).status, Status.INVALID_FIELD);
-      t.equal((await set(9, 0x10002)).status, 0);
-      t.equal((await get(9, 2)).result, 0x10002);
-      t.equal((await get(9, 3)).result, 3);
-      t.equal((await set(9, 2)).status, 0);
-      t.equal((await get(9, 2)).result, 2);
-      t.equal((await set(4, 400)).status, 0);
-      t.equal((await set(4, 0xf0000 | 0x100000 | 7)).status, 0);
-      t.equal((await get(4)).result, 400);
-      t.equal((await get(4, 0x100000)).result, 7);
-      await rig.disable();
-      await rig.enable();
-      t.equal((await get(4)).result, 343, 'a controller reset brings the defaults back');
-      t.equal((await get(6)).result, 1);
-    });
-
-    t.test('log pages', async (t) => {
-      const rig = await ready(kind, join(folder, 'logs'));
-      t.teardown(() => rig.image.close());
-      await rig.createPair(1);
-      const read = async (id: number, length: number, offset = 0) => {
-        const cdw10 = id | ((length / 4 - 1) << 16);
-        const { status } = await rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10, cdw12: offset });
-        t.equal(status, 0);
-        return Buffer.from(rig.guest.slice(DATA, length));
-      };
-      await rig.run(1, { opcode: 2, nsid: 1, prp1: DATA, cdw12: 7 });
-      await rig.run(1, { opcode: 1, nsid: 1, prp1: DATA, cdw12: 7 });
-      const smart = await read(LogPage.SMART, 512);
-      t.equal(smart.readUInt16LE(1), 303);
-      t.equal(smart.readBigUInt64LE(32), 1n);
-      t.equal(smart.readBigUInt64LE(64), 1n);
-      t.equal(smart.readBigUInt64LE(80), 1n);
-      t.ok(smart.subarray(64, 128).equals(await read(LogPage.SMART, 64, 64)), 'from an offset');
-      t.equal((await read(LogPage.FIRMWARE_SLOT, 512)).toString('latin1', 8, 16), '1.0     ');
-      t.ok((await read(LogPage.CHANGED_NAMESPACES, 4096)).every((byte) => byte === 0));
-      const effects = await read(LogPage.COMMANDS_SUPPORTED, 2048);
-      t.same([effects[4 * 6], effects[4 * 0x0d], effects[1024 + 4], effects[1024 + 8]], [1, 0, 3, 1]);
-    });
-
-    t.test('asynchronous events and abort', async (t) => {
-      const rig = await ready(kind, join(folder, 'events'));
-      t.teardown(() => rig.image.close());
-      const cids: number[] = [];
-      for (let i = 0; i < 4; i++) cids.push(rig.queue(0, { opcode: 0x0c }));
-      rig.submit(0);
-      t.match(await rig.admin({ opcode: 0x0c }), { status: Status.ASYNC_EVENT_LIMIT_EXCEEDED });
-
-      const reading = (id: number) => rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: id });
-      rig.write(0x1000 + 8 * 3, 1);
-      t.match(
-        await rig.completion(0),
-        { cid: cids[0], status: 0, result: 0x010000 },
-        'a doorbell of no queue',
-      );
-      rig.write(0x1000, 32);
-      t.match(await reading(1), { status: 0 });
-      t.equal(rig.poll(0), undefined, 'an event that was pending for a page is over when the page is read');
-      rig.write(0x1004, 31);
-      t.match(
-        await rig.completion(0),
-        { cid: cids[1], result: 0x010100 },
-        'a doorbell beyond what was posted',
-      );
-
-      await rig.admin({ opcode: 9, cdw10: 11, cdw11: 2 });
-      const setting = rig.queue(0, { opcode: 9, cdw10: 4, cdw11: 300 });
-      rig.submit(0);
-      const two = [await rig.completion(0), await rig.completion(0)].sort((a, b) => a.cid - b.cid);
-      t.match(
-        two,
-        [
-          { cid: cids[2], result: 0x020101 },
-          { cid: setting, status: 0 },
-        ],
-        'over the temperature',
-      );
-      await reading(2);
-
-      const aborting = rig.queue(0, { opcode: 8, cdw10: cids[3]! << 16 });
-      rig.submit(0);
-      const aborted = [await rig.completion(0), await rig.completion(0)];
-      t.match(
-        aborted.find(({ cid }) => cid === cids[3]),
-        { status: Status.ABORT_REQUESTED },
-      );
-      t.match(
-        aborted.find(({ cid }) => cid === aborting),
-        { status: 0, result: 0 },
-      );
-      t.match(
-        await rig.admin({ opcode: 8, cdw10: 0x12340000 }),
-        { status: 0, result: 1 },
-        'nothing to abort',
-      );
-    });
-  });
+  }
 }

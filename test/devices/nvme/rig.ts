@@ -9,10 +9,16 @@ import type { Device, StateRecord } from '../../../src/device/device.js';
 import { type Backing, GuestMemory } from '../../../src/device/guest-memory.js';
 import { Interrupts } from '../../../src/device/interrupts.js';
 import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
+import { createBirchNvme } from '../../../src/devices/nvme/birch/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
 import { IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
 
 export type MemoryKind = 'mapped' | 'remote';
+
+/** The implementations of the model, which must not differ for a guest. */
+const makers = { alder: createAlderNvme, birch: createBirchNvme } as const;
+export type Vendor = keyof typeof makers;
+export const VENDORS = Object.keys(makers) as Vendor[];
 
 export const MEMORY_BASE = 0x10_0000;
 export const MEMORY_SIZE = 16 * 1024 * 1024;
@@ -314,6 +320,7 @@ export function imageFolder(test: { teardown(work: () => void): unknown }): stri
 }
 
 export interface RigOptions {
+  vendor?: Vendor;
   kind?: MemoryKind;
   guest?: Guest;
   path: string;
@@ -328,6 +335,6 @@ export function createRig(options: RigOptions): Rig {
     size: options.size ?? 8 * 1024 * 1024,
     lock: options.lock ?? true,
   });
-  const device = createAlderNvme({ image, parameters: options.parameters ?? {} });
+  const device = makers[options.vendor ?? 'alder']({ image, parameters: options.parameters ?? {} });
   return new Rig(device, options.guest ?? new Guest(), options.kind ?? 'mapped', image);
 }

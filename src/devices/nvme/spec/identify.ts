@@ -16,6 +16,8 @@ export const ERROR_LOG_ENTRIES = 8;
 /** Kelvin. */
 export const WARNING_TEMPERATURE = 343;
 export const CRITICAL_TEMPERATURE = 353;
+/** Composite temperature, Kelvin; it never changes. */
+export const COMPOSITE_TEMPERATURE = 303;
 
 /** Identify Controller (CNS 01h). */
 export function identifyController(parameters: NvmeParameters): Uint8Array {

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The NVMe controller of vendor "birch": one namespace in an image file, all of its state in one piece of memory.
+ *
+ * ```
+ *  region accesses ─► registers ─► doorbells ─► QueueEngine ─► admin, io ─► ImageFile
+ *                        └─► #advance: enable, disable, shut down
+ *                  all of them on the ControllerImage
+ * ```
+ * This file holds the life cycle. What CC asks for and what is so may differ while commands end or the controller is
+ * quiesced: `#advance` takes the next step that is possible, and is called whenever one may have become so.
+ */
+
+import type {
+  Bar,
+  Device,
+  DeviceHost,
+  DeviceModel,
+  InterruptCounts,
+  ParameterValue,
+  ResetReason,
+  StateFormat,
+} from '../../../device/device.js';
+import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
+import { DevstateError } from '../../../errors.js';
+import { Errno, RequestError } from '../../../wire/index.js';
+import { type ImageFile, requireNamespaceFits } from '../image-file.js';
+import {
+  AsyncEventType,
+  Cc,
+  Csts,
+  ErrorEvent,
+  LogPage,
+  MSIX_BAR,
+  type NvmeParameters,
+  nvmeBars,
+  nvmeConfigSpace,
+  nvmeModel,
+  REGISTER_BAR,
+  Register,
+  resolveNvmeParameters,
+  STATUS_MORE,
+  Status,
+} from '../spec/index.js';
+import { executeAdmin } from './admin.js';
+import type { Birch } from './birch.js';
+import {
+  ControllerImage,
+  completionAt,
+  resetFeatures,
+  resetRegisters,
+  resetVectors,
+  submissionAt,
+} from './controller-image.js';
+import { configurationProblem, createAdminQueues } from './enable.js';
+import { QueueEngine } from './engine.js';
+import type { EngineOwner } from './engine-owner.js';
+import { answerRequests, raiseEvent } from './events.js';
+import { logCommandError, logGeneralError } from './health.js';
+import { identityOf, writeHeader } from './identity.js';
+import { BirchInterrupts, pendingBits, pendingVectors } from './interrupts.js';
+import { executeIo } from './io.js';
+import {
+  CONFIG_AT,
+  CONFIG_SIZE,
+  CONTROLLER_AT,
+  HealthCounter,
+  IMAGE_SIZE,
+  PENDING_BITS_AT,
+  PENDING_BITS_SIZE,
+  QueueSlot,
+  QueueState,
+  SUBMISSION_AT,
+} from './layout.js';
+import { Mode } from './mode.js';
+import {
+  type RegisterActions,
+  readRegisters,
+  resetController,
+  setShutdownStatus,
+  writeRegisters,
+} from './registers.js';
+import { BirchStateFormat, type StatefulBirch } from './state-format.js';
+import { statusOf } from './status-of.js';
+
+export interface BirchNvmeOptions {
+  readonly image: ImageFile;
+  /** Model parameters: numbers, or their text. Defaults for those that are missing. */
+  readonly parameters?: Readonly<Record<string, ParameterValue>>;
+}
+
+/** @throws DevstateError DEVSTATE_E_MODEL_PARAMETER, DEVSTATE_E_IMAGE_SIZE, DEVSTATE_E_IMAGE_BLOCK_SIZE */
+export function createBirchNvme(options: BirchNvmeOptions): Device {
+  const parameters = resolveNvmeParameters(options.parameters ?? {}, options.image.size);
+  requireNamespaceFits(options.image, parameters);
+  return new BirchNvme(options.image, parameters);
+}
+
+/** What the controller is in the middle of. */
+type Step = 'none' | 'disabling' | 'draining' | 'flushing';
+
+class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, StatefulBirch {
+  readonly model: DeviceModel;
+  readonly producer = { name: 'birch/nvme', version: '1.0' };
+  readonly bars: readonly Bar[] = nvmeBars;
+  readonly interruptCounts: InterruptCounts;
+  readonly config: PciConfigSpace;
+  readonly formats: readonly StateFormat[];
+  readonly image = new ControllerImage();
+  readonly engine: QueueEngine;
+  readonly #interrupts: BirchInterrupts;
+  #host: DeviceHost | undefined;
+  #running = true;
+  #step: Step = 'none';
+  /** Waiting for the controller to be settled. */
+  #waiters: (() => void)[] = [];
+
+  constructor(
+    readonly disk: ImageFile,
+    readonly parameters: NvmeParameters,
+  ) {
+    const { queues, msix_vectors: vectors } = parameters;
+    this.model = nvmeModel(parameters);
+    this.interruptCounts = { intx: true, msi: 0, msix: vectors };
+    this.config = nvmeConfigSpace(parameters);
+    writeHeader(this.image, identityOf(parameters));
+    resetRegisters(this.image, parameters);
+    resetVectors(this.image, parameters);
+    resetFeatures(this.image);
+    this.engine = new QueueEngine(this.image, this);
+    this.engine.onIdle = () => {
+      if (this.#step !== 'none' || this.#waiters.length > 0) this.#advance();
+    };
+    this.#interrupts = new BirchInterrupts(this.image, this.config, queues, () => this.host, vectors);
+    this.formats = [new BirchStateFormat(this)];
+  }
+
+  attach(host: DeviceHost): void {
+    this.#host = host;
+  }
+
+  get host(): DeviceHost {
+    if (this.#host === undefined) {
+      throw new DevstateError('DEVSTATE_E_INTERNAL', 'the device is not attached');
+    }
+    return this.#host;
+  }
+
+  readRegion(region: number, offset: number, target: Uint8Array): void {
+    if (region === REGISTER_BAR) readRegisters(this.image, offset, target);
+    else if (region === MSIX_BAR) this.#interrupts.readTable(offset, target);
+    else throw new RequestError(Errno.EINVAL, `region ${region} does not exist`);
+  }
+
+  writeRegion(region: number, offset: number, data: Uint8Array): void {
+    if (region === REGISTER_BAR) writeRegisters(this.image, offset, data, this);
+    else if (region === MSIX_BAR) this.#interrupts.writeTable(offset, data);
+    else throw new RequestError(Errno.EINVAL, `region ${region} does not exist`);
+  }
+
+  configWritten(): void {
+    this.#interrupts.updateLine();
+  }
+
+  async reset(reason: ResetReason): Promise<void> {
+    this.engine.setMode(Mode.SILENT);
+    await this.#settled();
+    this.#clearController();
+    resetRegisters(this.image, this.parameters);
+    resetVectors(this.image, this.parameters);
+    this.config.reset();
+    this.#setRunning(true);
+    this.host.interrupts.reset();
+    if (reason !== 'aborted') return;
+    // A load that was given up may have brought another controller's history, and the disk is that one's.
+    this.image.span(HealthCounter.BYTES_READ, CONFIG_AT - HealthCounter.BYTES_READ).fill(0);
+    await this.disk.unlock().catch((error) => this.#logError('unlock', error));
+  }
+
+  async quiesce(): Promise<void> {
+    this.#setRunning(false);
+    if (this.#step === 'none') this.#restrict(Mode.SETTLING);
+    await this.#settled();
+    this.#restrict(Mode.HELD);
+  }
+
+  resume(): void {
+    if (this.#running) return;
+    if ((this.#status & Csts.RDY) !== 0) this.#requireLock();
+    this.#setRunning(true);
+    this.engine.setMode(this.#modeByStatus());
+    this.#advance();
+    this.#interrupts.announceAll();
+  }
+
+  async handOver(): Promise<void> {
+    await this.disk.unlock();
+  }
+
+  takeOver(): void {
+    this.#requireLock();
+  }
+
+  #setRunning(running: boolean): void {
+    this.#running = running;
+    this.#interrupts.running = running;
+  }
+
+  /** Allows the engine less; nothing to one that is silent. */
+  #restrict(mode: Mode): void {
+    if (this.engine.mode !== Mode.SILENT) this.engine.setMode(mode);
+  }
+
+  #modeByStatus(): Mode {
+    if ((this.#status & (Csts.RDY | Csts.CFS)) !== Csts.RDY) return Mode.SILENT;
+    return (this.#status & Csts.SHST_MASK) === 0 ? Mode.RUNNING : Mode.SETTLING;
+  }
+
+  #requireLock(): void {
+    try {
+      this.disk.lock();
+    } catch (error) {
+      throw new RequestError(Errno.EBUSY, error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  // Controller configuration and status
+
+  get #status(): number {
+    return this.image.register(Register.CSTS);
+  }
+
+  /** Commands, DMA or a change of state are under way. */
+  get busy(): boolean {
+    return this.#step !== 'none' || !this.engine.idle;
+  }
+
+  #settled(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#waiters.push(resolve);
+      this.#advance();
+    });
+  }
+
+  configurationWritten(): void {
+    this.#advance();
+  }
+
+  /** Takes every step towards what CC asks for that can be taken now. */
+  #advance(): void {
+    if (this.#step === 'disabling' && this.engine.idle) {
+      this.#step = 'none';
+      this.#clearController();
+    } else if (this.#step === 'draining' && this.engine.idle) void this.#finishShutDown();
+    if (this.#step === 'none' && this.#running) this.#follow(this.image.register(Register.CC));
+    if (this.busy) return;
+    for (const settled of this.#waiters.splice(0)) settled();
+  }
+
+  #follow(cc: number): void {
+    const status = this.#status;
+    const enabled = (status & (Csts.RDY | Csts.CFS)) !== 0;
+    if (enabled && (cc & Cc.EN) === 0) this.#disable();
+    else if (!enabled && (cc & Cc.EN) !== 0) this.#enable();
+    const shutDown = (cc & Cc.SHN_MASK) !== 0 && (status & Csts.SHST_MASK) === 0;
+    if (shutDown && this.#step === 'none') this.#shutDown();
+  }
+
+  #enable(): void {
+    const problem = configurationProblem(this.image) ?? this.#lockProblem();
+    if (problem !== undefined) {
+      this.fatal(`the controller cannot be enabled: ${problem}`);
+      return;
+    }
+    createAdminQueues(this.image);
+    this.engine.queueChanged('submission', 0);
+    this.engine.queueChanged('completion', 0);
+    this.image.setRegister(Register.CSTS, Csts.RDY);
+    this.engine.setMode(Mode.RUNNING);
+  }
+
+  #lockProblem(): string | undefined {
+    try {
+      this.disk.lock();
+      return undefined;
+    } catch (error) {
+      return error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  #disable(): void {
+    this.#step = 'disabling';
+    this.engine.setMode(Mode.SILENT);
+    this.#advance();
+  }
+
+  /** What a controller reset clears. */
+  #clearController(): void {
+    this.image.span(SUBMISSION_AT, IMAGE_SIZE - SUBMISSION_AT).fill(0);
+    this.engine.rebuild();
+    resetFeatures(this.image);
+    resetController(this.image);
+    this.#interrupts.updateLine();
+  }
+
+  #shutDown(): void {
+    this.#step = 'draining';
+    setShutdownStatus(this.image, Csts.SHST_OCCURRING);
+    this.#restrict(Mode.DRAINING);
+    this.#advance();
+  }
+
+  async #finishShutDown(): Promise<void> {
+    this.#step = 'flushing';
+    this.#restrict(Mode.SETTLING);
+    try {
+      if (this.disk.locked) await this.disk.flush();
+    } catch (error) {
+      this.#logError('shutdown', error);
+    }
+    this.#step = 'none';
+    setShutdownStatus(this.image, Csts.SHST_COMPLETE);
+    this.#advance();
+  }
+
+  fatal(reason: string): void {
+    this.image.setRegister(Register.CSTS, this.#status | Csts.CFS);
+    this.host.log('error', `fatal controller status: ${reason}; the guest must reset the controller`);
+  }
+
+  #logError(what: string, error: unknown): void {
+    this.host.log('error', `${what}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+
+  // Commands
+
+  execute(slot: number): number {
+    try {
+      return this.image.sqid(slot) === 0 ? executeAdmin(this, slot, this) : executeIo(this, slot);
+    } catch (error) {
+      return statusOf(this.host, error);
+    }
+  }
+
+  failed(slot: number, status: number): number {
+    logCommandError(this.image, slot, status);
+    return status | STATUS_MORE;
+  }
+
+  parked(): void {
+    answerRequests(this);
+  }
+
+  announce(cqid: number): void {
+    this.#interrupts.announce(cqid);
+  }
+
+  interruptMaskWritten(): void {
+    this.#interrupts.updateLine();
+  }
+
+  doorbell(index: number, value: number): void {
+    if ((this.#status & (Csts.RDY | Csts.CFS)) !== Csts.RDY) return;
+    const id = index >>> 1;
+    const submission = (index & 1) === 0;
+    const at = submission ? submissionAt(id) : completionAt(id);
+    if (id > this.parameters.queues || this.image.u8(at + QueueSlot.STATE) === QueueState.ABSENT) {
+      this.#doorbellError(ErrorEvent.INVALID_DOORBELL_REGISTER);
+      return;
+    }
+    const taken = submission ? this.engine.ringSubmission(id, value) : this.engine.ringCompletion(id, value);
+    if (!taken) this.#doorbellError(ErrorEvent.INVALID_DOORBELL_VALUE);
+  }
+
+  #doorbellError(information: number): void {
+    logGeneralError(this.image, Status.INVALID_FIELD);
+    raiseEvent(this, AsyncEventType.ERROR, information, LogPage.ERROR_INFORMATION);
+  }
+
+  // State
+
+  captureImage(): ControllerImage {
+    const { image } = this;
+    const config = image.span(CONFIG_AT, CONFIG_SIZE);
+    config.set(this.config.bytes);
+    // Follows from the queues, and is set whenever somebody looks: not state.
+    config[PciRegister.STATUS]! &= ~PciStatus.INTERRUPT;
+    const pending = pendingBits(this.host.interrupts.save().pendingMsix);
+    image.bytes.set(pending, PENDING_BITS_AT);
+    return image;
+  }
+
+  adoptImage(loaded: ControllerImage): void {
+    // The only step that may refuse comes first.
+    this.config.load(loaded.span(CONFIG_AT, CONFIG_SIZE).slice());
+    this.#setRunning(false);
+    this.image.bytes.set(loaded.bytes.subarray(CONTROLLER_AT), CONTROLLER_AT);
+    this.engine.rebuild();
+    this.engine.setMode(Mode.HELD);
+    const pendingMsix = pendingVectors(loaded.span(PENDING_BITS_AT, PENDING_BITS_SIZE));
+    this.host.interrupts.load({ pendingMsix, pendingMsi: [] });
+  }
+}

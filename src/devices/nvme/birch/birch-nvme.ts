@@ -23,6 +23,7 @@ import type {
 } from '../../../device/device.js';
 import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
 import { DevstateError } from '../../../errors.js';
+import type { NvmeState } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type ImageFile, requireNamespaceFits } from '../image-file.js';
 import {
@@ -56,6 +57,7 @@ import { configurationProblem, createAdminQueues } from './enable.js';
 import { QueueEngine } from './engine.js';
 import type { EngineOwner } from './engine-owner.js';
 import { answerRequests, raiseEvent } from './events.js';
+import { standardToImage } from './from-standard.js';
 import { logCommandError, logGeneralError } from './health.js';
 import { identityOf, writeHeader } from './identity.js';
 import { BirchInterrupts, pendingBits, pendingVectors } from './interrupts.js';
@@ -80,8 +82,9 @@ import {
   setShutdownStatus,
   writeRegisters,
 } from './registers.js';
-import { BirchStateFormat, type StatefulBirch } from './state-format.js';
+import { adoptChecked, BirchStateFormat, requireQuiet, type StatefulBirch } from './state-format.js';
 import { statusOf } from './status-of.js';
+import { imageToStandard } from './to-standard.js';
 
 export interface BirchNvmeOptions {
   readonly image: ImageFile;
@@ -188,8 +191,8 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     if (this.#running) return;
     if ((this.#status & Csts.RDY) !== 0) this.#requireLock();
     this.#setRunning(true);
-    this.engine.setMode(this.#modeByStatus());
     this.#advance();
+    if (this.#step === 'none') this.engine.setMode(this.#modeByStatus());
     this.#interrupts.announceAll();
   }
 
@@ -388,6 +391,15 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     const pending = pendingBits(this.host.interrupts.save().pendingMsix);
     image.bytes.set(pending, PENDING_BITS_AT);
     return image;
+  }
+
+  captureStandard(): NvmeState {
+    requireQuiet(this);
+    return imageToStandard(this.captureImage());
+  }
+
+  restoreStandard(state: NvmeState): void {
+    adoptChecked(this, standardToImage(state));
   }
 
   adoptImage(loaded: ControllerImage): void {

@@ -26,6 +26,7 @@ import {
   SubmissionSlot,
 } from './layout.js';
 import { May, Mode } from './mode.js';
+import { commandsInOrder } from './records.js';
 import { RingViews } from './ring-views.js';
 import { FreeSlots, SlotQueue, slotLinks } from './slot-lists.js';
 
@@ -175,14 +176,12 @@ export class QueueEngine {
     this.#outstanding.fill(0);
     this.#turns.length = 0;
     this.#inTurn.fill(0);
-    const used: number[] = [];
     for (let slot = COMMAND_SLOTS - 1; slot >= 0; slot--) {
       if (image.u8(commandAt(slot) + CommandSlot.STATE) === CommandState.FREE) this.#free.give(slot);
-      else used.push(slot);
     }
-    const order = (slot: number) => image.view.getFloat64(commandAt(slot) + CommandSlot.ORDER, true);
-    used.sort((a, b) => order(a) - order(b));
-    this.#order = used.length === 0 ? 0 : order(used.at(-1)!);
+    const used = commandsInOrder(image);
+    const last = used.at(-1);
+    this.#order = last === undefined ? 0 : image.view.getFloat64(commandAt(last) + CommandSlot.ORDER, true);
     for (const slot of used) this.#enlist(slot);
   }
 

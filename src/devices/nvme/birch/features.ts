@@ -32,6 +32,14 @@ const invalid: FeatureReply = { status: Status.INVALID_FIELD, result: 0 };
 const done: FeatureReply = { status: Status.SUCCESS, result: 0 };
 const reply = (result: number): FeatureReply => ({ status: Status.SUCCESS, result });
 
+/** Bits of dword 11 that select or set. */
+export const FeatureBit = {
+  /** THSEL 1 of Temperature Threshold, for the composite temperature. */
+  UNDER_TEMPERATURE: 0x100000,
+  /** CD of Interrupt Vector Configuration. */
+  COALESCING_DISABLED: 0x10000,
+} as const;
+
 /** TMPSEL: the composite temperature, and all sensors there are. */
 const COMPOSITE_SENSOR = 0x0;
 const ALL_SENSORS = 0xf;
@@ -58,7 +66,9 @@ export function getFeature(birch: Birch, cdw10: number, cdw11: number): FeatureR
     default: {
       const vector = cdw11 & 0xffff;
       if (vector >= parameters.msix_vectors) return invalid;
-      return reply(vector | (current && coalescingDisabled(image, vector) ? 0x10000 : 0));
+      return reply(
+        vector | (current && coalescingDisabled(image, vector) ? FeatureBit.COALESCING_DISABLED : 0),
+      );
     }
   }
 }
@@ -89,7 +99,7 @@ export function setFeature(birch: Birch, cdw10: number, cdw11: number): FeatureR
     default: {
       const vector = cdw11 & 0xffff;
       if (vector >= parameters.msix_vectors) return invalid;
-      setCoalescingDisabled(image, vector, (cdw11 & 0x10000) !== 0);
+      setCoalescingDisabled(image, vector, (cdw11 & FeatureBit.COALESCING_DISABLED) !== 0);
       return done;
     }
   }

@@ -97,14 +97,14 @@ export const NGUID_LENGTH = 16;
 export const EUI64_LENGTH = 8;
 
 /** Features that are one u32: where, and which of its bits exist. */
-export const FEATURE_WORDS: readonly { id: number; at: number; mask: number }[] = [
-  { id: FeatureId.ARBITRATION, at: 0x140, mask: 0xffffff07 },
-  { id: FeatureId.POWER_MANAGEMENT, at: 0x144, mask: 0xe0 },
-  { id: FeatureId.ERROR_RECOVERY, at: 0x148, mask: 0xffff },
-  { id: FeatureId.VOLATILE_WRITE_CACHE, at: 0x14c, mask: 0x1 },
-  { id: FeatureId.INTERRUPT_COALESCING, at: 0x150, mask: 0xffff },
-  { id: FeatureId.WRITE_ATOMICITY, at: 0x154, mask: 0x1 },
-  { id: FeatureId.ASYNC_EVENT_CONFIGURATION, at: 0x158, mask: 0xff },
+export const FEATURE_WORDS: readonly { id: number; name: string; at: number; mask: number }[] = [
+  { id: FeatureId.ARBITRATION, name: 'arbitration', at: 0x140, mask: 0xffffff07 },
+  { id: FeatureId.POWER_MANAGEMENT, name: 'power_management', at: 0x144, mask: 0xe0 },
+  { id: FeatureId.ERROR_RECOVERY, name: 'error_recovery', at: 0x148, mask: 0xffff },
+  { id: FeatureId.VOLATILE_WRITE_CACHE, name: 'volatile_write_cache', at: 0x14c, mask: 0x1 },
+  { id: FeatureId.INTERRUPT_COALESCING, name: 'interrupt_coalescing', at: 0x150, mask: 0xffff },
+  { id: FeatureId.WRITE_ATOMICITY, name: 'write_atomicity', at: 0x154, mask: 0x1 },
+  { id: FeatureId.ASYNC_EVENT_CONFIGURATION, name: 'async_event_configuration', at: 0x158, mask: 0xff },
 ];
 export const WRITE_CACHE_AT = 0x14c;
 export const ASYNC_EVENTS_AT = 0x158;

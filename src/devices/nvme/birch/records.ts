@@ -108,16 +108,22 @@ function presentQueues(image: ControllerImage, first: number): Uint8Array {
   return joined(slots);
 }
 
-function usedCommands(image: ControllerImage): Uint8Array {
-  const places: number[] = [];
+/** Command slots in use, oldest first. */
+export function commandsInOrder(image: ControllerImage): number[] {
+  const used: number[] = [];
   for (let slot = 0; slot < COMMAND_SLOTS; slot++) {
-    if (image.u8(commandAt(slot) + CommandSlot.STATE) !== CommandState.FREE) places.push(commandAt(slot));
+    if (image.u8(commandAt(slot) + CommandSlot.STATE) !== CommandState.FREE) used.push(slot);
   }
-  const order = (at: number) => image.view.getFloat64(at + CommandSlot.ORDER, true);
-  places.sort((a, b) => order(a) - order(b));
-  const bytes = joined(places.map((at) => image.span(at, COMMAND_SIZE)));
+  const order = (slot: number) => image.view.getFloat64(commandAt(slot) + CommandSlot.ORDER, true);
+  return used.sort((a, b) => order(a) - order(b));
+}
+
+/** What a slot's own place was is not state, so its order takes the place of it. */
+function usedCommands(image: ControllerImage): Uint8Array {
+  const used = commandsInOrder(image);
+  const bytes = joined(used.map((slot) => image.span(commandAt(slot), COMMAND_SIZE)));
   const view = new DataView(bytes.buffer);
-  for (const index of places.keys()) view.setFloat64(index * COMMAND_SIZE + CommandSlot.ORDER, index, true);
+  for (const index of used.keys()) view.setFloat64(index * COMMAND_SIZE + CommandSlot.ORDER, index, true);
   return bytes;
 }
 

@@ -69,6 +69,7 @@ export function adoptChecked(controller: StatefulBirch, image: ControllerImage):
   controller.adoptImage(image);
 }
 
-function requireQuiet(controller: StatefulBirch): void {
+/** @throws RequestError EBUSY */
+export function requireQuiet(controller: StatefulBirch): void {
   if (controller.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
 }

@@ -109,6 +109,7 @@ export class Rig {
     readonly guest: Guest,
     readonly kind: MemoryKind,
     readonly image: ImageFile,
+    readonly vendor: Vendor,
   ) {
     device.attach({
       memory: this.memory,
@@ -335,6 +336,7 @@ export function createRig(options: RigOptions): Rig {
     size: options.size ?? 8 * 1024 * 1024,
     lock: options.lock ?? true,
   });
-  const device = makers[options.vendor ?? 'alder']({ image, parameters: options.parameters ?? {} });
-  return new Rig(device, options.guest ?? new Guest(), options.kind ?? 'mapped', image);
+  const vendor = options.vendor ?? 'alder';
+  const device = makers[vendor]({ image, parameters: options.parameters ?? {} });
+  return new Rig(device, options.guest ?? new Guest(), options.kind ?? 'mapped', image, vendor);
 }

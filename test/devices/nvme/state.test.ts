@@ -14,7 +14,7 @@ import {
   type MetadataValue,
   NVME_ALDER,
 } from '../../../src/formats/index.js';
-import { createRig, DATA, Guest, imageFolder, type MemoryKind, PAGE, type Rig } from './rig.js';
+import { createRig, DATA, Guest, imageFolder, type MemoryKind, PAGE, type Rig, VENDORS } from './rig.js';
 
 const READ = 2;
 const WRITE = 1;
@@ -27,6 +27,7 @@ async function move(t: Test, source: Rig): Promise<Rig> {
   await source.device.handOver?.();
   t.notOk(source.image.locked);
   const destination = createRig({
+    vendor: source.vendor,
     kind: source.kind,
     guest: source.guest,
     path: source.image.path,
@@ -41,191 +42,196 @@ async function move(t: Test, source: Rig): Promise<Rig> {
   return destination;
 }
 
-for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
-  t.test(`state, ${kind} memory`, async (t) => {
-    const folder = imageFolder(t);
+for (const vendor of VENDORS) {
+  for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
+    t.test(`${vendor}: state, ${kind} memory`, async (t) => {
+      const folder = imageFolder(t);
 
-    t.test('there and back in the middle of I/O', async (t) => {
-      let rig = createRig({ kind, path: join(folder, 'moves') });
-      rig.useMsix(5);
-      await rig.enable();
-      await rig.createPair(1, 64, { cqEntries: 8 });
-      await rig.createPair(2, 64);
-      // Every block of the working set carries the number of the write that it saw last.
-      const expected = new Map<number, number>();
-      const outstanding = new Map<number, { qid: number; read: boolean; block: number; number: number }>();
-      let number = 0;
-      let completed = 0;
-      const collect = (qid: number) => {
-        for (let found = rig.poll(qid); found !== undefined; found = rig.poll(qid)) {
-          t.equal(found.status, 0);
-          const command = outstanding.get(found.cid);
-          if (command === undefined) throw new Error(`command ${found.cid} completed twice`);
-          outstanding.delete(found.cid);
-          completed++;
-          const page = DATA + (found.cid % 512) * PAGE - 0x10_0000;
-          if (command.read)
-            t.equal(
-              rig.guest.view.getUint32(page, true),
-              expected.get(command.block) ?? 0,
-              'what was written',
-            );
-          else expected.set(command.block, command.number);
-        }
-      };
-      for (let round = 0; completed < 300 && round < 300; round++) {
-        for (const qid of [1, 2]) {
-          for (
-            let i = 0;
-            i < 30 && [...outstanding.values()].filter((other) => other.qid === qid).length < 60;
-            i++
-          ) {
-            // A block is written and read by one command at a time, because commands are not ordered.
-            const block = (number * 13) % 512;
-            number++;
-            if ([...outstanding.values()].some((other) => other.block === block)) continue;
-            const read = number % 3 === 0;
-            const cid = rig.guest.nextCid % 512;
-            if (outstanding.has(cid)) break;
-            rig.guest.nextCid++;
-            const page = DATA + (cid % 512) * PAGE;
-            if (!read) rig.guest.view.setUint32(page - 0x10_0000, number, true);
-            rig.queue(qid, {
-              opcode: read ? READ : WRITE,
-              cid,
-              nsid: 1,
-              prp1: page,
-              cdw10: 8 * block,
-              cdw12: 7,
-            });
-            outstanding.set(cid, { qid, read, block, number });
+      t.test('there and back in the middle of I/O', async (t) => {
+        let rig = createRig({ vendor, kind, path: join(folder, 'moves') });
+        rig.useMsix(5);
+        await rig.enable();
+        await rig.createPair(1, 64, { cqEntries: 8 });
+        await rig.createPair(2, 64);
+        // Every block of the working set carries the number of the write that it saw last.
+        const expected = new Map<number, number>();
+        const outstanding = new Map<number, { qid: number; read: boolean; block: number; number: number }>();
+        let number = 0;
+        let completed = 0;
+        const collect = (qid: number) => {
+          for (let found = rig.poll(qid); found !== undefined; found = rig.poll(qid)) {
+            t.equal(found.status, 0);
+            const command = outstanding.get(found.cid);
+            if (command === undefined) throw new Error(`command ${found.cid} completed twice`);
+            outstanding.delete(found.cid);
+            completed++;
+            const page = DATA + (found.cid % 512) * PAGE - 0x10_0000;
+            if (command.read)
+              t.equal(
+                rig.guest.view.getUint32(page, true),
+                expected.get(command.block) ?? 0,
+                'what was written',
+              );
+            else expected.set(command.block, command.number);
           }
-          rig.submit(qid);
-        }
-        if (round % 3 === 1) {
+        };
+        for (let round = 0; completed < 300 && round < 300; round++) {
+          for (const qid of [1, 2]) {
+            for (
+              let i = 0;
+              i < 30 && [...outstanding.values()].filter((other) => other.qid === qid).length < 60;
+              i++
+            ) {
+              // A block is written and read by one command at a time, because commands are not ordered.
+              const block = (number * 13) % 512;
+              number++;
+              if ([...outstanding.values()].some((other) => other.block === block)) continue;
+              const read = number % 3 === 0;
+              const cid = rig.guest.nextCid % 512;
+              if (outstanding.has(cid)) break;
+              rig.guest.nextCid++;
+              const page = DATA + (cid % 512) * PAGE;
+              if (!read) rig.guest.view.setUint32(page - 0x10_0000, number, true);
+              rig.queue(qid, {
+                opcode: read ? READ : WRITE,
+                cid,
+                nsid: 1,
+                prp1: page,
+                cdw10: 8 * block,
+                cdw12: 7,
+              });
+              outstanding.set(cid, { qid, read, block, number });
+            }
+            rig.submit(qid);
+          }
+          if (round % 3 === 1) {
+            collect(2);
+          }
+          rig = await move(t, rig);
+          collect(1);
           collect(2);
         }
-        rig = await move(t, rig);
-        collect(1);
-        collect(2);
-      }
-      await rig.until('every command', () => {
-        collect(1);
-        collect(2);
-        return outstanding.size === 0;
+        await rig.until('every command', () => {
+          collect(1);
+          collect(2);
+          return outstanding.size === 0;
+        });
+        t.ok(completed >= 300, `${completed} commands`);
+        t.equal(rig.poll(1) ?? rig.poll(2), undefined, 'no completion is left over');
+        for (const [block, last] of expected) {
+          await rig.run(2, { opcode: READ, cid: 600, nsid: 1, prp1: DATA, cdw10: 8 * block, cdw12: 7 });
+          t.equal(rig.guest.view.getUint32(DATA - 0x10_0000, true), last);
+        }
+        await rig.image.close();
       });
-      t.ok(completed >= 300, `${completed} commands`);
-      t.equal(rig.poll(1) ?? rig.poll(2), undefined, 'no completion is left over');
-      for (const [block, last] of expected) {
-        await rig.run(2, { opcode: READ, cid: 600, nsid: 1, prp1: DATA, cdw10: 8 * block, cdw12: 7 });
-        t.equal(rig.guest.view.getUint32(DATA - 0x10_0000, true), last);
-      }
-      await rig.image.close();
+
+      t.test('features, events, health and held completions move', async (t) => {
+        let rig = createRig({ vendor, kind, path: join(folder, 'all') });
+        rig.useMsix(5);
+        await rig.enable();
+        await rig.createPair(3, 16, { cqEntries: 2 });
+        await rig.admin({ opcode: 9, cdw10: 6, cdw11: 0 });
+        const event = rig.queue(0, { opcode: 0x0c });
+        rig.submit(0);
+        t.match(await rig.admin({ opcode: 0x7f }), { status: 1 });
+        const held = [0, 1, 2].map((i) => rig.queue(3, { opcode: READ, nsid: 1, prp1: DATA + i * PAGE }));
+        rig.submit(3);
+        await rig.until('one completion', () => (rig.vectors[3] ?? 0) > 0);
+        await rig.device.quiesce();
+        rig.write(0x1000 + 8 * 4, 1);
+        rig.write(0x0c, 0x80);
+        rig = await move(t, rig);
+        t.match(
+          await rig.completion(0),
+          { cid: event, status: 0, result: 0x010000 },
+          'raised while quiesced, told later',
+        );
+        t.equal(rig.read(0x0c), 0x80);
+        const got: number[] = [];
+        for (const _ of held) {
+          const { cid, status } = await rig.completion(3);
+          t.equal(status, 0);
+          got.push(cid);
+        }
+        t.same(got.toSorted(), held.toSorted(), 'in whatever order they ended');
+        t.match(await rig.admin({ opcode: 0x0a, cdw10: 6 }), { result: 0 });
+        await rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: 0x1f0002 });
+        t.equal(rig.guest.view.getUint32(DATA - 0x10_0000 + 64, true), 3, 'reads are counted on');
+        await rig.image.close();
+      });
+
+      t.test('quiesced, nothing happens; resumed, everything does', async (t) => {
+        const rig = createRig({ vendor, kind, path: join(folder, 'quiesce') });
+        t.teardown(() => rig.image.close());
+        rig.useIntx();
+        await rig.enable();
+        await rig.createPair(1);
+        await rig.device.quiesce();
+        const before = rig.guest.bytes.slice();
+        const cid = rig.queue(1, { opcode: READ, nsid: 1, prp1: DATA });
+        before.set(rig.guest.slice(rig.ring(1).sq, 0x1000), rig.ring(1).sq - 0x10_0000);
+        rig.submit(1);
+        await rig.device.quiesce();
+        t.ok(Buffer.compare(before, rig.guest.bytes) === 0);
+        t.equal(rig.intx, 1);
+        await rig.device.resume();
+        t.match(await rig.completion(1), { cid, status: 0 });
+
+        await rig.device.quiesce();
+        rig.write(0x14, 0x460000);
+        t.equal(rig.read(0x1c), 1, 'a disable waits');
+        await rig.device.resume();
+        await rig.until('disabled', () => rig.read(0x1c) === 0);
+        await rig.device.quiesce();
+        rig.write(0x14, 0x460001);
+        t.equal(rig.read(0x1c), 0, 'an enable waits');
+        await rig.device.handOver?.();
+        await rig.device.resume();
+        t.equal(rig.read(0x1c), 1);
+        t.ok(rig.image.locked);
+
+        await rig.device.quiesce();
+        await rig.device.handOver?.();
+        const other = createRig({ vendor, path: rig.image.path });
+        t.throws(() => rig.device.takeOver?.(), {
+          name: 'RequestError',
+          message: /in use by another process/,
+        });
+        t.throws(() => rig.device.resume(), { message: /EBUSY/ });
+        await other.image.close();
+        await rig.device.resume();
+        t.ok(rig.image.locked);
+      });
     });
+  }
 
-    t.test('features, events, health and held completions move', async (t) => {
-      let rig = createRig({ kind, path: join(folder, 'all') });
-      rig.useMsix(5);
-      await rig.enable();
-      await rig.createPair(3, 16, { cqEntries: 2 });
-      await rig.admin({ opcode: 9, cdw10: 6, cdw11: 0 });
-      const event = rig.queue(0, { opcode: 0x0c });
-      rig.submit(0);
-      t.match(await rig.admin({ opcode: 0x7f }), { status: 1 });
-      const held = [0, 1, 2].map((i) => rig.queue(3, { opcode: READ, nsid: 1, prp1: DATA + i * PAGE }));
-      rig.submit(3);
-      await rig.until('one completion', () => (rig.vectors[3] ?? 0) > 0);
-      await rig.device.quiesce();
-      rig.write(0x1000 + 8 * 4, 1);
-      rig.write(0x0c, 0x80);
-      rig = await move(t, rig);
-      t.match(
-        await rig.completion(0),
-        { cid: event, status: 0, result: 0x010000 },
-        'raised while quiesced, told later',
-      );
-      t.equal(rig.read(0x0c), 0x80);
-      const got: number[] = [];
-      for (const _ of held) {
-        const { cid, status } = await rig.completion(3);
-        t.equal(status, 0);
-        got.push(cid);
-      }
-      t.same(got.toSorted(), held.toSorted(), 'in whatever order they ended');
-      t.match(await rig.admin({ opcode: 0x0a, cdw10: 6 }), { result: 0 });
-      await rig.admin({ opcode: 2, nsid: 0xffffffff, prp1: DATA, cdw10: 0x1f0002 });
-      t.equal(rig.guest.view.getUint32(DATA - 0x10_0000 + 64, true), 3, 'reads are counted on');
-      await rig.image.close();
-    });
-
-    t.test('quiesced, nothing happens; resumed, everything does', async (t) => {
-      const rig = createRig({ kind, path: join(folder, 'quiesce') });
-      t.teardown(() => rig.image.close());
-      rig.useIntx();
-      await rig.enable();
-      await rig.createPair(1);
-      await rig.device.quiesce();
-      const before = rig.guest.bytes.slice();
-      const cid = rig.queue(1, { opcode: READ, nsid: 1, prp1: DATA });
-      before.set(rig.guest.slice(rig.ring(1).sq, 0x1000), rig.ring(1).sq - 0x10_0000);
-      rig.submit(1);
-      await rig.device.quiesce();
-      t.ok(Buffer.compare(before, rig.guest.bytes) === 0);
-      t.equal(rig.intx, 1);
-      await rig.device.resume();
-      t.match(await rig.completion(1), { cid, status: 0 });
-
-      await rig.device.quiesce();
-      rig.write(0x14, 0x460000);
-      t.equal(rig.read(0x1c), 1, 'a disable waits');
-      await rig.device.resume();
-      await rig.until('disabled', () => rig.read(0x1c) === 0);
-      await rig.device.quiesce();
-      rig.write(0x14, 0x460001);
-      t.equal(rig.read(0x1c), 0, 'an enable waits');
-      await rig.device.handOver?.();
-      await rig.device.resume();
-      t.equal(rig.read(0x1c), 1);
-      t.ok(rig.image.locked);
-
-      await rig.device.quiesce();
-      await rig.device.handOver?.();
-      const other = createRig({ path: rig.image.path });
-      t.throws(() => rig.device.takeOver?.(), { name: 'RequestError', message: /in use by another process/ });
-      t.throws(() => rig.device.resume(), { message: /EBUSY/ });
-      await other.image.close();
-      await rig.device.resume();
-      t.ok(rig.image.locked);
-    });
+  t.test(`${vendor}: MSI-X enabled in the config space, eventfds still to come`, async (t) => {
+    const rig = createRig({ vendor, path: join(imageFolder(t), 'msix') });
+    rig.useMsix(5);
+    const msix = rig.device.config.findCapability(0x11);
+    rig.device.config.write(msix + 3, Uint8Array.of(0x80));
+    await rig.enable();
+    await rig.createPair(1);
+    rig.queue(1, { opcode: 0, nsid: 1 });
+    rig.submit(1);
+    await rig.until('an interrupt', () => rig.vectors[1] === 1);
+    await rig.device.quiesce();
+    const records = await rig.save();
+    await rig.device.handOver?.();
+    await rig.image.close();
+    const destination = createRig({ vendor, guest: rig.guest, path: rig.image.path, lock: false });
+    t.teardown(() => destination.image.close());
+    destination.useIntx();
+    await destination.load(records);
+    await destination.device.takeOver?.();
+    await destination.device.resume();
+    t.equal(destination.intx, 0, 'not told by INTx');
+    destination.useMsix(5);
+    t.equal(destination.vectors[1], 1, 'told as soon as the VMM listens');
   });
 }
 
-t.test('MSI-X enabled in the config space, eventfds still to come', async (t) => {
-  const rig = createRig({ path: join(imageFolder(t), 'msix') });
-  rig.useMsix(5);
-  const msix = rig.device.config.findCapability(0x11);
-  rig.device.config.write(msix + 3, Uint8Array.of(0x80));
-  await rig.enable();
-  await rig.createPair(1);
-  rig.queue(1, { opcode: 0, nsid: 1 });
-  rig.submit(1);
-  await rig.until('an interrupt', () => rig.vectors[1] === 1);
-  await rig.device.quiesce();
-  const records = await rig.save();
-  await rig.device.handOver?.();
-  await rig.image.close();
-  const destination = createRig({ guest: rig.guest, path: rig.image.path, lock: false });
-  t.teardown(() => destination.image.close());
-  destination.useIntx();
-  await destination.load(records);
-  await destination.device.takeOver?.();
-  await destination.device.resume();
-  t.equal(destination.intx, 0, 'not told by INTx');
-  destination.useMsix(5);
-  t.equal(destination.vectors[1], 1, 'told as soon as the VMM listens');
-});
-
-t.test('format', async (t) => {
+t.test('format of alder', async (t) => {
   const folder = imageFolder(t);
   const rig = createRig({ path: join(folder, 'format') });
   t.teardown(() => rig.image.close());

@@ -103,6 +103,12 @@ export const ERROR_CODES = {
   DEVSTATE_E_ENVELOPE_TRUNCATED: ExitCode.corrupt,
   /** Bytes follow the end record. */
   DEVSTATE_E_ENVELOPE_TRAILING: ExitCode.corrupt,
+  /** Content that is not ours (a migration stream, another device's state) stops before its end. */
+  DEVSTATE_E_CONTENT_TRUNCATED: ExitCode.corrupt,
+  /** Content that is not ours has bytes that its format cannot have. */
+  DEVSTATE_E_CONTENT_DAMAGED: ExitCode.corrupt,
+  /** Content that is not ours uses a part of its format that this reader does not follow. */
+  DEVSTATE_E_CONTENT_UNSUPPORTED: ExitCode.incompatible,
   /** The peer broke the vfio-user protocol; the connection was closed. */
   DEVSTATE_E_PROTOCOL: ExitCode.failed,
   /** The device server answered a command with an error; its errno is the error's `errno`. */

@@ -166,6 +166,7 @@ export class RecordCollector {
         throw refused(`${count} ${birchRecordName(type)}, more than the ${limit} there can be`);
       requireLength(type, payload, count * size);
       image.setU32(countAt, 0);
+      requireInUse(type, payload, size);
       if (type === BirchRecord.INTERRUPT_VECTORS) image.bytes.set(payload, VECTORS_AT);
       else if (type === BirchRecord.COMMANDS) image.bytes.set(payload, COMMANDS_AT);
       else placeQueues(image, type, payload);
@@ -206,6 +207,14 @@ function checkedHeader(header: Uint8Array): Uint8Array {
 function requireLength(type: number, payload: Uint8Array, length: number): void {
   if (payload.length === length) return;
   throw refused(`the ${birchRecordName(type)} record has ${payload.length} bytes instead of ${length}`);
+}
+
+/** Slots are saved because they are in use; their first byte says so, but for those of interrupt vectors. */
+function requireInUse(type: number, payload: Uint8Array, size: number): void {
+  if (type === BirchRecord.INTERRUPT_VECTORS) return;
+  for (let at = 0; at < payload.length; at += size) {
+    if (payload[at] === 0) throw refused(`${birchRecordName(type)}: slot ${at / size} is not in use`);
+  }
 }
 
 /** Puts saved queue slots where their identifiers say. */

@@ -271,7 +271,7 @@ function commandProblem(image: ControllerImage, slot: number, state: number): st
     return `is of submission queue ${sqid}, which is not there`;
   }
   if (state === CommandState.WAITING && sqid !== 0) return 'waits for events in an I/O queue';
-  if (image.view.getFloat64(at + CommandSlot.ORDER, true) !== slot) return 'is out of order';
+  if (!Object.is(image.view.getFloat64(at + CommandSlot.ORDER, true), slot)) return 'is out of order';
   if (state !== CommandState.DUE && !allZero(image.span(at + CommandSlot.STATUS, 8))) {
     return 'has a result and was not completed';
   }

@@ -115,14 +115,15 @@ class StateReader {
 
   #element({ type, size, structure }: StructureField): FieldValue {
     if (structure !== null) return this.#structure(structure);
-    const integer = /^(u?)int(8|16|32|64)( le)?( equal)?$/.exec(type);
+    // `equal` and `le` (less or equal) are what the destination checks.
+    const integer = /^(u?)int(8|16|32|64)( equal| le)?$/.exec(type);
     if (integer !== null && Number(integer[2]) === size * 8) {
-      return this.#integer(size, integer[1] === '', integer[3] !== undefined);
+      return this.#integer(size, integer[1] === '');
     }
     if (type === 'bool' && size === 1) return this.#bytes[this.at] !== 0;
     if (type === 'nullptr') return null;
     if (type === 'timer' && size === 8) {
-      const expires = this.#integer(size, false, false);
+      const expires = this.#integer(size, false);
       return expires === '0xffffffffffffffff' ? null : expires;
     }
     if (type === 'buffer' || type === 'bitmap') return this.#buffer(size);
@@ -140,18 +141,14 @@ class StateReader {
   }
 
   /** A number, or hexadecimal text beyond 2^53. */
-  #integer(size: number, signed: boolean, littleEndian: boolean): FieldValue {
+  #integer(size: number, signed: boolean): FieldValue {
     const { at } = this;
     const bytes = this.#bytes;
-    if (size < 8) {
-      if (littleEndian) return signed ? bytes.readIntLE(at, size) : bytes.readUIntLE(at, size);
-      return signed ? bytes.readIntBE(at, size) : bytes.readUIntBE(at, size);
-    }
+    if (size < 8) return signed ? bytes.readIntBE(at, size) : bytes.readUIntBE(at, size);
     const value = signed ? bytes.readBigInt64BE(at) : bytes.readBigUInt64BE(at);
     const number = Number(value);
-    return Number.isSafeInteger(number)
-      ? number
-      : `0x${BigInt.asUintN(64, value).toString(16).padStart(16, '0')}`;
+    if (Number.isSafeInteger(number)) return number;
+    return `0x${BigInt.asUintN(64, value).toString(16).padStart(16, '0')}`;
   }
 
   #buffer(size: number): string {

@@ -41,7 +41,7 @@ import { type FieldBudget, LayoutMismatch, readState } from './state-fields.js';
 import type { Structure } from './structure.js';
 import { FIRST_BYTES, firstBytes } from './text.js';
 import { describeVfioConfig, isVfioSection, VfioDevices } from './vfio.js';
-import { descriptionAtEnd, VmDescription } from './vm-description.js';
+import { DESCRIPTION_LENGTH_MAX, descriptionAtEnd, VmDescription } from './vm-description.js';
 
 /** Bytes held of a stream without a known end, for the description that comes with it. */
 const HELD_MAX = 16 << 20;
@@ -51,6 +51,8 @@ const STATE_LENGTH_MAX = 4 << 20;
 const IDS_MAX = 1 << 16;
 /** Characters of JSON that all fields of device sections may take. */
 const FIELDS_LENGTH = 4 << 20;
+/** Names of sections listed that are not as described. */
+const DIFFERING_LISTED = 100;
 
 /** A section as START or FULL introduced it. */
 interface KnownSection {
@@ -74,6 +76,8 @@ export class StreamWalk {
   readonly #context: SectionContext;
   readonly #known = new Map<number, KnownSection>();
   readonly #vfio = new VfioDevices();
+  /** Bytes of data of device sections whose footer was searched, by id. */
+  readonly #searched = new Map<number, number>();
   readonly #budget: FieldBudget = { left: FIELDS_LENGTH };
   #description: VmDescription | null | undefined;
 
@@ -183,7 +187,10 @@ export class StreamWalk {
     else {
       const structure = this.#description?.device(name, known.instance);
       const described = structure !== undefined && (yield* this.#describedData(section, id, structure));
-      if (!described) yield* this.#unknownData(section, id, limit);
+      if (described) return;
+      const start = this.input.offset;
+      yield* this.#unknownData(section, id, limit);
+      this.#searched.set(id, this.input.offset - start);
     }
   }
 
@@ -223,7 +230,7 @@ export class StreamWalk {
       if (first.length < FIRST_BYTES) first = Buffer.concat([first, bytes.subarray(0, FIRST_BYTES)]);
       section.first = firstBytes(first);
     });
-    section.fields.unknown = length;
+    section.fields.length = length;
   }
 
   *#command(): Pull<void> {
@@ -254,6 +261,7 @@ export class StreamWalk {
     this.#description = (text && VmDescription.parse(Buffer.from(text))) ?? null;
   }
 
+  /** The description itself; what was found without it is compared with it. */
   *#vmDescription(): Pull<void> {
     const { input, tree } = this;
     const section = tree.begin('vmdescription', input.offset);
@@ -261,8 +269,19 @@ export class StreamWalk {
     input.skip(1);
     const length = input.u32();
     section.fields = { length };
-    yield* input.pass(length);
-    if (this.#description) section.fields.devices = this.#description.devices;
+    let description = this.#description;
+    if (description || length > DESCRIPTION_LENGTH_MAX) yield* input.pass(length);
+    else description = VmDescription.parse(Buffer.from(yield* input.take(length)));
+    if (description) section.fields.devices = description.devices;
+    const differing = [...this.#searched].filter(
+      ([id, size]) =>
+        description?.device(this.#known.get(id)!.name, this.#known.get(id)!.instance)?.size !== size,
+    );
+    if (description && differing.length > 0) {
+      section.fields.differing = differing
+        .slice(0, DIFFERING_LISTED)
+        .map(([id]) => this.#known.get(id)!.name);
+    }
     tree.end(input.offset);
   }
 }

@@ -21,7 +21,8 @@ export function requireGuest(t: Test): Promise<GuestParts | undefined> {
   return orSkip(t, 'a Linux guest', obtainGuest);
 }
 
-async function orSkip<T>(t: Test, what: string, obtain: () => Promise<T>): Promise<T | undefined> {
+/** What `obtain` gives, or `undefined` once `t` is skipped (or failed) because there is no `what`. */
+export async function orSkip<T>(t: Test, what: string, obtain: () => Promise<T>): Promise<T | undefined> {
   try {
     return await obtain();
   } catch (error) {

@@ -7,12 +7,14 @@
 import type { StateRecord } from '../../../device/device.js';
 import { PciRegister, PciStatus } from '../../../device/pci-config.js';
 import type {
+  NvmeCompletionQueue,
   NvmeEvents,
   NvmeFeature,
   NvmeHealth,
   NvmeIdentity,
   NvmeRegisters,
   NvmeState,
+  NvmeSubmissionQueue,
   PciFunctionState,
 } from '../../../formats/index.js';
 import {
@@ -162,45 +164,47 @@ function shutdownAnew({ cc, csts }: NvmeRegisters): number {
 }
 
 function fillQueues(filler: ImageFiller, state: NvmeState): void {
+  for (const queue of state.submissionQueues) {
+    const name = `submission queue ${queue.id}`;
+    const at = fillQueue(filler, name, queue, submissionAt);
+    if (at === undefined) continue;
+    filler.u16(`the completion queue of ${name}`, at + SubmissionSlot.CQID, queue.completionQueue);
+    filler.u8(`the priority of ${name}`, at + SubmissionSlot.PRIORITY, queue.priority);
+  }
+  for (const queue of state.completionQueues) {
+    const name = `completion queue ${queue.id}`;
+    const at = fillQueue(filler, name, queue, completionAt);
+    if (at === undefined) continue;
+    filler.u8(`the phase of ${name}`, at + CompletionSlot.PHASE, queue.phase);
+    filler.u16(`the vector of ${name}`, at + CompletionSlot.VECTOR, queue.vector);
+    filler.u8(`the interrupts of ${name}`, at + CompletionSlot.INTERRUPTS, queue.interruptsEnabled ? 1 : 0);
+  }
+}
+
+/** Fills what both kinds of queue have in common. @returns the queue's slot, if there is one for it */
+function fillQueue(
+  filler: ImageFiller,
+  name: string,
+  queue: NvmeSubmissionQueue | NvmeCompletionQueue,
+  slotAt: (id: number) => number,
+): number | undefined {
   const { image } = filler;
-  for (const { kind, queues, slotAt } of [
-    { kind: 'submission', queues: state.submissionQueues, slotAt: submissionAt },
-    { kind: 'completion', queues: state.completionQueues, slotAt: completionAt },
-  ]) {
-    for (const queue of queues) {
-      const name = `${kind} queue ${queue.id}`;
-      if (!Number.isInteger(queue.id) || queue.id < 0 || queue.id >= QUEUE_SLOTS) {
-        filler.refuse(`${name} does not exist here`);
-        continue;
-      }
-      const at = slotAt(queue.id);
-      if (image.u8(at + QueueSlot.STATE) !== QueueState.ABSENT) filler.refuse(`${name} is there twice`);
-      if (!queue.physicallyContiguous) {
-        filler.refuse(`${name} is not physically contiguous, as this controller needs it (CAP.CQR)`);
-      }
-      image.setU8(at + QueueSlot.STATE, QueueState.PRESENT);
-      image.setU16(at + QueueSlot.ID, queue.id);
-      filler.u64(`the base of ${name}`, at + QueueSlot.BASE, queue.base);
-      filler.u32(`the size of ${name}`, at + QueueSlot.ENTRIES, queue.entries);
-      filler.u32(`the head of ${name}`, at + QueueSlot.HEAD, queue.head);
-      filler.u32(`the tail of ${name}`, at + QueueSlot.TAIL, queue.tail);
-    }
+  if (!Number.isInteger(queue.id) || queue.id < 0 || queue.id >= QUEUE_SLOTS) {
+    filler.refuse(`${name} does not exist here`);
+    return undefined;
   }
-  for (const { id, completionQueue, priority } of state.submissionQueues) {
-    if (id >= QUEUE_SLOTS) continue;
-    filler.u16(
-      `the completion queue of queue ${id}`,
-      submissionAt(id) + SubmissionSlot.CQID,
-      completionQueue,
-    );
-    filler.u8(`the priority of queue ${id}`, submissionAt(id) + SubmissionSlot.PRIORITY, priority);
+  const at = slotAt(queue.id);
+  if (image.u8(at + QueueSlot.STATE) !== QueueState.ABSENT) filler.refuse(`${name} is there twice`);
+  if (!queue.physicallyContiguous) {
+    filler.refuse(`${name} is not physically contiguous, as this controller needs it (CAP.CQR)`);
   }
-  for (const { id, phase, vector, interruptsEnabled } of state.completionQueues) {
-    if (id >= QUEUE_SLOTS) continue;
-    filler.u8(`the phase of completion queue ${id}`, completionAt(id) + CompletionSlot.PHASE, phase);
-    filler.u16(`the vector of completion queue ${id}`, completionAt(id) + CompletionSlot.VECTOR, vector);
-    image.setU8(completionAt(id) + CompletionSlot.INTERRUPTS, interruptsEnabled ? 1 : 0);
-  }
+  image.setU8(at + QueueSlot.STATE, QueueState.PRESENT);
+  image.setU16(at + QueueSlot.ID, queue.id);
+  filler.u64(`the base of ${name}`, at + QueueSlot.BASE, queue.base);
+  filler.u32(`the size of ${name}`, at + QueueSlot.ENTRIES, queue.entries);
+  filler.u32(`the head of ${name}`, at + QueueSlot.HEAD, queue.head);
+  filler.u32(`the tail of ${name}`, at + QueueSlot.TAIL, queue.tail);
+  return at;
 }
 
 /** Event requests, completions that are due, commands to carry out: each one slot. */

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { DeviceRuntime, type ParameterValue } from '../../src/device/index.js';
+import { createBirchNvme } from '../../src/devices/nvme/birch/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
 import { Server } from '../../src/server/index.js';
 
@@ -17,6 +18,8 @@ export interface Served {
 }
 
 export interface ServeOptions {
+  /** Whose implementation. Default: alder's. */
+  readonly vendor?: 'alder' | 'birch';
   readonly parameters?: Readonly<Record<string, ParameterValue>>;
   /** Waits for a migration: does not lock the image. */
   readonly incoming?: boolean;
@@ -50,7 +53,8 @@ export class TestBed {
     const image = ImageFile.open(
       lock ? { path: this.image, size: this.#size, lock } : { path: this.image, lock },
     );
-    const device = createAlderNvme({ image, parameters: options.parameters ?? {} });
+    const create = options.vendor === 'birch' ? createBirchNvme : createAlderNvme;
+    const device = create({ image, parameters: options.parameters ?? {} });
     const socketPath = join(this.#folder, name);
     const migrationSocketPath = `${socketPath}.migration`;
     const runtime = new DeviceRuntime(device, { name });

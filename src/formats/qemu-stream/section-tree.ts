@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The sections of a report as they are found, bounded: beyond {@link LISTED}, neighbours are one entry that says how
- * many they are, so that sizes still add up.
+ * The sections of a report as they are found, bounded: of those that are too many, neighbours are one entry that says
+ * how many they are, so that sizes still add up.
  */
 import type { FieldMap } from '../fields.js';
 import type { ContentReport, ContentSection } from '../foreign/content.js';
 
-/** Sections listed, on all levels together. */
+/** Sections listed on the top level; of those that repeat, as a migration goes on for hours; and below, in all. */
 const LISTED = 10_000;
+const REPEATING_LISTED = 2000;
+const INNER_LISTED = 10_000;
+/** Sections listed in one section. */
+const INNER_LISTED_OF_ONE = 1000;
 /** Name of the entry that stands for several. */
 const FURTHER = 'further sections';
 
@@ -26,6 +30,8 @@ export class SectionTree {
   readonly sections: OpenSection[] = [];
   readonly #open: OpenSection[] = [];
   #listed = 0;
+  #repeatingListed = 0;
+  #innerListed = 0;
 
   /** The section that was begun last and has not ended. */
   get innermost(): OpenSection | undefined {
@@ -53,13 +59,16 @@ export class SectionTree {
     return section;
   }
 
-  /** Ends the section that was begun last; its parent lists it. */
-  end(offset: number): void {
+  /**
+   * Ends the section that was begun last; its parent lists it.
+   * @param repeats whether any number of such sections is to be expected
+   */
+  end(offset: number, repeats = false): void {
     const section = this.#open.pop()!;
     section.size = offset - section.offset;
-    const siblings = this.#open.at(-1)?.sections ?? this.sections;
-    if (this.#listed < LISTED) {
-      this.#listed++;
+    const parent = this.#open.at(-1);
+    const siblings = parent?.sections ?? this.sections;
+    if (this.#lists(parent, repeats)) {
       siblings.push(section);
       return;
     }
@@ -68,6 +77,14 @@ export class SectionTree {
       last.size += section.size;
       last.fields = { sections: Number(last.fields.sections) + 1 };
     } else siblings.push({ ...section, name: FURTHER, fields: { sections: 1 }, sections: [], first: null });
+  }
+
+  /** Whether one more section is listed. */
+  #lists(parent: OpenSection | undefined, repeats: boolean): boolean {
+    if (parent !== undefined) {
+      return parent.sections.length < INNER_LISTED_OF_ONE && this.#innerListed++ < INNER_LISTED;
+    }
+    return (!repeats || this.#repeatingListed++ < REPEATING_LISTED) && this.#listed++ < LISTED;
   }
 
   /** Ends all that is open, as the stream cannot be followed beyond `offset`. */

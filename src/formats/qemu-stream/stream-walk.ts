@@ -163,7 +163,7 @@ export class StreamWalk {
     if (input.u8() !== ElementType.SECTION_FOOTER || input.u32() !== id) {
       throw damaged(end, `the data of the section ${known.name} does not end with its footer`);
     }
-    tree.end(input.offset);
+    tree.end(input.offset, type === ElementType.SECTION_PART);
   }
 
   /** Name, instance and version of a section. */
@@ -228,8 +228,8 @@ export class StreamWalk {
     yield* passToFooter(this.input, { id, known: this.#known, limit }, (bytes) => {
       length += bytes.length;
       if (first.length < FIRST_BYTES) first = Buffer.concat([first, bytes.subarray(0, FIRST_BYTES)]);
-      section.first = firstBytes(first);
     });
+    if (length > 0) section.first = firstBytes(first);
     section.fields.length = length;
   }
 

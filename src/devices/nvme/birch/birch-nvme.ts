@@ -4,11 +4,10 @@
  *
  * ```
  *  region accesses ─► registers ─► doorbells ─► QueueEngine ─► admin, io ─► ImageFile
- *                        └─► #advance: enable, disable, shut down
- *                  all of them on the ControllerImage
+ *                       └─► LifeCycle: enable, disable, shut down
+ *                     all of them on the ControllerImage
  * ```
- * This file holds the life cycle. What CC asks for and what is so may differ while commands end or the controller is
- * quiesced: `#advance` takes the next step that is possible, and is called whenever one may have become so.
+ * This file is where the parts meet: the device as the SDK sees it, and what the parts ask of each other.
  */
 
 import type {
@@ -28,7 +27,6 @@ import { Errno, RequestError } from '../../../wire/index.js';
 import { type ImageFile, requireNamespaceFits } from '../image-file.js';
 import {
   AsyncEventType,
-  Cc,
   Csts,
   ErrorEvent,
   LogPage,
@@ -53,7 +51,6 @@ import {
   resetVectors,
   submissionAt,
 } from './controller-image.js';
-import { configurationProblem, createAdminQueues } from './enable.js';
 import { QueueEngine } from './engine.js';
 import type { EngineOwner } from './engine-owner.js';
 import { answerRequests, raiseEvent } from './events.js';
@@ -67,21 +64,14 @@ import {
   CONFIG_SIZE,
   CONTROLLER_AT,
   HealthCounter,
-  IMAGE_SIZE,
   PENDING_BITS_AT,
   PENDING_BITS_SIZE,
   QueueSlot,
   QueueState,
-  SUBMISSION_AT,
 } from './layout.js';
+import { LifeCycle } from './life-cycle.js';
 import { Mode } from './mode.js';
-import {
-  type RegisterActions,
-  readRegisters,
-  resetController,
-  setShutdownStatus,
-  writeRegisters,
-} from './registers.js';
+import { type RegisterActions, readRegisters, writeRegisters } from './registers.js';
 import { adoptChecked, BirchStateFormat, requireQuiet, type StatefulBirch } from './state-format.js';
 import { statusOf } from './status-of.js';
 import { imageToStandard } from './to-standard.js';
@@ -99,9 +89,6 @@ export function createBirchNvme(options: BirchNvmeOptions): Device {
   return new BirchNvme(options.image, parameters);
 }
 
-/** What the controller is in the middle of. */
-type Step = 'none' | 'disabling' | 'draining' | 'flushing';
-
 class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, StatefulBirch {
   readonly model: DeviceModel;
   readonly producer = { name: 'birch/nvme', version: '1.0' };
@@ -111,30 +98,33 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   readonly formats: readonly StateFormat[];
   readonly image = new ControllerImage();
   readonly engine: QueueEngine;
+  readonly #life: LifeCycle;
   readonly #interrupts: BirchInterrupts;
   #host: DeviceHost | undefined;
-  #running = true;
-  #step: Step = 'none';
-  /** Waiting for the controller to be settled. */
-  #waiters: (() => void)[] = [];
 
   constructor(
     readonly disk: ImageFile,
     readonly parameters: NvmeParameters,
   ) {
-    const { queues, msix_vectors: vectors } = parameters;
     this.model = nvmeModel(parameters);
-    this.interruptCounts = { intx: true, msi: 0, msix: vectors };
+    this.interruptCounts = { intx: true, msi: 0, msix: parameters.msix_vectors };
     this.config = nvmeConfigSpace(parameters);
     writeHeader(this.image, identityOf(parameters));
     resetRegisters(this.image, parameters);
     resetVectors(this.image, parameters);
     resetFeatures(this.image);
     this.engine = new QueueEngine(this.image, this);
-    this.engine.onIdle = () => {
-      if (this.#step !== 'none' || this.#waiters.length > 0) this.#advance();
-    };
-    this.#interrupts = new BirchInterrupts(this.image, this.config, queues, () => this.host, vectors);
+    this.#life = new LifeCycle(this, {
+      cleared: () => this.#interrupts.updateLine(),
+      fatal: (reason) => this.fatal(reason),
+    });
+    this.#interrupts = new BirchInterrupts({
+      image: this.image,
+      config: this.config,
+      parameters,
+      host: () => this.host,
+      running: () => this.#life.running,
+    });
     this.formats = [new BirchStateFormat(this)];
   }
 
@@ -166,33 +156,27 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   }
 
   async reset(reason: ResetReason): Promise<void> {
-    this.engine.setMode(Mode.SILENT);
-    await this.#settled();
-    this.#clearController();
+    await this.#life.reset();
     resetRegisters(this.image, this.parameters);
     resetVectors(this.image, this.parameters);
     this.config.reset();
-    this.#setRunning(true);
     this.host.interrupts.reset();
     if (reason !== 'aborted') return;
     // A load that was given up may have brought another controller's history, and the disk is that one's.
     this.image.span(HealthCounter.BYTES_READ, CONFIG_AT - HealthCounter.BYTES_READ).fill(0);
-    await this.disk.unlock().catch((error) => this.#logError('unlock', error));
+    await this.disk.unlock().catch((error) => {
+      this.host.log('error', `unlock: ${error instanceof Error ? error.message : String(error)}`);
+    });
   }
 
-  async quiesce(): Promise<void> {
-    this.#setRunning(false);
-    if (this.#step === 'none') this.#restrict(Mode.SETTLING);
-    await this.#settled();
-    this.#restrict(Mode.HELD);
+  quiesce(): Promise<void> {
+    return this.#life.quiesce();
   }
 
   resume(): void {
-    if (this.#running) return;
+    if (this.#life.running) return;
     if ((this.#status & Csts.RDY) !== 0) this.#requireLock();
-    this.#setRunning(true);
-    this.#advance();
-    if (this.#step === 'none') this.engine.setMode(this.#modeByStatus());
+    this.#life.resume();
     this.#interrupts.announceAll();
   }
 
@@ -204,21 +188,6 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     this.#requireLock();
   }
 
-  #setRunning(running: boolean): void {
-    this.#running = running;
-    this.#interrupts.running = running;
-  }
-
-  /** Allows the engine less; nothing to one that is silent. */
-  #restrict(mode: Mode): void {
-    if (this.engine.mode !== Mode.SILENT) this.engine.setMode(mode);
-  }
-
-  #modeByStatus(): Mode {
-    if ((this.#status & (Csts.RDY | Csts.CFS)) !== Csts.RDY) return Mode.SILENT;
-    return (this.#status & Csts.SHST_MASK) === 0 ? Mode.RUNNING : Mode.SETTLING;
-  }
-
   #requireLock(): void {
     try {
       this.disk.lock();
@@ -227,112 +196,21 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     }
   }
 
-  // Controller configuration and status
-
   get #status(): number {
     return this.image.register(Register.CSTS);
   }
 
-  /** Commands, DMA or a change of state are under way. */
   get busy(): boolean {
-    return this.#step !== 'none' || !this.engine.idle;
-  }
-
-  #settled(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#waiters.push(resolve);
-      this.#advance();
-    });
+    return this.#life.busy;
   }
 
   configurationWritten(): void {
-    this.#advance();
-  }
-
-  /** Takes every step towards what CC asks for that can be taken now. */
-  #advance(): void {
-    if (this.#step === 'disabling' && this.engine.idle) {
-      this.#step = 'none';
-      this.#clearController();
-    } else if (this.#step === 'draining' && this.engine.idle) void this.#finishShutDown();
-    if (this.#step === 'none' && this.#running) this.#follow(this.image.register(Register.CC));
-    if (this.busy) return;
-    for (const settled of this.#waiters.splice(0)) settled();
-  }
-
-  #follow(cc: number): void {
-    const status = this.#status;
-    const enabled = (status & (Csts.RDY | Csts.CFS)) !== 0;
-    if (enabled && (cc & Cc.EN) === 0) this.#disable();
-    else if (!enabled && (cc & Cc.EN) !== 0) this.#enable();
-    const shutDown = (cc & Cc.SHN_MASK) !== 0 && (status & Csts.SHST_MASK) === 0;
-    if (shutDown && this.#step === 'none') this.#shutDown();
-  }
-
-  #enable(): void {
-    const problem = configurationProblem(this.image) ?? this.#lockProblem();
-    if (problem !== undefined) {
-      this.fatal(`the controller cannot be enabled: ${problem}`);
-      return;
-    }
-    createAdminQueues(this.image);
-    this.engine.queueChanged('submission', 0);
-    this.engine.queueChanged('completion', 0);
-    this.image.setRegister(Register.CSTS, Csts.RDY);
-    this.engine.setMode(Mode.RUNNING);
-  }
-
-  #lockProblem(): string | undefined {
-    try {
-      this.disk.lock();
-      return undefined;
-    } catch (error) {
-      return error instanceof Error ? error.message : String(error);
-    }
-  }
-
-  #disable(): void {
-    this.#step = 'disabling';
-    this.engine.setMode(Mode.SILENT);
-    this.#advance();
-  }
-
-  /** What a controller reset clears. */
-  #clearController(): void {
-    this.image.span(SUBMISSION_AT, IMAGE_SIZE - SUBMISSION_AT).fill(0);
-    this.engine.rebuild();
-    resetFeatures(this.image);
-    resetController(this.image);
-    this.#interrupts.updateLine();
-  }
-
-  #shutDown(): void {
-    this.#step = 'draining';
-    setShutdownStatus(this.image, Csts.SHST_OCCURRING);
-    this.#restrict(Mode.DRAINING);
-    this.#advance();
-  }
-
-  async #finishShutDown(): Promise<void> {
-    this.#step = 'flushing';
-    this.#restrict(Mode.SETTLING);
-    try {
-      if (this.disk.locked) await this.disk.flush();
-    } catch (error) {
-      this.#logError('shutdown', error);
-    }
-    this.#step = 'none';
-    setShutdownStatus(this.image, Csts.SHST_COMPLETE);
-    this.#advance();
+    this.#life.advance();
   }
 
   fatal(reason: string): void {
     this.image.setRegister(Register.CSTS, this.#status | Csts.CFS);
     this.host.log('error', `fatal controller status: ${reason}; the guest must reset the controller`);
-  }
-
-  #logError(what: string, error: unknown): void {
-    this.host.log('error', `${what}: ${error instanceof Error ? error.message : String(error)}`);
   }
 
   // Commands
@@ -405,7 +283,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   adoptImage(loaded: ControllerImage): void {
     // The only step that may refuse comes first.
     this.config.load(loaded.span(CONFIG_AT, CONFIG_SIZE).slice());
-    this.#setRunning(false);
+    this.#life.running = false;
     this.image.bytes.set(loaded.bytes.subarray(CONTROLLER_AT), CONTROLLER_AT);
     this.engine.rebuild();
     this.engine.setMode(Mode.HELD);

@@ -32,8 +32,8 @@ export interface WriterEvents {
   released(slot: number): void;
   /** Order of a change of state, see `CommandSlot.ORDER`. */
   nextOrder(): number;
-  /** A write of entries that took time is over. */
-  writeEnded(): void;
+  /** A write to this queue that took time is over. */
+  writeEnded(cqid: number): void;
   failed(what: string, error: unknown): void;
 }
 
@@ -124,6 +124,17 @@ export class CompletionWriter {
     for (const slot of this.#due[id]!.extract((other) => this.#image.sqid(other) === sqid)) {
       this.#done(slot, id);
     }
+  }
+
+  /** A write to this queue is under way. */
+  isWriting(id: number): boolean {
+    return this.#writing[id] === 1;
+  }
+
+  /** Whether a completion of this submission queue is due. */
+  hasDue(sqid: number): boolean {
+    const id = this.#image.u16(submissionAt(sqid) + SubmissionSlot.CQID);
+    return this.#due[id]!.some((slot) => this.#image.sqid(slot) === sqid);
   }
 
   /** A queue was created or deleted. */
@@ -232,7 +243,7 @@ export class CompletionWriter {
       this.#writing[id] = 0;
       this.writes--;
     }
-    this.#events.writeEnded();
+    this.#events.writeEnded(id);
   }
 
   /** Takes the queue's next entry, writes it to `words` from `to` on, and ends the slot. */

@@ -71,7 +71,7 @@ export class ControllerImage {
 
   /** @param value a safe integer */
   setU64(at: number, value: number): void {
-    this.view.setUint32(at, value % 2 ** 32, true);
+    this.view.setUint32(at, value, true);
     this.view.setUint32(at + 4, Math.floor(value / 2 ** 32), true);
   }
 

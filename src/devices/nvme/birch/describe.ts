@@ -11,6 +11,7 @@ import {
   COALESCING_DISABLED_AT,
   COMMAND_SIZE,
   COMMANDS_AT,
+  COMPLETION_AT,
   CONFIG_AT,
   CONFIG_SIZE,
   CONTROLLER_AT,
@@ -59,7 +60,7 @@ const describers = new Map<number, (payload: Uint8Array) => FieldMap>([
   ],
   [
     BirchRecord.COMPLETION_QUEUES,
-    (payload) => slots('queues', payload, SUBMISSION_AT, QUEUE_SIZE, completionQueue),
+    (payload) => slots('queues', payload, COMPLETION_AT, QUEUE_SIZE, completionQueue),
   ],
   [BirchRecord.COMMANDS, (payload) => slots('commands', payload, COMMANDS_AT, COMMAND_SIZE, command)],
 ]);

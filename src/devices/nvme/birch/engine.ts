@@ -7,14 +7,16 @@
  *                ▲                                │          └─► WAITING (event requests)
  *                └── more entries, and room       └── quiesced: stays, and is state
  * ```
- * A command is fetched only when there is room for its completion, and started only while few others are under way.
- * All state is in the image; the lists here are an index over it.
+ * A command is fetched only when there is room for its completion. I/O commands are started only while few others are
+ * under way; admin commands never wait for I/O, which a guest may want to end by them. All state is in the image; the lists here are an
+ * index over it.
  */
 
-import { SQ_ENTRY_SIZE, Status, statusField } from '../spec/index.js';
+import { Status, statusField } from '../spec/index.js';
 import { CompletionWriter } from './completion-writer.js';
-import { type ControllerImage, commandAt, submissionAt } from './controller-image.js';
+import { type ControllerImage, commandAt, completionAt, submissionAt } from './controller-image.js';
 import { type EngineOwner, PARKED, PENDING } from './engine-owner.js';
+import { EntryFetcher } from './entry-fetcher.js';
 import {
   COMMAND_SLOTS,
   CommandSlot,
@@ -27,15 +29,13 @@ import {
 } from './layout.js';
 import { May, Mode } from './mode.js';
 import { commandsInOrder } from './records.js';
-import { RingViews } from './ring-views.js';
 import { FreeSlots, SlotQueue, slotLinks } from './slot-lists.js';
+import { Turns } from './turns.js';
 
-/** Commands fetched and not completed, over all queues. */
+/** I/O commands fetched and not completed, over all queues. */
 const FETCH_LIMIT = 256;
-/** Commands under way at a time: as many as the disk makes use of. */
+/** I/O commands under way at a time: as many as the disk makes use of. */
 const START_LIMIT = 32;
-/** Entries taken from one queue before it is the next one's turn. */
-const BURST = 8;
 /** Entries taken before other work of the process gets its turn. */
 const BATCH = 64;
 
@@ -45,22 +45,21 @@ export class QueueEngine {
   readonly #image: ControllerImage;
   readonly #owner: EngineOwner;
   readonly #writer: CompletionWriter;
-  readonly #rings = new RingViews('read');
+  readonly #fetcher: EntryFetcher;
   readonly #free = new FreeSlots();
-  readonly #ready: SlotQueue;
+  /** FETCHED slots, of the admin queue and of the others. */
+  readonly #readyAdmin: SlotQueue;
+  readonly #readyIo: SlotQueue;
   readonly #waiting: SlotQueue;
-  /** By submission queue: commands fetched and not completed, and a fetch under way as one more. */
+  /** By submission queue: commands fetched and not completed. */
   readonly #outstanding = new Int32Array(QUEUE_SLOTS);
-  readonly #fetching = new Uint8Array(QUEUE_SLOTS);
-  /** Queues that may have entries to fetch, in the order of their turns. */
-  readonly #turns: number[] = [];
-  readonly #inTurn = new Uint8Array(QUEUE_SLOTS);
-  /** By submission queue that is being deleted: whom to tell. */
-  readonly #deleting = new Map<number, () => void>();
+  readonly #turns = new Turns();
+  /** By queue that is being deleted: whom to tell. */
+  readonly #deletedSubmission = new Map<number, () => void>();
+  readonly #deletedCompletion = new Map<number, () => void>();
+  /** Commands under way, and how many of them are I/O commands. */
   #started = 0;
-  /** Fetches under way, and the slots set aside for them. */
-  #fetches = 0;
-  #claimed = 0;
+  #startedIo = 0;
   #pumping = false;
   #mode: Mode = Mode.SILENT;
   #order = 0;
@@ -69,12 +68,19 @@ export class QueueEngine {
     const links = slotLinks();
     this.#image = image;
     this.#owner = owner;
-    this.#ready = new SlotQueue(links);
+    this.#readyAdmin = new SlotQueue(links);
+    this.#readyIo = new SlotQueue(links);
     this.#waiting = new SlotQueue(links);
     this.#writer = new CompletionWriter(image, owner, links, {
       released: (slot) => this.#release(slot),
       nextOrder: () => ++this.#order,
-      writeEnded: () => this.#pump(),
+      writeEnded: (cqid) => this.#writeEnded(cqid),
+      failed: (what, error) => this.#ringFailed(what, error),
+    });
+    this.#fetcher = new EntryFetcher(image, owner, this.#free, this.#writer, {
+      wanted: (sqid) => (this.#mode & May.FETCH) !== 0 && this.#isPresent(sqid),
+      admitted: (slot, sqid) => this.#admit(slot, sqid),
+      readEnded: (sqid) => this.#readEnded(sqid),
       failed: (what, error) => this.#ringFailed(what, error),
     });
     this.rebuild();
@@ -95,8 +101,8 @@ export class QueueEngine {
 
   /** Nothing is under way, nor, while commands may be started, is there one to start. */
   get idle(): boolean {
-    const toStart = (this.#mode & May.START) === 0 ? 0 : this.#ready.length;
-    return this.#started + this.#fetches + this.#writer.writes + toStart === 0;
+    const toStart = (this.#mode & May.START) === 0 ? 0 : this.#readyAdmin.length + this.#readyIo.length;
+    return this.#started + this.#fetcher.reads + this.#writer.writes + toStart === 0;
   }
 
   /** Event requests that wait. */
@@ -122,13 +128,13 @@ export class QueueEngine {
         if (this.#image.u16(submissionAt(sqid) + SubmissionSlot.CQID) === id) this.#offerTurn(sqid);
       }
     }
-    if (this.#turns.length > 0) this.#pump();
+    if (this.#turns.next !== undefined) this.#pump();
     return true;
   }
 
   /** Ends a command that was `PENDING`. */
   finish(slot: number, status: number): void {
-    this.#started--;
+    this.#stopped(slot);
     this.#end(slot, status);
     this.#pump();
   }
@@ -148,34 +154,41 @@ export class QueueEngine {
 
   /** A queue's slot was filled or emptied. */
   queueChanged(kind: 'submission' | 'completion', id: number): void {
-    if (kind === 'submission') this.#rings.forget(id);
+    if (kind === 'submission') this.#fetcher.forget(id);
     else this.#writer.forget(id);
   }
 
   /**
-   * Deletes a submission queue as soon as none of its commands is under way: now or later. Commands that were not
-   * started yet are aborted; completions without room are dropped, as those of a queue that goes may be.
+   * Deletes a submission queue as soon as none of its commands is under way, now or later, and tells `done`. Commands
+   * that were not started yet are aborted; completions without room are dropped, as those of a queue that goes may be.
    */
   deleteSubmission(id: number, done: () => void): void {
     this.#image.setU8(submissionAt(id) + QueueSlot.STATE, QueueState.DELETING);
-    this.#deleting.set(id, done);
-    for (const slot of this.#ready.extract((other) => this.#image.sqid(other) === id)) {
+    this.#deletedSubmission.set(id, done);
+    for (const slot of this.#readyIo.extract((other) => this.#image.sqid(other) === id)) {
       this.#end(slot, Status.ABORTED_SQ_DELETION);
     }
     this.#checkDeleted(id);
   }
 
+  /** Deletes a completion queue to which no submission queue belongs, as soon as nothing is written to it, and tells `done`. */
+  deleteCompletion(id: number, done: () => void): void {
+    this.#image.setU8(completionAt(id) + QueueSlot.STATE, QueueState.DELETING);
+    this.#deletedCompletion.set(id, done);
+    if (!this.#writer.isWriting(id)) this.#finishDeletion(id);
+  }
+
   /** Makes the index anew: the image was loaded or cleared. Only when idle. */
   rebuild(): void {
     const image = this.#image;
-    this.#ready.clear();
+    this.#readyAdmin.clear();
+    this.#readyIo.clear();
     this.#waiting.clear();
     this.#writer.clear();
     this.#free.clear();
-    this.#rings.forgetAll();
+    this.#fetcher.clear();
+    this.#turns.clear();
     this.#outstanding.fill(0);
-    this.#turns.length = 0;
-    this.#inTurn.fill(0);
     for (let slot = COMMAND_SLOTS - 1; slot >= 0; slot--) {
       if (image.u8(commandAt(slot) + CommandSlot.STATE) === CommandState.FREE) this.#free.give(slot);
     }
@@ -193,22 +206,28 @@ export class QueueEngine {
       const sqid = this.#image.sqid(slot);
       this.#outstanding[sqid]!++;
       this.#writer.reserve(this.#completionQueue(sqid), 1);
-      this.#ready.push(slot);
+      this.#readyOf(sqid).push(slot);
     }
+  }
+
+  #readyOf(sqid: number): SlotQueue {
+    return sqid === 0 ? this.#readyAdmin : this.#readyIo;
   }
 
   #completionQueue(sqid: number): number {
     return this.#image.u16(submissionAt(sqid) + SubmissionSlot.CQID);
   }
 
-  #offerTurn(id: number): void {
-    const at = submissionAt(id);
+  #isPresent(sqid: number): boolean {
+    return this.#image.u8(submissionAt(sqid) + QueueSlot.STATE) === QueueState.PRESENT;
+  }
+
+  /** Gives a queue a turn if it has entries. */
+  #offerTurn(sqid: number): void {
+    const at = submissionAt(sqid);
     const image = this.#image;
-    if (image.u8(at + QueueSlot.STATE) !== QueueState.PRESENT) return;
-    if (this.#inTurn[id] === 1 || this.#fetching[id] === 1) return;
-    if (image.u32(at + QueueSlot.HEAD) === image.u32(at + QueueSlot.TAIL)) return;
-    this.#inTurn[id] = 1;
-    this.#turns.push(id);
+    if (image.u32(at + QueueSlot.HEAD) === image.u32(at + QueueSlot.TAIL) || !this.#isPresent(sqid)) return;
+    if (!this.#fetcher.isReading(sqid)) this.#turns.offer(sqid);
   }
 
   #pump(): void {
@@ -217,99 +236,36 @@ export class QueueEngine {
     this.#writer.beginBatch();
     let left = BATCH;
     this.#startReady();
-    while (left > 0 && this.#turns.length > 0 && this.#mayFetch()) {
-      const id = this.#turns.shift()!;
-      this.#inTurn[id] = 0;
-      left -= this.#fetch(id);
+    for (let sqid = this.#turns.next; sqid !== undefined && left > 0; sqid = this.#turns.next) {
+      if (!this.#mayFetch(sqid)) break;
+      this.#turns.take();
+      if (!this.#isPresent(sqid)) continue;
+      const taken = this.#fetcher.fetch(sqid);
+      left -= taken;
+      // A queue of which nothing could be taken gets its next turn when something changes.
+      if (taken > 0) this.#offerTurn(sqid);
       this.#startReady();
     }
-    if (left <= 0 && this.#turns.length > 0) setImmediate(() => this.#pump());
+    if (left <= 0 && this.#turns.next !== undefined) setImmediate(() => this.#pump());
     this.#pumping = false;
     this.#writer.endBatch();
     if (this.onIdle !== undefined && this.idle) this.onIdle();
   }
 
-  #mayFetch(): boolean {
-    const { length } = this.#ready;
-    const limited = this.#started + this.#claimed + length >= FETCH_LIMIT || this.#free.count === 0;
-    return (this.#mode & May.FETCH) !== 0 && !limited;
+  #mayFetch(sqid: number): boolean {
+    if ((this.#mode & May.FETCH) === 0 || this.#free.count === 0) return false;
+    return sqid === 0 || this.#startedIo + this.#fetcher.claimed + this.#readyIo.length < FETCH_LIMIT;
   }
 
-  /** Takes a burst of entries from a queue. @returns how many are taken now */
-  #fetch(id: number): number {
-    const image = this.#image;
-    const at = submissionAt(id);
-    if (image.u8(at + QueueSlot.STATE) !== QueueState.PRESENT) return 0;
-    const entries = image.u32(at + QueueSlot.ENTRIES);
-    const tail = image.u32(at + QueueSlot.TAIL);
-    let head = image.u32(at + QueueSlot.HEAD);
-    const cqid = image.u16(at + SubmissionSlot.CQID);
-    const credit = this.#writer.credit(cqid);
-    if (credit <= 0) {
-      this.#writer.starve(cqid);
-      return 0;
-    }
-    const available = tail >= head ? tail - head : tail - head + entries;
-    const count = Math.min(available, BURST, credit, this.#free.count);
-    const base = image.u64(at + QueueSlot.BASE);
-    let ring: Int32Array | undefined;
-    try {
-      ring = this.#rings.view(this.#owner.host.memory, id, base, entries * SQ_ENTRY_SIZE);
-    } catch (error) {
-      this.#ringFailed(`submission queue ${id}`, error);
-      return 0;
-    }
-    if (ring === undefined) {
-      void this.#fetchRemote(id, Math.min(count, entries - head));
-      return 0;
-    }
-    for (let i = 0; i < count; i++) {
-      const slot = this.#free.take();
-      image.takeEntry(slot, ring, head);
-      head = head + 1 === entries ? 0 : head + 1;
-      this.#admit(slot, id);
-    }
-    this.#writer.reserve(cqid, count);
-    image.setU32(at + QueueSlot.HEAD, head);
-    this.#offerTurn(id);
-    return count;
+  #readEnded(sqid: number): void {
+    this.#checkDeleted(sqid);
+    this.#offerTurn(sqid);
+    this.#pump();
   }
 
-  async #fetchRemote(id: number, count: number): Promise<void> {
-    const image = this.#image;
-    const at = submissionAt(id);
-    const cqid = image.u16(at + SubmissionSlot.CQID);
-    const head = image.u32(at + QueueSlot.HEAD);
-    const slots = Array.from({ length: count }, () => this.#free.take());
-    this.#writer.reserve(cqid, count);
-    this.#claimed += count;
-    this.#fetching[id] = 1;
-    this.#outstanding[id]!++;
-    this.#fetches++;
-    const ring = new Int32Array((count * SQ_ENTRY_SIZE) / 4);
-    let taken = false;
-    try {
-      const address = image.u64(at + QueueSlot.BASE) + head * SQ_ENTRY_SIZE;
-      await this.#owner.host.memory.read(address, new Uint8Array(ring.buffer));
-      taken = (this.#mode & May.FETCH) !== 0 && image.u8(at + QueueSlot.STATE) === QueueState.PRESENT;
-    } catch (error) {
-      this.#ringFailed(`submission queue ${id}`, error);
-    }
-    for (const [index, slot] of slots.entries()) {
-      if (!taken) this.#free.give(slot);
-      else {
-        image.takeEntry(slot, ring, index);
-        this.#admit(slot, id);
-      }
-    }
-    if (taken) image.setU32(at + QueueSlot.HEAD, (head + count) % image.u32(at + QueueSlot.ENTRIES));
-    else this.#writer.reserve(cqid, -count);
-    this.#claimed -= count;
-    this.#fetching[id] = 0;
-    this.#outstanding[id]!--;
-    this.#fetches--;
-    this.#checkDeleted(id);
-    this.#offerTurn(id);
+  #writeEnded(cqid: number): void {
+    for (const sqid of [...this.#deletedSubmission.keys()]) this.#checkDeleted(sqid);
+    this.#finishDeletion(cqid);
     this.#pump();
   }
 
@@ -323,20 +279,30 @@ export class QueueEngine {
     image.setU32(at + CommandSlot.RESULT, 0);
     image.view.setFloat64(at + CommandSlot.ORDER, ++this.#order, true);
     this.#outstanding[sqid]!++;
-    this.#ready.push(slot);
+    this.#readyOf(sqid).push(slot);
   }
 
   #startReady(): void {
-    while (this.#ready.length > 0 && this.#started < START_LIMIT && (this.#mode & May.START) !== 0) {
-      const slot = this.#ready.shift();
-      this.#image.setU8(commandAt(slot) + CommandSlot.STATE, CommandState.STARTED);
-      this.#started++;
-      const status = this.#owner.execute(slot);
-      if (status === PENDING) continue;
-      this.#started--;
-      if (status === PARKED) this.#park(slot);
-      else this.#end(slot, status);
-    }
+    if ((this.#mode & May.START) === 0) return;
+    while (this.#readyAdmin.length > 0) this.#start(this.#readyAdmin.shift());
+    while (this.#readyIo.length > 0 && this.#startedIo < START_LIMIT) this.#start(this.#readyIo.shift());
+  }
+
+  #start(slot: number): void {
+    this.#image.setU8(commandAt(slot) + CommandSlot.STATE, CommandState.STARTED);
+    this.#started++;
+    if (this.#image.sqid(slot) !== 0) this.#startedIo++;
+    const status = this.#owner.execute(slot);
+    if (status === PENDING) return;
+    this.#stopped(slot);
+    if (status === PARKED) this.#park(slot);
+    else this.#end(slot, status);
+  }
+
+  /** A command is no longer under way. */
+  #stopped(slot: number): void {
+    this.#started--;
+    if (this.#image.sqid(slot) !== 0) this.#startedIo--;
   }
 
   /** An event request waits, and is no longer counted among what is under way. */
@@ -364,13 +330,26 @@ export class QueueEngine {
     this.#checkDeleted(sqid);
   }
 
+  /** Ends the deletion of a submission queue if there is one and nothing stands in its way. */
   #checkDeleted(sqid: number): void {
-    const done = this.#deleting.get(sqid);
-    if (done === undefined || this.#outstanding[sqid] !== 0) return;
-    this.#deleting.delete(sqid);
+    const done = this.#deletedSubmission.get(sqid);
+    if (done === undefined || this.#outstanding[sqid] !== 0 || this.#fetcher.isReading(sqid)) return;
+    // What is being written has room, and is not dropped.
+    if (this.#writer.isWriting(this.#completionQueue(sqid)) && this.#writer.hasDue(sqid)) return;
+    this.#deletedSubmission.delete(sqid);
     this.#writer.drop(sqid);
     this.#image.span(submissionAt(sqid), QUEUE_SIZE).fill(0);
-    this.#rings.forget(sqid);
+    this.#fetcher.forget(sqid);
+    done();
+  }
+
+  /** Ends the deletion of a completion queue if there is one. */
+  #finishDeletion(cqid: number): void {
+    const done = this.#deletedCompletion.get(cqid);
+    if (done === undefined) return;
+    this.#deletedCompletion.delete(cqid);
+    this.#image.span(completionAt(cqid), QUEUE_SIZE).fill(0);
+    this.#writer.forget(cqid);
     done();
   }
 

@@ -37,7 +37,7 @@ export function createSubmissionQueue(birch: Birch, slot: number): number {
   const cdw11 = image.dword(slot, Dword.CDW11);
   const cqid = cdw11 >>> 16;
   if (cqid === 0 || cqid > parameters.queues) return Status.INVALID_QUEUE_IDENTIFIER;
-  if (!isPresent(image, completionAt(cqid))) return Status.COMPLETION_QUEUE_INVALID;
+  if (!isUsable(image, completionAt(cqid))) return Status.COMPLETION_QUEUE_INVALID;
   if (entrySizeOf(image, Cc.IOSQES_SHIFT) !== SQES) return Status.INVALID_FIELD;
   const at = fillQueue(image, slot, submissionAt(id), id);
   image.setU8(at + SubmissionSlot.PRIORITY, (cdw11 >>> 1) & 0x3);
@@ -49,9 +49,7 @@ export function createSubmissionQueue(birch: Birch, slot: number): number {
 export function deleteSubmissionQueue({ image, engine, parameters }: Birch, slot: number): number {
   const id = image.dword(slot, Dword.CDW10) & 0xffff;
   if (id === 0 || id > parameters.queues) return Status.INVALID_QUEUE_IDENTIFIER;
-  if (image.u8(submissionAt(id) + QueueSlot.STATE) !== QueueState.PRESENT) {
-    return Status.INVALID_QUEUE_IDENTIFIER;
-  }
+  if (!isUsable(image, submissionAt(id))) return Status.INVALID_QUEUE_IDENTIFIER;
   engine.deleteSubmission(id, () => engine.finish(slot, Status.SUCCESS));
   return PENDING;
 }
@@ -59,7 +57,7 @@ export function deleteSubmissionQueue({ image, engine, parameters }: Birch, slot
 export function deleteCompletionQueue(birch: Birch, slot: number, owner: EngineOwner): number {
   const { image, engine, parameters } = birch;
   const id = image.dword(slot, Dword.CDW10) & 0xffff;
-  if (id === 0 || id > parameters.queues || !isPresent(image, completionAt(id))) {
+  if (id === 0 || id > parameters.queues || !isUsable(image, completionAt(id))) {
     return Status.INVALID_QUEUE_IDENTIFIER;
   }
   for (let sqid = 1; sqid <= parameters.queues; sqid++) {
@@ -68,10 +66,11 @@ export function deleteCompletionQueue(birch: Birch, slot: number, owner: EngineO
       return Status.INVALID_QUEUE_DELETION;
     }
   }
-  image.span(completionAt(id), QUEUE_SIZE).fill(0);
-  engine.queueChanged('completion', id);
-  owner.announce(id); // its unread entries no longer interrupt
-  return Status.SUCCESS;
+  engine.deleteCompletion(id, () => {
+    owner.announce(id); // its unread entries no longer interrupt
+    engine.finish(slot, Status.SUCCESS);
+  });
+  return PENDING;
 }
 
 /** Checks what both Create commands have in common. @param at the queue's slot, if `id` has one */
@@ -98,6 +97,7 @@ function fillQueue(image: ControllerImage, slot: number, at: number, id: number)
   return at;
 }
 
+/** It is there, or was and is still being deleted: its identifier is taken. */
 function isPresent(image: ControllerImage, at: number): boolean {
   return image.u8(at + QueueSlot.STATE) !== QueueState.ABSENT;
 }
@@ -105,4 +105,9 @@ function isPresent(image: ControllerImage, at: number): boolean {
 /** IOSQES or IOCQES of CC. */
 function entrySizeOf(image: ControllerImage, shift: number): number {
   return (image.register(Register.CC) >>> shift) & 0xf;
+}
+
+/** It is there to stay. */
+function isUsable(image: ControllerImage, at: number): boolean {
+  return image.u8(at + QueueSlot.STATE) === QueueState.PRESENT;
 }

@@ -31,6 +31,13 @@ export class SlotQueue {
     return slot;
   }
 
+  some(matches: (slot: number) => boolean): boolean {
+    for (let left = this.length, slot = this.#head; left > 0; left--, slot = this.links[slot]!) {
+      if (matches(slot)) return true;
+    }
+    return false;
+  }
+
   /** Removes the slots that `matches`, in order. */
   extract(matches: (slot: number) => boolean): number[] {
     const slots = this.clear();

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Migration streams that a real QEMU writes: a Linux guest whose NVMe disk a device server provides, and a helper that
+ * puts the state of that device into the stream.
+ */
+import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { alderDescription } from '../../src/devices/nvme/alder/index.js';
+import {
+  type ContentKind,
+  type ContentReport,
+  type ContentSection,
+  EnvelopeDecoder,
+  type FieldMap,
+  hasMagic,
+} from '../../src/formats/index.js';
+import { qemuStreamKind } from '../../src/formats/qemu-stream/index.js';
+import {
+  MigrationWatch,
+  type QmpClient,
+  queryMigration,
+  queryRunState,
+  resumeVm,
+  startMigration,
+} from '../../src/qemu/index.js';
+import { PrivateBus, requireDbusDaemon } from './harness/dbus-daemon.js';
+import { VmStateHelper } from './harness/dbus-vmstate.js';
+import { devstate } from './harness/devstate-process.js';
+import { MigrationLab } from './harness/lab.js';
+import { QemuProcess } from './harness/qemu-process.js';
+import { requireQemu } from './harness/require-qemu.js';
+
+t.setTimeout(180_000);
+
+const CHUNK = 1 << 16;
+/** CR0.PG */
+const PAGING = 1 << 31;
+
+/** Our own blobs, with the fields that the device's description gives their records. */
+const envelopeKind: ContentKind = {
+  name: 'envelope',
+  title: 'devstate blob',
+  probeLength: 28,
+  matches: hasMagic,
+  read() {
+    const fields: FieldMap = {};
+    let size = 0;
+    const decoder = new EnvelopeDecoder({
+      onHeader: ({ model, version }) =>
+        Object.assign(fields, { model, version: `${version.major}.${version.minor}` }),
+      onRecord: ({ type, payload }) => {
+        const name = alderDescription.recordName(type) ?? String(type);
+        fields[name] = alderDescription.describe?.(type, payload, { major: 1, minor: 0 }) ?? payload.length;
+      },
+    });
+    return {
+      push(chunk) {
+        size += chunk.length;
+        decoder.push(chunk);
+      },
+      finish() {
+        decoder.finish();
+        return { kind: 'envelope', size, fields, sections: [], error: null };
+      },
+    };
+  },
+};
+
+/** Reads a file as the command does, from the file or as if it came through a pipe. */
+function inspectFile(path: string, { pipe = false } = {}): ContentReport {
+  const file = openSync(path, 'r');
+  const size = statSync(path).size;
+  const readAt = (offset: number, length: number) => {
+    const bytes = Buffer.alloc(length);
+    return bytes.subarray(0, readSync(file, bytes, 0, length, offset));
+  };
+  try {
+    const kind = pipe ? qemuStreamKind : qemuStreamKind.prepare({ size, read: readAt });
+    if (!kind.matches(readAt(0, kind.probeLength))) throw new Error(`${path} is no migration stream`);
+    const reader = kind.read({ kinds: [envelopeKind] });
+    const buffer = Buffer.alloc(CHUNK);
+    for (let at = 0; at < size; ) {
+      const length = readSync(file, buffer, 0, CHUNK, at);
+      reader.push(buffer.subarray(0, length));
+      at += length;
+    }
+    return reader.finish();
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** Lets QEMU migrate, and waits for its end; `meanwhile` runs when it has begun. */
+async function migrateTo(
+  qmp: QmpClient,
+  uri: string,
+  set: { [capability: string]: boolean } = {},
+  meanwhile?: () => Promise<void>,
+): Promise<void> {
+  const capabilities = Object.entries({ ...set, events: true }).map(([capability, state]) => ({
+    capability,
+    state,
+  }));
+  await qmp.execute('migrate-set-capabilities', { arguments: { capabilities } });
+  const watch = new MigrationWatch(qmp);
+  try {
+    await startMigration(qmp, uri);
+    await meanwhile?.();
+    await watch.waitFor('completed');
+    // QEMU says so before it has closed the file.
+    while ((await queryRunState(qmp)).status === 'finish-migrate');
+  } finally {
+    watch.close();
+  }
+}
+
+interface Described {
+  page_size: number;
+  devices: { name: string; instance_id: number; fields: unknown[] }[];
+}
+
+/** QEMU's own words on what it wrote: the JSON in the section `vmdescription`. */
+function description(path: string, section: ContentSection | undefined): Described {
+  const bytes = readFileSync(path);
+  const { offset = 0, size = 0 } = section ?? {};
+  return JSON.parse(bytes.toString('utf8', offset + 5, offset + size));
+}
+
+/** What must hold of every whole stream of QEMU's. */
+function checkWhole(t: Test, path: string, report: ContentReport): readonly ContentSection[] {
+  const { sections } = report;
+  t.equal(report.error, null);
+  t.equal(report.size, statSync(path).size);
+  let end = 0;
+  for (const { name, offset, size } of sections) {
+    if (offset !== end || size === 0) t.fail(`${name} is not where the section before ends`);
+    end = offset + size;
+  }
+  t.equal(end, statSync(path).size, 'the sizes of the sections add up to that of the file');
+  t.same(
+    sections.filter(({ name }) => name === null),
+    [],
+    'nothing is unknown',
+  );
+  const devices = sections.filter(({ fields }) => fields.section === 'FULL');
+  const described = description(path, sections.at(-1));
+  t.same(
+    devices.map(({ name, fields }) => [name, fields.instance]),
+    described.devices.map(({ name, instance_id }) => [name, instance_id]),
+    'the devices are those that QEMU describes, in its order',
+  );
+  for (const { name, fields } of devices) {
+    if (!name?.includes('dbus-vmstate')) t.type(fields.state, 'object', `${name} has fields`);
+  }
+  t.same(inspectFile(path, { pipe: true }), report, 'the same through a pipe');
+  return sections;
+}
+
+t.test('a Linux guest with a disk of ours, and a helper', async (t) => {
+  const daemon = await requireDbusDaemon(t);
+  if (daemon === undefined) return;
+  const lab = await MigrationLab.create(t, { memoryMiB: 128, restless: true });
+  if (lab === undefined) return;
+  const server = await lab.serve('a');
+  const vm = await lab.startVm({ server });
+  await lab.guestWrites(vm);
+  const blobPath = `${lab.directory}/state`;
+  const saved = await devstate('save', '--migration-socket', server.migrationSocket, '-o', blobPath);
+  t.equal(saved.code, 0, saved.stderr);
+  const blob = readFileSync(blobPath);
+
+  const bus = await PrivateBus.start(daemon, lab.directory);
+  t.teardown(() => bus.stop());
+  const helper = await VmStateHelper.start(bus.address, 'disk0', () => blob);
+  t.teardown(() => helper.close());
+  const object = { 'qom-type': 'dbus-vmstate', id: 'helpers', addr: bus.address, 'id-list': 'disk0' };
+  await vm.qmp.execute('object-add', { arguments: object });
+  const limit = (parameters: { [name: string]: number }) =>
+    vm.qmp.execute('migrate-set-parameters', { arguments: parameters });
+  // At this rate it never expects to be done in time, so that it goes over memory again and again.
+  await limit({ 'max-bandwidth': 48 << 20, 'avail-switchover-bandwidth': 1 });
+  const path = `${lab.directory}/stream`;
+  await migrateTo(vm.qmp, `file:${path}`, { xbzrle: true }, async () => {
+    while ((await queryMigration(vm.qmp)).ram.passes < 4);
+    await limit({ 'max-bandwidth': 0, 'avail-switchover-bandwidth': 0 });
+  });
+  t.equal(helper.saves, 1);
+
+  const report = inspectFile(path);
+  const sections = checkWhole(t, path, report);
+  t.match(report.fields, { machine: /^pc-q35-/, version: 3 });
+  const parts = sections.filter(({ fields }) => fields.section === 'PART');
+  t.ok(parts.length > 5, `${parts.length} parts of memory`);
+  t.ok(
+    parts.reduce((pages, { fields }) => pages + Number(fields.pages ?? 0), 0) > 1000,
+    'memory was written',
+  );
+  t.ok(sections.some(({ fields }) => fields.command === 'SWITCHOVER_START'));
+
+  const helpers = sections.find(({ name }) => name === 'dbus-vmstate/dbus-vmstate');
+  t.equal(helpers?.fields.helpers, 1);
+  const [disk, padding] = helpers?.sections ?? [];
+  t.match(disk, { name: 'disk0', fields: { length: blob.length }, extract: 'dbus-vmstate.disk0.bin' });
+  t.match(disk?.content, {
+    kind: 'envelope',
+    size: blob.length,
+    fields: {
+      model: 'devstate.org/nvme',
+      identity: Object,
+      queues: { submission: Array, completion: Array },
+    },
+  });
+  t.match(padding, { name: 'padding', fields: { zero: true } }, 'QEMU sends what it had in reserve');
+  t.comment(
+    `${report.size} bytes, ${sections.length} sections, ${parts.length} of them iterations of memory`,
+  );
+
+  const cpu = sections.find(({ name }) => name === 'cpu')?.fields.state as FieldMap;
+  t.ok(Number(cpu['env.cr[0]']) & PAGING, 'Linux has paging on');
+});
+
+t.test('capabilities that change the stream', async (t) => {
+  const qemu = await requireQemu(t);
+  if (qemu === undefined) return;
+  // A user-mode network and devices of many kinds: more of QEMU's types of fields.
+  const devices = ['virtio-net-pci,netdev=net', 'virtio-balloon-pci', 'e1000e', 'qemu-xhci', 'intel-hda'];
+  const vm = await QemuProcess.start(qemu, {
+    memoryMiB: 64,
+    extra: [
+      ...['-smp', '2', '-uuid', '00112233-4455-6677-8899-aabbccddeeff', '-netdev', 'user,id=net'],
+      ...devices.flatMap((name) => ['-device', name]),
+      ...['-blockdev', 'driver=null-co,node-name=disk,size=1073741824,read-zeroes=on'],
+    ],
+  });
+  t.teardown(() => vm.kill());
+  const bitmap = { node: 'disk', name: 'backup' };
+  await vm.qmp.execute('block-dirty-bitmap-add', { arguments: bitmap });
+  const off = {
+    'dirty-bitmaps': false,
+    'mapped-ram': false,
+    multifd: false,
+    xbzrle: false,
+    'x-ignore-shared': false,
+    'validate-uuid': false,
+    'background-snapshot': false,
+  };
+  const cases: { name: string; set: { [capability: string]: boolean }; capabilities?: string[] }[] = [
+    { name: 'none', set: {} },
+    { name: 'xbzrle', set: { xbzrle: true } },
+    { name: 'dirty-bitmaps', set: { 'dirty-bitmaps': true } },
+    { name: 'validate-uuid', set: { 'validate-uuid': true } },
+    { name: 'x-ignore-shared', set: { 'x-ignore-shared': true }, capabilities: ['x-ignore-shared'] },
+    { name: 'mapped-ram', set: { 'mapped-ram': true }, capabilities: ['mapped-ram'] },
+    { name: 'multifd', set: { 'mapped-ram': true, multifd: true }, capabilities: ['mapped-ram'] },
+    { name: 'background-snapshot', set: { 'background-snapshot': true } },
+  ];
+  for (const { name, set, capabilities = [] } of cases) {
+    await t.test(name, async (t) => {
+      const path = vm.path(`${name}.stream`);
+      await migrateTo(vm.qmp, `file:${path}`, { ...off, ...set });
+      await resumeVm(vm.qmp);
+      const report = inspectFile(path);
+      const { fields } = report;
+      t.same(fields.capabilities, capabilities);
+      const [, configuration, memory] = report.sections;
+      if (name === 'validate-uuid') {
+        t.equal(configuration?.sections[0]?.fields.uuid, '00112233-4455-6677-8899-aabbccddeeff');
+      }
+      if (name === 'dirty-bitmaps') {
+        const bitmaps = report.sections.find(({ name }) => name === 'dirty-bitmap')?.fields.bitmaps;
+        t.same(bitmaps, ['disk/backup']);
+      }
+      if (capabilities.includes('mapped-ram')) {
+        t.match(memory?.sections[0], { name: 'mem', fields: { length: 64 << 20, pageSize: 4096 } });
+        t.equal(memory?.sections.length, Object.keys(memory?.fields.blocks ?? {}).length);
+      }
+      const kinds = checkWhole(t, path, report).flatMap(({ name, fields }) =>
+        name === 'ram' ? [fields.section] : [],
+      );
+      // What runs on writes its memory until the end, and has no last pass.
+      const last = name === 'background-snapshot' ? 'PART' : 'END';
+      t.same([kinds[0], new Set(kinds.slice(1, -1)), kinds.at(-1)], ['START', new Set(['PART']), last]);
+    });
+  }
+  const piped = vm.path('piped');
+  const zeros = { 'zero-page-detection': 'none' };
+  await vm.qmp.execute('migrate-set-parameters', { arguments: zeros });
+  await migrateTo(vm.qmp, `exec:cat > ${piped}`, off);
+  const memory = checkWhole(t, piped, inspectFile(piped)).filter(({ name }) => name === 'ram');
+  t.ok(memory.every(({ fields }) => fields.zeroPages === undefined));
+  t.ok(memory.reduce((sum, { size }) => sum + size, 0) > 64 << 20, 'all of memory is in it');
+});
+
+t.test('a QEMU that is killed leaves a stream that stops', async (t) => {
+  const qemu = await requireQemu(t);
+  if (qemu === undefined) return;
+  const vm = await QemuProcess.start(qemu, { memoryMiB: 64 });
+  t.teardown(() => vm.kill());
+  const path = join(t.testdir(), 'stream');
+  await vm.qmp.execute('migrate-set-parameters', { arguments: { 'max-bandwidth': 1 << 20 } });
+  await startMigration(vm.qmp, `file:${path}`);
+  while ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) < 2 * CHUNK) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  await vm.kill();
+  const { size, error, sections } = inspectFile(path);
+  t.match(error, { code: 'DEVSTATE_E_CONTENT_TRUNCATED', offset: size });
+  t.match(sections.at(-1), { name: 'ram', fields: { section: 'PART' } });
+});

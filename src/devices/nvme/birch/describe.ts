@@ -86,7 +86,7 @@ function header(image: ControllerImage): FieldMap {
       completion_queues: image.u32(Header.COMPLETION_COUNT),
       commands: image.u32(Header.COMMAND_COUNT),
     },
-    parameters: { ...parameters },
+    parameters: { ...parameters, namespace_size: counter(parameters.namespace_size) },
     controller_id: controllerId,
     nguid: hex(nguid),
     eui64: hex(eui64),
@@ -95,11 +95,11 @@ function header(image: ControllerImage): FieldMap {
 
 function controller(image: ControllerImage): FieldMap {
   const errors = readErrors(image).map(({ count, sqid, cid, status, lba, nsid }) => ({
-    count,
+    count: counter(count),
     submission_queue: sqid,
     command_id: cid,
     status: hexNumber(status),
-    lba,
+    lba: counter(lba),
     namespace: nsid,
   }));
   return {
@@ -119,7 +119,7 @@ function controller(image: ControllerImage): FieldMap {
     },
     events: { pending: pendingEvents(image), masked_types: hexNumber(image.u8(Events.MASKED)) },
     health: Object.fromEntries(
-      Object.entries(HealthCounter).map(([name, at]) => [name.toLowerCase(), image.u64(at)]),
+      Object.entries(HealthCounter).map(([name, at]) => [name.toLowerCase(), counter(image.u64(at))]),
     ),
     error_log: errors,
     pci_config: hex(image.span(CONFIG_AT, CONFIG_SIZE)),
@@ -215,6 +215,11 @@ function command(image: ControllerImage, at: number): FieldMap {
     namespace: image.u32(entry + 4 * Dword.NSID),
     entry: hex(image.span(entry, 64)),
   };
+}
+
+/** A counter; one that no number holds exactly is shown as hexadecimal text. */
+function counter(value: number): number | string {
+  return Number.isSafeInteger(value) ? value : hexNumber(value);
 }
 
 function hexNumber(value: number): string {

@@ -9,7 +9,6 @@
  * A helper whose Save() failed is counted, and missing.
  */
 import type { FieldMap } from '../fields.js';
-import { NestedContent } from './nested-content.js';
 import type { Pull, PushedInput } from './pushed-input.js';
 import { damaged, type SectionContext } from './section-context.js';
 import { extractName, firstBytes } from './text.js';
@@ -48,7 +47,7 @@ export function* walkDbusVmstate(context: SectionContext, fields: FieldMap): Pul
 
 /** Reads what one helper saved; false if there is padding instead. */
 function* walkHelper(context: SectionContext, end: number): Pull<boolean> {
-  const { input, tree, nested } = context;
+  const { input, tree, nesting } = context;
   const offset = input.offset;
   if (end - offset < 4) return false;
   yield* input.need(4);
@@ -63,12 +62,12 @@ function* walkHelper(context: SectionContext, end: number): Pull<boolean> {
   if (length > end - input.offset)
     throw damaged(offset, `the state of the helper ${id} goes beyond the section`);
   const section = tree.begin(id, offset, { length });
-  const content = new NestedContent(extractName('dbus-vmstate', id, 'bin'), input.offset, nested);
-  section.extract = content.extract;
+  const content = nesting.open(extractName('dbus-vmstate', id, 'bin'), input.offset);
+  section.extract = content?.extract ?? null;
   try {
-    yield* input.pass(length, (bytes) => content.push(bytes));
+    yield* input.pass(length, (bytes) => content?.push(bytes));
   } finally {
-    Object.assign(section, content.finish());
+    Object.assign(section, content?.finish());
   }
   tree.end(input.offset);
   return true;

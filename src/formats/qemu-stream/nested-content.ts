@@ -3,15 +3,39 @@
 import type { ContentKind, ContentReader, ContentReport, Extraction } from '../foreign/content.js';
 import { FIRST_BYTES, hex } from './text.js';
 
+/** Pieces of content that are extracted and looked into; no machine has so many. */
+const OPENED_MAX = 1024;
+
 /** What is to be done with content that is found within. */
-export interface NestedOptions {
+export class Nesting {
   readonly kinds: readonly ContentKind[];
   readonly extraction: Extraction | undefined;
+  #opened = 0;
+
+  constructor(kinds: readonly ContentKind[], extraction: Extraction | undefined) {
+    this.kinds = kinds;
+    this.extraction = extraction;
+  }
+
+  /**
+   * Opens a piece of content; undefined if there were too many.
+   * @param extract the name that it is extracted under
+   * @param offset what the offsets in its report count from
+   * @param limit bytes up to which it is looked into; a reader may hold much of what it is given
+   */
+  open(extract: string, offset: number, limit = Number.POSITIVE_INFINITY): NestedContent | undefined {
+    return this.#opened++ < OPENED_MAX ? new NestedContent(extract, offset, limit, this) : undefined;
+  }
+}
+
+/** What was found: a report, or the first bytes of what nobody knows, or of what is too large. */
+export interface FoundContent {
+  readonly content: ContentReport | null;
+  readonly first: string | null;
 }
 
 /** One piece of content whose bytes come in order, if not at once. */
 export class NestedContent {
-  /** The name that it is extracted under. */
   readonly extract: string;
   readonly #kinds: readonly ContentKind[];
   readonly #options: { readonly offset: number; readonly extraction?: Extraction };
@@ -21,27 +45,32 @@ export class NestedContent {
   #probe: Buffer = Buffer.alloc(0);
   #reader: ContentReader | undefined;
   #decided = false;
+  /** Bytes that may still be looked into. */
+  #left: number;
 
-  /** @param offset what the offsets in its report count from */
-  constructor(extract: string, offset: number, { kinds, extraction }: NestedOptions) {
+  constructor(extract: string, offset: number, limit: number, { kinds, extraction }: Nesting) {
     this.extract = extract;
     this.#kinds = kinds;
     this.#options = extraction === undefined ? { offset } : { offset, extraction };
     this.#probeLength = kinds.reduce((length, kind) => Math.max(length, kind.probeLength), FIRST_BYTES);
     this.#file = extraction?.begin(extract);
+    this.#left = limit;
   }
 
   push(bytes: Uint8Array): void {
     this.#file?.write(bytes);
-    if (this.#decided) this.#reader?.push(bytes);
-    else {
+    this.#left -= bytes.length;
+    if (this.#decided) {
+      if (this.#left < 0) this.#reader = undefined;
+      this.#reader?.push(bytes);
+    } else {
       this.#probe = Buffer.concat([this.#probe, bytes]);
       if (this.#probe.length >= this.#probeLength) this.#decide();
     }
   }
 
-  /** No more bytes come: what was found, or the first bytes of what nobody knows. Once. */
-  finish(): { content: ContentReport | null; first: string | null } {
+  /** No more bytes come. Once. */
+  finish(): FoundContent {
     if (!this.#decided) this.#decide();
     this.#file?.end();
     const content = this.#reader?.finish() ?? null;
@@ -51,9 +80,10 @@ export class NestedContent {
   #decide(): void {
     this.#decided = true;
     const probe = this.#probe;
+    this.#probe = Buffer.from(probe.subarray(0, FIRST_BYTES));
+    if (this.#left < 0) return;
     const kind = this.#kinds.find((kind) => kind.matches(probe.subarray(0, kind.probeLength)));
     this.#reader = kind?.read({ ...this.#options, kinds: this.#kinds });
     this.#reader?.push(probe);
-    this.#probe = probe.subarray(0, FIRST_BYTES);
   }
 }

@@ -9,6 +9,7 @@ import type {
 } from '../foreign/content.js';
 import { FILE_HEADER_LENGTH, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION } from './constants.js';
 import { StreamDefect } from './defect.js';
+import { Nesting } from './nested-content.js';
 import type { Pull } from './pushed-input.js';
 import { StreamWalk } from './stream-walk.js';
 import { FIRST_BYTES, hex } from './text.js';
@@ -49,7 +50,8 @@ class QemuStreamReader implements ContentReader {
     this.#offset = options.offset ?? 0;
     // Streams within streams are not looked into: each level would hold bytes of its own.
     const kinds = (options.kinds ?? []).filter(({ name }) => name !== qemuStreamKind.name);
-    this.#walk = new StreamWalk({ offset: this.#offset, description, kinds, extraction: options.extraction });
+    const nesting = new Nesting(kinds, options.extraction);
+    this.#walk = new StreamWalk({ offset: this.#offset, description, nesting });
     this.#steps = this.#walk.run();
   }
 

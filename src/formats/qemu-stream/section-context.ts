@@ -2,7 +2,7 @@
 /** What the parsers of sections share. */
 
 import { StreamDefect } from './defect.js';
-import type { NestedOptions } from './nested-content.js';
+import type { Nesting } from './nested-content.js';
 import type { PushedInput } from './pushed-input.js';
 import type { SectionTree } from './section-tree.js';
 
@@ -20,7 +20,7 @@ export interface SectionContext {
   readonly input: PushedInput;
   readonly tree: SectionTree;
   readonly stream: StreamProperties;
-  readonly nested: NestedOptions;
+  readonly nesting: Nesting;
 }
 
 /** The error for bytes that the stream cannot have at `offset`. */

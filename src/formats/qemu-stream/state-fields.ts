@@ -89,8 +89,8 @@ class StateReader {
   }
 
   #add(values: Map<string, FieldValue>, field: StructureField): void {
-    const value = field.count === 1 ? this.#element(field) : this.#list(field);
-    this.#budget.left -= field.name.length + (typeof value === 'string' ? value.length : 4) + 6;
+    const value = field.count === 1 ? this.#counted(this.#element(field)) : this.#list(field);
+    this.#budget.left -= field.name.length + 4;
     // A list whose elements differ in size is described element by element, under one name.
     const before = values.get(field.name);
     if (before === undefined) values.set(field.name, value);
@@ -100,17 +100,22 @@ class StateReader {
 
   #list(field: StructureField): FieldValue {
     const { type, count, size } = field;
-    if (size === 1 && type === 'uint8') return this.#buffer(count);
+    if (size === 1 && type === 'uint8') return this.#counted(this.#buffer(count));
     const shown = Math.min(count, ELEMENTS_SHOWN);
     const values: FieldValue[] = [];
     for (let index = 0; index < shown && this.#budget.left > 0; index++) {
       const end = this.at + size;
-      values.push(this.#element(field));
-      this.#budget.left -= 4;
+      values.push(this.#counted(this.#element(field)));
       this.at = end;
     }
     if (values.length < count) values.push(`… ${count - values.length} more`);
     return values;
+  }
+
+  /** Takes what a value needs, apart from values within it, off the budget. */
+  #counted(value: FieldValue): FieldValue {
+    this.#budget.left -= typeof value === 'string' ? value.length + 4 : 6;
+    return value;
   }
 
   #element({ type, size, structure }: StructureField): FieldValue {
@@ -127,7 +132,7 @@ class StateReader {
       return expires === '0xffffffffffffffff' ? null : expires;
     }
     if (type === 'buffer' || type === 'bitmap') return this.#buffer(size);
-    return { type, size, bytes: this.#buffer(size) };
+    return { type, size, bytes: this.#counted(this.#buffer(size)) };
   }
 
   /** Fields, and the subsections of a structure within a structure beside them. */

@@ -32,7 +32,7 @@ import {
 import { isDbusVmstateSection, walkDbusVmstate } from './dbus-vmstate.js';
 import { walkDirtyBitmap } from './dirty-bitmap.js';
 import { passToFooter } from './footer-search.js';
-import type { NestedOptions } from './nested-content.js';
+import type { Nesting } from './nested-content.js';
 import { type Pull, PushedInput } from './pushed-input.js';
 import { walkRam } from './ram.js';
 import { damaged, type SectionContext, type StreamProperties, unsupported } from './section-context.js';
@@ -44,7 +44,7 @@ import { describeVfioConfig, isVfioSection, VfioDevices } from './vfio.js';
 import { DESCRIPTION_LENGTH_MAX, descriptionAtEnd, VmDescription } from './vm-description.js';
 
 /** Bytes held of a stream without a known end, for the description that comes with it. */
-const HELD_MAX = 16 << 20;
+const HELD_MAX = 8 << 20;
 /** Data of a device that is read into fields. */
 const STATE_LENGTH_MAX = 4 << 20;
 /** Sections with an id of their own. */
@@ -61,8 +61,10 @@ interface KnownSection {
   readonly version: number;
 }
 
-export interface WalkOptions extends NestedOptions {
+export interface WalkOptions {
+  /** Offset of the stream in the whole input. */
   readonly offset: number;
+  readonly nesting: Nesting;
   /** The description; null: there is none; undefined: it may come at the end. */
   readonly description: VmDescription | null | undefined;
 }
@@ -76,15 +78,17 @@ export class StreamWalk {
   readonly #context: SectionContext;
   readonly #known = new Map<number, KnownSection>();
   readonly #vfio = new VfioDevices();
+  /** Devices whose description was used. */
+  readonly #described = new Set<string>();
   /** Bytes of data of device sections whose footer was searched, by id. */
   readonly #searched = new Map<number, number>();
   readonly #budget: FieldBudget = { left: FIELDS_LENGTH };
   #description: VmDescription | null | undefined;
 
-  constructor({ offset, description, ...nested }: WalkOptions) {
+  constructor({ offset, description, nesting }: WalkOptions) {
     this.input = new PushedInput(offset);
     this.#description = description;
-    this.#context = { input: this.input, tree: this.tree, stream: this.stream, nested };
+    this.#context = { input: this.input, tree: this.tree, stream: this.stream, nesting };
     if (description?.pageSize) this.stream.pageSize = description.pageSize;
   }
 
@@ -185,13 +189,20 @@ export class StreamWalk {
       yield* this.#vfio.walk(this.#context, section, id);
     else if (type !== ElementType.SECTION_FULL) yield* this.#unknownData(section, id, limit);
     else {
-      const structure = this.#description?.device(name, known.instance);
-      const described = structure !== undefined && (yield* this.#describedData(section, id, structure));
-      if (described) return;
+      const structure = this.#structureOf(known);
+      if (structure !== undefined && (yield* this.#describedData(section, id, structure))) return;
       const start = this.input.offset;
       yield* this.#unknownData(section, id, limit);
       this.#searched.set(id, this.input.offset - start);
     }
+  }
+
+  /** The layout of a device's data. A device has one section: one that repeats must not make us parse for ever. */
+  #structureOf({ name, instance }: KnownSection): Structure | undefined {
+    const key = `${instance} ${name}`;
+    if (this.#description?.sizeOf(name, instance) === undefined || this.#described.has(key)) return undefined;
+    this.#described.add(key);
+    return this.#description.device(name, instance);
   }
 
   /** Reads data as it is described; false, and nothing is read, if that does not lead to the section's footer. */
@@ -245,12 +256,18 @@ export class StreamWalk {
     const payload = yield* input.take(length);
     if (length > 0) section.first = firstBytes(payload);
     if (number === COMMAND_POSTCOPY_ADVISE) this.stream.postcopy = length > 0;
-    if (number === COMMAND_PACKAGED && length === 4) {
-      const end = input.offset + payload.readUInt32BE();
-      section.fields.packaged = end - input.offset;
-      while (input.offset < end) if (!(yield* this.#element(end))) break;
-    }
+    if (number === COMMAND_PACKAGED && length === 4) yield* this.#packaged(payload.readUInt32BE(), section);
     tree.end(input.offset);
+  }
+
+  /** Elements that the destination reads at once, to go on with memory while it loads them. */
+  *#packaged(length: number, section: OpenSection): Pull<void> {
+    const { input, tree } = this;
+    if (tree.outermost !== section) throw unsupported(section.offset, 'a packaged stream is in another one');
+    section.fields.packaged = length;
+    const end = input.offset + length;
+    while (input.offset < end && (yield* this.#element(end)));
+    yield* input.pass(end - input.offset);
   }
 
   /** Holds what is left of the stream, if it is not too much, and takes the description from its end. */
@@ -273,15 +290,11 @@ export class StreamWalk {
     if (description || length > DESCRIPTION_LENGTH_MAX) yield* input.pass(length);
     else description = VmDescription.parse(Buffer.from(yield* input.take(length)));
     if (description) section.fields.devices = description.devices;
-    const differing = [...this.#searched].filter(
-      ([id, size]) =>
-        description?.device(this.#known.get(id)!.name, this.#known.get(id)!.instance)?.size !== size,
-    );
-    if (description && differing.length > 0) {
-      section.fields.differing = differing
-        .slice(0, DIFFERING_LISTED)
-        .map(([id]) => this.#known.get(id)!.name);
-    }
+    const differing = [...this.#searched].flatMap(([id, size]) => {
+      const { name, instance } = this.#known.get(id)!;
+      return description?.sizeOf(name, instance) === size ? [] : [name];
+    });
+    if (description && differing.length > 0) section.fields.differing = differing.slice(0, DIFFERING_LISTED);
     tree.end(input.offset);
   }
 }

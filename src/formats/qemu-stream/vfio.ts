@@ -9,13 +9,19 @@
  * What the device's driver gave and will be given is the data of all its sections, one after the other.
  */
 import { VFIO_TAG_HIGH, VfioTag } from './constants.js';
-import { NestedContent } from './nested-content.js';
+import type { NestedContent } from './nested-content.js';
 import type { Pull } from './pushed-input.js';
 import { damaged, type SectionContext } from './section-context.js';
 import type { OpenSection } from './section-tree.js';
 import { extractName, firstBytes } from './text.js';
 
 const TAG_LENGTH = 8;
+/**
+ * The data of several devices comes interleaved, so that a reader of each holds bytes. One may be large; of this many
+ * in all, the others are looked into up to this length. They are extracted whatever their length.
+ */
+const DEVICES_READ = 16;
+const LENGTH_READ = 1 << 20;
 const TAG_NAMES: ReadonlyMap<number, string> = new Map(
   Object.entries(VfioTag).map(([name, tag]) => [tag, name]),
 );
@@ -26,7 +32,7 @@ export function isVfioSection(name: string): boolean {
 
 /** The data of one device, gathered from its sections. */
 interface DeviceData {
-  readonly content: NestedContent;
+  readonly content: NestedContent | undefined;
   /** The section that had data last. */
   last: OpenSection;
   pieces: number;
@@ -65,26 +71,30 @@ export class VfioDevices {
   }
 
   *#passData(context: SectionContext, section: OpenSection, id: number, length: number): Pull<void> {
-    let data = this.#data.get(id);
-    if (data === undefined) {
-      const name = extractName(section.name ?? '', 'bin');
-      data = { content: new NestedContent(name, 0, context.nested), last: section, pieces: 0, length: 0 };
-      this.#data.set(id, data);
-    }
+    const data = this.#data.get(id) ?? this.#open(context, section, id);
     const { content } = data;
     data.last = section;
     data.pieces++;
     data.length += length;
-    yield* context.input.pass(length, (bytes) => content.push(bytes));
+    yield* context.input.pass(length, (bytes) => content?.push(bytes));
+  }
+
+  #open({ nesting }: SectionContext, section: OpenSection, id: number): DeviceData {
+    const { size } = this.#data;
+    const limit = size === 0 ? Number.POSITIVE_INFINITY : size < DEVICES_READ ? LENGTH_READ : 0;
+    const content = nesting.open(extractName(section.name ?? '', 'bin'), 0, limit);
+    const data = { content, last: section, pieces: 0, length: 0 };
+    this.#data.set(id, data);
+    return data;
   }
 
   /** No more sections come: each device's data is told of in its last section. Offsets in it count from its start. */
   finish(): void {
     for (const { content, last, pieces, length } of this.#data.values()) {
-      const found = content.finish();
-      last.extract = content.extract;
-      last.content = found.content;
-      last.fields.deviceData = { pieces, length, ...(found.first === null ? {} : { first: found.first }) };
+      const found = content?.finish();
+      last.extract = content?.extract ?? null;
+      last.content = found?.content ?? null;
+      last.fields.deviceData = { pieces, length, ...(found?.first ? { first: found.first } : {}) };
     }
     this.#data.clear();
   }

@@ -17,9 +17,9 @@ export interface ContentFile {
 }
 
 /** Bytes of a description that is read. */
-export const DESCRIPTION_LENGTH_MAX = 16 << 20;
+export const DESCRIPTION_LENGTH_MAX = 8 << 20;
 /** Bytes of the part for one device, and of all that is not for devices. */
-const PART_LENGTH_MAX = 1 << 20;
+const PART_LENGTH_MAX = 256 << 10;
 const DEVICES_MAX = 1 << 16;
 /** Type and length before the text. */
 export const DESCRIPTION_HEADER_LENGTH = 5;
@@ -31,13 +31,18 @@ interface Part {
   readonly end: number;
 }
 
+/** A device's part, and how many bytes it says the device's section has; undefined if it cannot be followed. */
+interface DevicePart extends Part {
+  readonly size: number | undefined;
+}
+
 export class VmDescription {
   /** Bytes of guest memory in one page, in the stream; null if it is not said. */
   readonly pageSize: number | null;
   readonly #text: Buffer;
-  readonly #parts: ReadonlyMap<string, Part>;
+  readonly #parts: ReadonlyMap<string, DevicePart>;
 
-  private constructor(text: Buffer, pageSize: number | null, parts: ReadonlyMap<string, Part>) {
+  private constructor(text: Buffer, pageSize: number | null, parts: ReadonlyMap<string, DevicePart>) {
     this.#text = text;
     this.pageSize = pageSize;
     this.#parts = parts;
@@ -49,12 +54,12 @@ export class VmDescription {
     const devices = text.length > DESCRIPTION_LENGTH_MAX ? undefined : deviceParts(buffer);
     const rest = devices && parseJson(withoutParts(buffer, devices));
     if (devices === undefined || !isObject(rest) || !Array.isArray(rest.devices)) return undefined;
-    const parts = new Map<string, Part>();
+    const parts = new Map<string, DevicePart>();
     for (const part of devices) {
       const json = parseJson(buffer.subarray(part.start, part.end));
       if (!isObject(json) || typeof json.name !== 'string' || typeof json.instance_id !== 'number')
         return undefined;
-      parts.set(keyOf(json.name, json.instance_id), part);
+      parts.set(keyOf(json.name, json.instance_id), { ...part, size: structureOf(json)?.size });
     }
     const pageSize = typeof rest.page_size === 'number' && isPageSize(rest.page_size) ? rest.page_size : null;
     return new VmDescription(buffer, pageSize, parts);
@@ -70,7 +75,12 @@ export class VmDescription {
     return this.#parts.size;
   }
 
-  /** The layout of a device's section; undefined if the description has none that can be followed. */
+  /** Bytes of the data of a device's section; undefined if that cannot be told. */
+  sizeOf(name: string, instance: number): number | undefined {
+    return this.#parts.get(keyOf(name, instance))?.size;
+  }
+
+  /** The layout of a device's section, parsed anew; undefined if the description has none that can be followed. */
   device(name: string, instance: number): Structure | undefined {
     const part = this.#parts.get(keyOf(name, instance));
     return part && structureOf(parseJson(this.#text.subarray(part.start, part.end)));
@@ -169,8 +179,10 @@ function endOfString(text: Buffer, start: number): number {
   return at;
 }
 
-/** The text with a `0` in place of each part. */
+/** The text with a `0` in place of each part; nothing, if that is too long. */
 function withoutParts(text: Buffer, parts: readonly Part[]): Buffer {
+  if (text.length - parts.reduce((sum, { start, end }) => sum + end - start, 0) > PART_LENGTH_MAX)
+    return Buffer.alloc(0);
   const pieces: Buffer[] = [];
   let from = 0;
   for (const { start, end } of parts) {

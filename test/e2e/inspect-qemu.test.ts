@@ -280,7 +280,8 @@ t.test('capabilities that change the stream', async (t) => {
       );
       // What runs on writes its memory until the end, and has no last pass.
       const last = name === 'background-snapshot' ? 'PART' : 'END';
-      t.same([kinds[0], new Set(kinds.slice(1, -1)), kinds.at(-1)], ['START', new Set(['PART']), last]);
+      t.same([kinds[0], kinds.at(-1)], ['START', last]);
+      t.ok(kinds.slice(1, -1).every((kind) => kind === 'PART'));
     });
   }
   const piped = vm.path('piped');

@@ -91,11 +91,10 @@ class StateReader {
   #add(values: Map<string, FieldValue>, field: StructureField): void {
     const value = field.count === 1 ? this.#counted(this.#element(field)) : this.#list(field);
     this.#budget.left -= field.name.length + 4;
-    // A list whose elements differ in size is described element by element, under one name.
+    // A list whose elements differ in size is described in runs of equal ones, under one name.
     const before = values.get(field.name);
     if (before === undefined) values.set(field.name, value);
-    else if (Array.isArray(before)) before.push(value);
-    else values.set(field.name, [before, value]);
+    else values.set(field.name, [before, value].flat());
   }
 
   #list(field: StructureField): FieldValue {

@@ -137,6 +137,7 @@ const DISK_FIELDS = [
   }),
   field('slot', 'uint32', 4, { index: 0 }),
   field('slot', 'nullptr', 1, { index: 1 }),
+  field('slot', 'uint32', 4, { array_len: 2 }),
   field('inner', 'struct', 8, {
     struct: {
       vmsd_name: 'inner',
@@ -166,6 +167,8 @@ const DISK_DATA = join(
   join(u8(1), be16(2), u8(3), be16(4)),
   be32(77),
   '0',
+  be32(78),
+  be32(79),
   join(u8(9), u8(5), counted('i'), be32(1)),
   be16(0x1234),
   Buffer.of(1, 0, 5, 1, 0, 6),
@@ -188,7 +191,7 @@ export const DISK_STATE = {
     { head: 1, tail: 2 },
     { head: 3, tail: 4 },
   ],
-  slot: [77, null],
+  slot: [77, null, 78, 79],
   inner: { x: 9, i: {} },
   'in place': { y: 0x1234 },
   list: { type: 'qtailq', size: 6, bytes: '010005010006' },

@@ -41,6 +41,7 @@ export * from './model.js';
 export * from './negotiation.js';
 export type * from './nvme/state.js';
 export type { PciFunctionState } from './pci/state.js';
+export * from './qemu-stream/index.js';
 export {
   findFormat,
   formatVersionText,

@@ -167,7 +167,7 @@ t.test('a Linux guest with a disk of ours, and a helper', async (t) => {
   await lab.guestWrites(vm);
   const blobPath = `${lab.directory}/state`;
   const saved = await devstate('save', '--migration-socket', server.migrationSocket, '-o', blobPath);
-  t.equal(saved.code, 0, saved.stderr);
+  t.equal(saved.code, 0, 'devstate save', { stderr: saved.stderr });
   const blob = readFileSync(blobPath);
 
   const bus = await PrivateBus.start(daemon, lab.directory);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The end of a section whose length nobody says: its footer (u8 0x7e, be32 the section's id) where something follows
- * that can follow a section. By chance, that is there once in 2^60 bytes or so.
+ * that can follow a section. By chance, that is there once in 2^50 bytes or so.
  */
 import { COMMAND_NAMES, ElementType, FOOTER_LENGTH, SECTION_KINDS } from './constants.js';
 import type { Pull, PushedInput } from './pushed-input.js';

@@ -132,7 +132,8 @@ function* passMappedBlock({ input }: SectionContext, fields: FieldMap, length: n
   Object.assign(fields, { length, pageSize, bitmapOffset, pagesOffset });
   // Memory that is not in the file, as both ends share it.
   if (bitmapOffset === 0 && pagesOffset === 0) return;
-  const position = input.offset - input.origin;
+  // Both count from the start of the file, wherever the stream begins in it.
+  const position = input.offset;
   const sound = isPageSize(pageSize) && bitmapOffset >= position && pagesOffset >= bitmapOffset;
   if (!sound || !Number.isSafeInteger(pagesOffset + length)) {
     throw damaged(offset, 'a memory block is said to lie in the file where it cannot be');

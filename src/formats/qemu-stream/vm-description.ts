@@ -97,7 +97,7 @@ export function readVmDescription(file: ContentFile): VmDescription | undefined 
     const tail = file.read(file.size - take, take);
     if (tail.lastIndexOf(0) >= DESCRIPTION_HEADER_LENGTH || take < length) {
       const text = descriptionAtEnd(tail);
-      return text && VmDescription.parse(Uint8Array.prototype.slice.call(text));
+      return text && VmDescription.parse(Buffer.from(text));
     }
   }
 }

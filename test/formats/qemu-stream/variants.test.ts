@@ -48,11 +48,16 @@ t.test('mapped-ram: pages lie in the file behind their block', async (t) => {
     return join(counted(name), be64(length), mapped, Buffer.alloc(pages - header + length, 0x7e));
   };
   const total = be64(3 * PAGE + RAM.MEM_SIZE);
-  const first = block('pc.ram', 2 * PAGE, before.length + opening.length + total.length);
-  const second = block('pc.rom', PAGE, before.length + opening.length + total.length + first.length);
-  const bytes = join(before, opening, total, first, second, RAM_EOS, footer(2), end(2, RAM_EOS), EOF);
-  for (const chunks of [[], [100, 3000, 5000]]) {
-    const report = read(bytes, { chunks });
+  // Offsets in the stream are those of the file, which may hold something else first.
+  for (const [base, chunks] of [
+    [0, []],
+    [0, [100, 3000, 5000]],
+    [0x2345, []],
+  ] as const) {
+    const first = block('pc.ram', 2 * PAGE, base + before.length + opening.length + total.length);
+    const second = block('pc.rom', PAGE, base + before.length + opening.length + total.length + first.length);
+    const bytes = join(before, opening, total, first, second, RAM_EOS, footer(2), end(2, RAM_EOS), EOF);
+    const report = read(bytes, { chunks, offset: base });
     t.equal(report.error, null);
     t.match(report.sections[2], {
       name: 'ram',

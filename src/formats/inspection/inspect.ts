@@ -8,10 +8,10 @@ import type { Crc32c } from '../envelope/crc32c.js';
 import { type DecodedRecord, EnvelopeDecoder } from '../envelope/decoder.js';
 import { EnvelopeError } from '../envelope/envelope-error.js';
 import type { EnvelopeHeader, FormatVersion } from '../envelope/header.js';
-import type { ParameterValue } from '../model.js';
 import { DIGEST_ALGORITHM, EnvelopeRecord, RecordFlag } from '../envelope/layout.js';
 import { isMetadataMap, type MetadataValue } from '../envelope/msgpack.js';
 import type { FieldMap, FieldValue } from '../fields.js';
+import type { ParameterValue } from '../model.js';
 import { findFormat, formatVersionText, type RegisteredFormat } from '../registry.js';
 import type { Uuid } from '../uuid.js';
 

@@ -71,6 +71,10 @@ export const ERROR_CODES = {
   DEVSTATE_E_FORMAT_UNKNOWN: ExitCode.incompatible,
   /** The format is known, its version in the blob is one this reader cannot read. */
   DEVSTATE_E_FORMAT_VERSION: ExitCode.incompatible,
+  /** A state of one format cannot be expressed in another. */
+  DEVSTATE_E_CONVERSION: ExitCode.incompatible,
+  /** A record of a state is not what its format's schema says, or holds what cannot be. */
+  DEVSTATE_E_STATE_RECORD: ExitCode.corrupt,
   /** The values that a device gave or was given one by one do not make a state. */
   DEVSTATE_E_STATE_VALUE: ExitCode.corrupt,
   /** The bytes do not carry the envelope's magic: not a tagged state blob, or its first bytes are damaged. */

@@ -37,7 +37,7 @@ function printResult(result: CheckDevicesResult): void {
     ['Model', result.source.model ?? 'not told'],
     ...parameterRows(result),
     ['State', sizeText(result.source)],
-    ...negotiationRows(result.negotiation),
+    ...negotiationRows(result.negotiation, 'Format'),
   ]);
 }
 

@@ -2,7 +2,7 @@
 /** `devstate inspect`: what a saved state is and holds. */
 
 import { Command } from 'commander';
-import { alderDescription } from '../devices/nvme/alder/index.js';
+import { formatDescriptions } from '../devices/catalogue.js';
 import { ExitCode } from '../errors.js';
 import { inspect, renderInspection } from '../formats/index.js';
 import { readInput } from '../operations/index.js';
@@ -15,7 +15,7 @@ export function inspectCommand(): Command {
     .argument('<file>', 'a saved state; - for stdin')
     .addOption(outputOption())
     .action(async (input: string, options: { output: 'text' | 'json' }) => {
-      const inspection = await inspect(readInput(input), { formats: [alderDescription] });
+      const inspection = await inspect(readInput(input), { formats: formatDescriptions });
       if (options.output === 'json') printJson(inspection);
       else process.stdout.write(renderInspection(inspection));
       if (inspection.error !== null) process.exitCode = ExitCode.corrupt;

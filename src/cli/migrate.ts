@@ -90,10 +90,7 @@ function printResult(result: MigrateResult): void {
     ['RAM sent', formatBytes(bytes.ram)],
     ['Device state', `${formatBytes(bytes.precopy)} in pre-copy, ${formatBytes(bytes.stop)} at the stop`],
     ['Dirty pages', `${result.dirtyPages} written by devices (${formatBytes(bytes.pages)})`],
-    ...result.devices.flatMap(({ id, negotiation }) => [
-      [`Device ${id}`, ''] as const,
-      ...negotiationRows(negotiation),
-    ]),
+    ...result.devices.flatMap(({ id, negotiation }) => negotiationRows(negotiation, `Device ${id}`)),
   ]);
   for (const warning of result.warnings) process.stderr.write(`warning: ${warning}\n`);
 }

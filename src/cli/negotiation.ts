@@ -3,12 +3,13 @@
 
 import type { NegotiationSummary } from '../operations/index.js';
 
-/** The format taken and why, then every other candidate and why not. */
-export function negotiationRows(summary: NegotiationSummary): [key: string, value: string][] {
+/** The format taken, under `key`, and why; then every other candidate and why not. */
+export function negotiationRows(summary: NegotiationSummary, key: string): [key: string, value: string][] {
   const { taken, reason, features, candidates } = summary;
   const compressed = features.length === 0 ? '' : `, compressed (${features.join(', ')})`;
   return [
-    ['Format', taken === null ? reason : `${taken}${compressed}: ${reason}`],
+    [key, taken === null ? 'format unknown' : `${taken}${compressed}`],
+    ['  because', reason],
     ...candidates
       .filter((candidate) => !candidate.taken)
       .map((candidate): [string, string] => ['  not', `${candidate.name}: ${candidate.reason}`]),

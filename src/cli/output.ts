@@ -8,11 +8,29 @@ export function printJson(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
 }
 
-/** `Key: value` lines, values in a column; further lines of one key have an empty key. */
+const COLUMNS = 80;
+
+/** `Key: value` lines, values in a column and broken between words; further lines of one key have an empty key. */
 export function printColumns(rows: readonly (readonly [key: string, value: string])[]): void {
   const width = Math.max(...rows.map(([key]) => key.length)) + 1;
-  for (const [key, value] of rows)
-    process.stdout.write(`${`${key}${key === '' ? '' : ':'}`.padEnd(width)}  ${value}\n`);
+  for (const [key, value] of rows) {
+    const [first = '', ...others] = wrap(value, COLUMNS - width - 2);
+    process.stdout.write(`${`${key}${key === '' ? '' : ':'}`.padEnd(width)}  ${first}`.trimEnd());
+    for (const line of others) process.stdout.write(`\n${' '.repeat(width + 2)}${line}`);
+    process.stdout.write('\n');
+  }
+}
+
+/** Lines of at most `columns`, unless a word is longer. */
+function wrap(text: string, columns: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(' ')) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= columns)
+      lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(word);
+  }
+  return lines;
 }
 
 /** Says on stderr what went wrong. @returns the exit code for it */

@@ -5,6 +5,7 @@ import { existsSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { createAlderNvme } from '../devices/nvme/alder/index.js';
+import { createBirchNvme } from '../devices/nvme/birch/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
@@ -19,12 +20,14 @@ interface ServeNvmeOptions {
   migrationSocket?: string;
   image?: string;
   size?: number;
-  vendor: 'alder';
+  vendor: keyof typeof VENDORS;
   param: Record<string, string>;
   incoming?: boolean;
   format?: string[];
   printModelJson?: boolean;
 }
+
+const VENDORS = { alder: createAlderNvme, birch: createBirchNvme };
 
 /** Size of an image that is created without --size. */
 const DEFAULT_IMAGE_SIZE = 64 * 2 ** 20;
@@ -40,9 +43,16 @@ function serveNvmeCommand(): Command {
     .option('--migration-socket <path>', 'where managers connect')
     .option('--image <file>', 'raw image of the namespace; created if it is not there')
     .option('--size <size>', 'size of the namespace (of a new image: 64M)', parseSize)
-    .addOption(new Option('--vendor <name>', 'whose implementation').choices(['alder']).default('alder'))
+    .addOption(
+      new Option('--vendor <name>', 'whose implementation').choices(Object.keys(VENDORS)).default('alder'),
+    )
     .option('--param <key=value>', 'a parameter of the device model (repeatable)', collectParameter, {})
     .option('--incoming', "be a migration's destination: leave the image alone until state is loaded")
+    .option(
+      '--format <name>',
+      'a format to offer for the state, NAME or NAME@MAJOR, instead of all; values for value by value (repeatable)',
+      (name: string, all: string[] | undefined) => [...(all ?? []), name],
+    )
     .option(
       '--print-model-json',
       'print the model with its parameters and what they can be, and serve nothing',
@@ -87,7 +97,7 @@ async function serve(options: Serving): Promise<void> {
   const incoming = options.incoming === true;
   const image = openImage(options, incoming);
   try {
-    const device = createAlderNvme({ image, parameters: options.param });
+    const device = VENDORS[options.vendor]({ image, parameters: options.param });
     const server = new Server({
       device: new DeviceRuntime(device, {
         name: 'nvme',

@@ -285,7 +285,7 @@ export class MigrationClient {
     return this.probeFeature(Feature.DEVSTATE_VALUES, FeatureFlag.GET);
   }
 
-  /** The names of the values that make up the state. In STOP_COPY. */
+  /** The format that names the values of the state, and, in STOP_COPY, their names. */
   async valueNames(): Promise<ValueNames> {
     const data = await this.#explained(this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH));
     return decoded(() => decodeValueNames(data));

@@ -107,11 +107,12 @@ export class StateSessions {
     return this.#load !== undefined;
   }
 
+  /** The format that names the values, and, where there is a state to be read, their names. */
   valueNames(): ValueNames {
     const { values } = this.#offer;
-    if (values === undefined || this.#saved === undefined) throw notSaved();
+    if (values === undefined) throw notSaved();
     const { major, minor } = values.version;
-    return { uuid: uuidToBytes(values.uuid), major, minor, names: [...this.#saved.keys()] };
+    return { uuid: uuidToBytes(values.uuid), major, minor, names: [...(this.#saved?.keys() ?? [])] };
   }
 
   value(name: string): StateValue {

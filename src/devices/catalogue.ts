@@ -1,13 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Everything this devstate knows of formats beyond the registry: how to explain them, convert them, take them apart. */
 
-import type { Converter, FormatDescription, ValueAdapter } from '../formats/index.js';
+import {
+  type Converter,
+  type FormatDescription,
+  nvmeDescription,
+  nvmeValues,
+  type ValueAdapter,
+} from '../formats/index.js';
 import { alderDescription } from './nvme/alder/index.js';
+import { birchDescription } from './nvme/birch/index.js';
+import { nvmeConverters } from './nvme/converters.js';
 
 /** Formats whose records can be explained, by name. */
-export const formatDescriptions: readonly FormatDescription[] = [alderDescription];
+export const formatDescriptions: readonly FormatDescription[] = [
+  alderDescription,
+  birchDescription,
+  nvmeDescription,
+];
 
-export const converters: readonly Converter[] = [];
+export const converters: readonly Converter[] = nvmeConverters;
 
 /** Formats that can be given and taken value by value. */
-export const valueAdapters: readonly ValueAdapter[] = [];
+export const valueAdapters: readonly ValueAdapter[] = [nvmeValues];

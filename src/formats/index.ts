@@ -39,7 +39,16 @@ export {
 export { renderInspection } from './inspection/render.js';
 export * from './model.js';
 export * from './negotiation.js';
+export {
+  decodeNvmeState,
+  encodeNvmeState,
+  NVME_STANDARD_VERSION,
+  NvmeStateDecoder,
+  nvmeDescription,
+  nvmeValues,
+} from './nvme/records.js';
 export type * from './nvme/state.js';
+export { checkNvmeState } from './nvme/validate.js';
 export type { PciFunctionState } from './pci/state.js';
 export * from './qemu-stream/index.js';
 export {
@@ -48,6 +57,7 @@ export {
   isSameName,
   NVME_ALDER,
   NVME_BIRCH,
+  NVME_STANDARD,
   REGISTERED_FORMATS,
   type RegisteredFormat,
   requireFormat,

@@ -43,8 +43,19 @@ export const NVME_BIRCH: RegisteredFormat = {
   stability: 'experimental',
 };
 
+/** State of an NVMe controller of any vendor. */
+export const NVME_STANDARD: RegisteredFormat = {
+  uuid: parseUuid('1019ff7c-6696-465e-8314-c4f70b20b6c3'),
+  name: 'org.devstate.nvme',
+  kind: 'standard',
+  models: ['devstate.org/nvme'],
+  versions: ['1.0'],
+  schema: 'nvme.proto',
+  stability: 'experimental',
+};
+
 /** Every registered format, ordered by name. */
-export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_ALDER, NVME_BIRCH];
+export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_STANDARD, NVME_ALDER, NVME_BIRCH];
 
 /** The format of this UUID (either case) or name; undefined if it is not registered. */
 export function findFormat(uuidOrName: string): RegisteredFormat | undefined {

@@ -87,7 +87,7 @@ export interface MigrationPort {
 
 /** The state of a device value by value. */
 export interface ValuesPort {
-  /** @throws RequestError EINVAL unless the device is in STOP_COPY */
+  /** The format that names the values; the names only in STOP_COPY. */
   names(): ValueNames;
   /** @throws RequestError ENOENT for a name that it does not have */
   get(name: string): StateValue;

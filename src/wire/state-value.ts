@@ -4,7 +4,7 @@
  * `formats/README.md`, "Values one by one", is the norm. Names are UTF-8, values a kind and up to 64 KiB:
  *
  *     GET, no data                 uuid[16] of the format whose schema names the values, major u16, minor u16, count u32,
- *                                  then { length u16, name } each
+ *                                  then { length u16, name } each; none unless the device is in STOP_COPY
  *     GET, name                    value
  *     SET                          name length u16, name, value
  *     value                        kind u8 (1 unsigned, 2 boolean, 3 text, 4 bytes), then u64, u8, or the bytes

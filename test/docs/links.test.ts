@@ -47,7 +47,7 @@ function commandLines(text: string): string[][] {
 
 t.test('commands and their options', async (t) => {
   const known = new Map<string, Set<string>>();
-  for (const command of ['serve nvme', 'migrate', 'recover', 'save', 'load', 'inspect']) {
+  for (const command of ['serve nvme', 'check', 'migrate', 'recover', 'save', 'load', 'inspect']) {
     known.set(command, await optionsOf(command));
   }
   let commands = 0;

@@ -49,6 +49,20 @@ const Result = z.strictObject({
         name: z.literal('org.devstate.nvme.alder'),
         version: z.literal('1.0'),
       }),
+      negotiation: z.strictObject({
+        taken: z.string(),
+        reason: z.string(),
+        losses: z.array(z.never()),
+        features: z.array(z.string()),
+        candidates: z.array(
+          z.strictObject({
+            name: z.string(),
+            taken: z.boolean(),
+            reason: z.string(),
+            losses: z.array(z.string()),
+          }),
+        ),
+      }),
       precopyBytes: count,
       stopBytes: count.positive(),
       dirtyPages: count,

@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
+import { allows } from '../../../src/formats/index.js';
 import { imageFolder } from './rig.js';
 
 const MIB = 1024 * 1024;
@@ -132,7 +133,8 @@ t.test('parameters', async (t) => {
   const image = ImageFile.open({ path, lock: true, size: MIB + 512 });
   t.teardown(() => image.close());
   const device = createAlderNvme({ image, parameters: { queues: '2', serial: 'x y' } });
-  t.same(device.model, {
+  const { definitions = {}, ...model } = device.model;
+  t.same(model, {
     uri: 'devstate.org/nvme',
     parameters: {
       queues: 2,
@@ -146,6 +148,10 @@ t.test('parameters', async (t) => {
       firmware: '1.0',
     },
   });
+  for (const [name, value] of Object.entries(model.parameters)) {
+    const definition = definitions[name];
+    t.ok(definition !== undefined && allows(definition, value), `${name} is defined, and ${value} allowed`);
+  }
   const wrong: [string, string | number | boolean, RegExp][] = [
     ['queue', 1, /no parameter "queue": choose among queues,/],
     ['__proto__x', 1, /no parameter/],

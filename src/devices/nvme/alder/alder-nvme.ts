@@ -16,6 +16,7 @@ import type {
   Device,
   DeviceHost,
   DeviceModel,
+  DeviceValues,
   InterruptCounts,
   ParameterValue,
   ResetReason,
@@ -23,6 +24,7 @@ import type {
 } from '../../../device/device.js';
 import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
 import { DevstateError } from '../../../errors.js';
+import type { NvmeState } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type ImageFile, requireNamespaceFits } from '../image-file.js';
 import {
@@ -37,11 +39,18 @@ import {
   nvmeBars,
   nvmeConfigSpace,
   nvmeModel,
+  pendingBits,
+  pendingVectors,
   REGISTER_BAR,
   resolveNvmeParameters,
   STATUS_MORE,
   Status,
 } from '../spec/index.js';
+import {
+  NvmeStandardFormat,
+  nvmeStandardValues,
+  type StandardNvmeController,
+} from '../standard/standard-format.js';
 import { executeAdmin } from './admin.js';
 import type { Command } from './command.js';
 import type { Controller } from './controller.js';
@@ -54,7 +63,8 @@ import { IoCommands } from './io.js';
 import { MsixTable } from './msix-table.js';
 import { CompletionQueue, SubmissionQueue } from './queues.js';
 import { type RegisterListener, Registers } from './registers.js';
-import type { ControllerState } from './state.js';
+import { alderToStandard, standardToAlder } from './standard.js';
+import { type ControllerState, stateProblem } from './state.js';
 import { AlderStateFormat, type StatefulController } from './state-format.js';
 import { captureQueues, restoreQueues } from './state-queues.js';
 
@@ -71,13 +81,16 @@ export function createAlderNvme(options: AlderNvmeOptions): Device {
   return new AlderNvme(options.image, parameters);
 }
 
-class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, StatefulController {
+class AlderNvme
+  implements Device, Controller, EngineOwner, RegisterListener, StatefulController, StandardNvmeController
+{
   readonly model: DeviceModel;
   readonly producer = { name: 'alder/nvme', version: '1.0' };
   readonly bars: readonly Bar[] = nvmeBars;
   readonly interruptCounts: InterruptCounts;
   readonly config: PciConfigSpace;
   readonly formats: readonly StateFormat[];
+  readonly values: DeviceValues;
 
   readonly registers: Registers;
   readonly engine: QueueEngine;
@@ -109,7 +122,8 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.#msixTable = new MsixTable(parameters.msix_vectors);
     this.#io = new IoCommands(this);
     this.#interrupts = new InterruptOutput(this, this.config);
-    this.formats = [new AlderStateFormat(this)];
+    this.formats = [new AlderStateFormat(this), new NvmeStandardFormat(this)];
+    this.values = nvmeStandardValues(this);
   }
 
   attach(host: DeviceHost): void {
@@ -370,6 +384,7 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
       registers: this.registers.save(),
       msixTable: this.#msixTable.save(),
       ...captureQueues(this.engine),
+      commands: this.engine.inherited.map(({ sq, entry }) => ({ sq, entry })),
       features: structuredClone(this.features.values),
       events: this.events.save(),
       health: this.health.save(),
@@ -385,8 +400,26 @@ class AlderNvme implements Device, Controller, EngineOwner, RegisterListener, St
     this.registers.load(state.registers);
     this.#msixTable.load(state.msixTable);
     restoreQueues(this.engine, state);
+    this.engine.inherited = structuredClone(state.commands);
     this.features.values = structuredClone(state.features);
     this.events.load(state.events);
     this.health.load(state.health);
+  }
+
+  captureStandard(): NvmeState {
+    const { parameters } = this;
+    const pending = this.host.interrupts.save().pendingMsix;
+    const length = 8 * Math.ceil(parameters.msix_vectors / 64);
+    return alderToStandard(this.captureState(), parameters, pendingBits(pending, length));
+  }
+
+  restoreStandard(standard: NvmeState): void {
+    const { state, reasons } = standardToAlder(standard, this.parameters);
+    // Fields are looked at together only where each is what it should be.
+    const problem = reasons.length > 0 ? reasons.join('; ') : stateProblem(state, this.parameters);
+    if (problem !== undefined) throw new RequestError(Errno.EINVAL, `NVMe state refused: ${problem}`);
+    if (this.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
+    this.restoreState(state);
+    this.host.interrupts.load({ pendingMsix: pendingVectors(standard.pci.msixPending), pendingMsi: [] });
   }
 }

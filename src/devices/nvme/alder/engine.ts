@@ -41,6 +41,13 @@ export interface EngineOwner {
   fatal(reason: string): void;
 }
 
+export interface InheritedCommand {
+  /** Identifier of its submission queue. */
+  readonly sq: number;
+  /** The submission queue entry. */
+  readonly entry: Uint8Array;
+}
+
 export class QueueEngine {
   /** By queue identifier; 0 are the admin queues. */
   readonly submission: (SubmissionQueue | undefined)[];
@@ -57,6 +64,8 @@ export class QueueEngine {
   readonly #due: CompletionQueue[] = [];
   readonly #free: Command[] = [];
   #outstanding = 0;
+  /** Commands that came with a state, taken from their queues where that was saved; carried out when work is taken up. */
+  inherited: readonly InheritedCommand[] = [];
   /** A queue was passed over because too many commands were under way. */
   #starved = false;
 
@@ -74,6 +83,7 @@ export class QueueEngine {
     this.#posting = true;
     this.#frozen = false;
     for (const cq of this.completion) if (cq !== undefined) this.#post(cq);
+    this.#executeInherited();
     for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
   }
 
@@ -101,7 +111,22 @@ export class QueueEngine {
     for (const cq of this.completion) if (cq !== undefined) cq.deleted = true;
     this.submission.fill(undefined);
     this.completion.fill(undefined);
+    this.inherited = [];
     this.#starved = false;
+  }
+
+  #executeInherited(): void {
+    const commands = this.inherited;
+    this.inherited = [];
+    this.#batches++;
+    for (const { sq: id, entry } of commands) {
+      const sq = this.submission[id];
+      if (sq === undefined) continue;
+      const command = this.#take(sq);
+      new Uint8Array(command.words.buffer).set(entry);
+      this.#execute(command);
+    }
+    this.#endBatch();
   }
 
   /** The submission tail doorbell. @returns false when the value is out of range */

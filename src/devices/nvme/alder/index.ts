@@ -3,4 +3,6 @@
 
 export { type AlderNvmeOptions, createAlderNvme } from './alder-nvme.js';
 export { alderDescription } from './describe.js';
-export { AlderRecord } from './state-format.js';
+export { alderToStandard, standardToAlder } from './standard.js';
+export { stateProblem } from './state.js';
+export { AlderRecord, AlderRecords, encodeAlderState } from './state-format.js';

@@ -9,8 +9,10 @@
  * | 0x10001 | function | PCI config space, controller registers, MSI-X table           |
  * | 0x10002 | queues   | submission and completion queues, completions held back       |
  * | 0x10003 | admin    | features, asynchronous events, health                         |
+ * | 0x10004 | commands | commands to be carried out from their beginning; only if there are any |
  *
- * There are no commands in flight: a quiesced controller has completed them, or holds their completions back.
+ * A quiesced controller has completed its commands, or holds their completions back. Commands there are only where a
+ * state of another vendor's controller was loaded that had some, and is saved again before it has run.
  */
 
 import type { z } from 'zod';
@@ -21,6 +23,7 @@ import { type NvmeParameters, namespaceIdentity } from '../spec/index.js';
 import {
   adminSchema,
   type ControllerState,
+  commandsSchema,
   functionSchema,
   type IdentityState,
   identitySchema,
@@ -29,7 +32,13 @@ import {
 } from './state.js';
 
 /** Record types. */
-export const AlderRecord = { IDENTITY: 0x10000, FUNCTION: 0x10001, QUEUES: 0x10002, ADMIN: 0x10003 } as const;
+export const AlderRecord = {
+  IDENTITY: 0x10000,
+  FUNCTION: 0x10001,
+  QUEUES: 0x10002,
+  ADMIN: 0x10003,
+  COMMANDS: 0x10004,
+} as const;
 
 const recordNames = new Map<number, string>(
   Object.entries(AlderRecord).map(([name, type]) => [type, name.toLowerCase()]),
@@ -61,11 +70,7 @@ export class AlderStateFormat implements StateFormat {
   *save(round: SaveRound): Iterable<StateRecord> {
     if (round !== 'final') return;
     if (this.controller.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
-    const { config, registers, msixTable, submission, completion, ...admin } = this.controller.captureState();
-    yield encode(AlderRecord.IDENTITY, identityOf(this.controller.parameters));
-    yield encode(AlderRecord.FUNCTION, { config, registers, msixTable });
-    yield encode(AlderRecord.QUEUES, { submission, completion });
-    yield encode(AlderRecord.ADMIN, admin);
+    yield* encodeAlderState(this.controller.captureState(), this.controller.parameters);
   }
 
   estimate(): number {
@@ -84,16 +89,30 @@ export class AlderStateFormat implements StateFormat {
 }
 
 class AlderStateLoader implements StateLoader {
-  readonly #records = new Map<number, unknown>();
+  readonly #records = new AlderRecords();
 
   constructor(readonly controller: StatefulController) {}
 
   record(record: StateRecord): void {
+    if (this.#records.add(record) || record.optional === true) return;
+    throw refused(`record type 0x${record.type.toString(16)} is unknown`);
+  }
+
+  commit(): void {
+    const state = this.#records.finish(this.controller.parameters);
+    if (this.controller.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
+    this.controller.restoreState(state);
+  }
+}
+
+/** Puts the records of one state together. Throws RequestErrors that name what is wrong with them. */
+export class AlderRecords {
+  readonly #records = new Map<number, unknown>();
+
+  /** @returns false for a type that this version does not have */
+  add(record: Pick<StateRecord, 'type' | 'payload'>): boolean {
     const name = recordNames.get(record.type);
-    if (name === undefined) {
-      if (record.optional === true) return;
-      throw refused(`record type 0x${record.type.toString(16)} is unknown`);
-    }
+    if (name === undefined) return false;
     if (this.#records.has(record.type)) throw refused(`the ${name} record came twice`);
     const { buffer, byteOffset, length } = record.payload;
     try {
@@ -104,21 +123,23 @@ class AlderStateLoader implements StateLoader {
         `the ${name} record is damaged: ${error instanceof Error ? error.message : String(error)}`,
       );
     }
+    return true;
   }
 
-  commit(): void {
+  /** All have come: a sound state of a controller with these parameters. */
+  finish(parameters: NvmeParameters): ControllerState {
     const identity = this.#take(AlderRecord.IDENTITY, identitySchema);
     const state = {
       ...this.#take(AlderRecord.FUNCTION, functionSchema),
       ...this.#take(AlderRecord.QUEUES, queuesSchema),
       ...this.#take(AlderRecord.ADMIN, adminSchema),
+      ...(this.#records.has(AlderRecord.COMMANDS)
+        ? this.#take(AlderRecord.COMMANDS, commandsSchema)
+        : { commands: [] }),
     };
-    const problem =
-      identityProblem(identity, this.controller.parameters) ??
-      stateProblem(state, this.controller.parameters);
+    const problem = identityProblem(identity, parameters) ?? stateProblem(state, parameters);
     if (problem !== undefined) throw refused(problem);
-    if (this.controller.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
-    this.controller.restoreState(state);
+    return state;
   }
 
   #take<Schema extends z.ZodType>(type: number, schema: Schema): z.infer<Schema> {
@@ -131,13 +152,26 @@ class AlderStateLoader implements StateLoader {
   }
 }
 
-function identityOf(parameters: NvmeParameters): IdentityState {
+/** A state as the records of the format, in their order. */
+export function* encodeAlderState(
+  state: ControllerState,
+  parameters: NvmeParameters,
+): Generator<StateRecord> {
+  const { config, registers, msixTable, submission, completion, commands, ...admin } = state;
+  yield encode(AlderRecord.IDENTITY, savedIdentity(parameters));
+  yield encode(AlderRecord.FUNCTION, { config, registers, msixTable });
+  yield encode(AlderRecord.QUEUES, { submission, completion });
+  yield encode(AlderRecord.ADMIN, admin);
+  if (commands.length > 0) yield encode(AlderRecord.COMMANDS, { commands });
+}
+
+function savedIdentity(parameters: NvmeParameters): IdentityState {
   return { parameters: { ...parameters }, ...namespaceIdentity(parameters.serial) };
 }
 
 /** Names everything that differs, so that an operator need not try again for each. */
 function identityProblem(saved: IdentityState, parameters: NvmeParameters): string | undefined {
-  const own = identityOf(parameters);
+  const own = savedIdentity(parameters);
   const names = new Set([...Object.keys(saved.parameters), ...Object.keys(own.parameters)]);
   const differences = [...names]
     .filter((name) => saved.parameters[name] !== own.parameters[name])

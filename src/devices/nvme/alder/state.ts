@@ -17,6 +17,7 @@ import {
   MSIX_ENTRY_SIZE,
   type NvmeParameters,
   pageSizeOf,
+  SQ_ENTRY_SIZE,
   STATUS_MASK,
 } from '../spec/index.js';
 import { PENDING_EVENT_LIMIT } from './events.js';
@@ -75,6 +76,13 @@ export const queuesSchema = z.strictObject({
     .max(256),
 });
 
+/** Commands that another vendor's controller had taken from their queue, not yet begun anew here. */
+export const commandsSchema = z.strictObject({
+  commands: z
+    .array(z.strictObject({ sq: integer(255), entry: bytes(SQ_ENTRY_SIZE, SQ_ENTRY_SIZE) }))
+    .max(HELD_LIMIT),
+});
+
 export const adminSchema = z.strictObject({
   features: z.strictObject({
     arbitration: u32,
@@ -115,7 +123,10 @@ export const adminSchema = z.strictObject({
 export type IdentityState = z.infer<typeof identitySchema>;
 export type QueuesState = z.infer<typeof queuesSchema>;
 /** Everything but the identity, which is given and not restored. */
-export type ControllerState = z.infer<typeof functionSchema> & QueuesState & z.infer<typeof adminSchema>;
+export type ControllerState = z.infer<typeof functionSchema> &
+  QueuesState &
+  z.infer<typeof commandsSchema> &
+  z.infer<typeof adminSchema>;
 
 /** What fields of a state, each sound in itself, contradict each other or this controller; undefined if nothing. */
 export function stateProblem(state: ControllerState, parameters: NvmeParameters): string | undefined {
@@ -131,10 +142,12 @@ export function stateProblem(state: ControllerState, parameters: NvmeParameters)
     return 'two event requests have one identifier';
   const queues = [...state.submission, ...state.completion];
   if ((csts & Csts.RDY) === 0) {
-    if (queues.length > 0 || state.events.requests.length > 0)
+    if (queues.length > 0 || state.commands.length > 0 || state.events.requests.length > 0)
       return 'a controller that is not ready has queues';
     return undefined;
   }
+  const ids = new Set(state.submission.map(({ id }) => id));
+  if (!state.commands.every(({ sq }) => ids.has(sq))) return 'a command is of a queue that is not there';
   return (
     queueProblem(state, parameters, pageSizeOf(cc)) ??
     adminQueueProblem(state.submission[0], asq, (aqa & 0xfff) + 1) ??

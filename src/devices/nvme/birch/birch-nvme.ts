@@ -15,6 +15,7 @@ import type {
   Device,
   DeviceHost,
   DeviceModel,
+  DeviceValues,
   InterruptCounts,
   ParameterValue,
   ResetReason,
@@ -35,12 +36,15 @@ import {
   nvmeBars,
   nvmeConfigSpace,
   nvmeModel,
+  pendingBits,
+  pendingVectors,
   REGISTER_BAR,
   Register,
   resolveNvmeParameters,
   STATUS_MORE,
   Status,
 } from '../spec/index.js';
+import { NvmeStandardFormat, nvmeStandardValues } from '../standard/standard-format.js';
 import { executeAdmin } from './admin.js';
 import type { Birch } from './birch.js';
 import {
@@ -57,7 +61,7 @@ import { answerRequests, raiseEvent } from './events.js';
 import { standardToImage } from './from-standard.js';
 import { logCommandError, logGeneralError } from './health.js';
 import { identityOf, writeHeader } from './identity.js';
-import { BirchInterrupts, pendingBits, pendingVectors } from './interrupts.js';
+import { BirchInterrupts } from './interrupts.js';
 import { executeIo } from './io.js';
 import {
   CONFIG_AT,
@@ -68,6 +72,7 @@ import {
   PENDING_BITS_SIZE,
   QueueSlot,
   QueueState,
+  VECTOR_BITMAP_SIZE,
 } from './layout.js';
 import { LifeCycle } from './life-cycle.js';
 import { Mode } from './mode.js';
@@ -96,6 +101,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   readonly interruptCounts: InterruptCounts;
   readonly config: PciConfigSpace;
   readonly formats: readonly StateFormat[];
+  readonly values: DeviceValues;
   readonly image = new ControllerImage();
   readonly engine: QueueEngine;
   readonly #life: LifeCycle;
@@ -125,7 +131,8 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
       host: () => this.host,
       running: () => this.#life.running,
     });
-    this.formats = [new BirchStateFormat(this)];
+    this.formats = [new BirchStateFormat(this), new NvmeStandardFormat(this)];
+    this.values = nvmeStandardValues(this);
   }
 
   attach(host: DeviceHost): void {
@@ -266,7 +273,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     config.set(this.config.bytes);
     // Follows from the queues, and is set whenever somebody looks: not state.
     config[PciRegister.STATUS]! &= ~PciStatus.INTERRUPT;
-    const pending = pendingBits(this.host.interrupts.save().pendingMsix);
+    const pending = pendingBits(this.host.interrupts.save().pendingMsix, VECTOR_BITMAP_SIZE);
     image.bytes.set(pending, PENDING_BITS_AT);
     return image;
   }

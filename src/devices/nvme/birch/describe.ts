@@ -2,11 +2,10 @@
 /** What the records of format `org.devstate.nvme.birch` hold, for people: fields by name. */
 
 import { type FieldMap, type FormatDescription, NVME_BIRCH } from '../../../formats/index.js';
-import { AdminOpcode, Dword, IoOpcode, Register } from '../spec/index.js';
+import { AdminOpcode, Dword, IoOpcode, pendingVectors, Register } from '../spec/index.js';
 import { ControllerImage } from './controller-image.js';
 import { readErrors } from './health.js';
 import { hex, readIdentity, readText, STRUCTURE_SIZES } from './identity.js';
-import { pendingVectors } from './interrupts.js';
 import {
   COALESCING_DISABLED_AT,
   COMMAND_SIZE,

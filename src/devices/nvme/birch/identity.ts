@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a controller is: parameters and namespace identifiers in the header of its image, written once. */
 
-import { type NvmeParameterName, type NvmeParameters, namespaceIdentity } from '../spec/index.js';
+import {
+  CONTROLLER_ID,
+  type NvmeParameterName,
+  type NvmeParameters,
+  namespaceIdentity,
+} from '../spec/index.js';
 import type { ControllerImage } from './controller-image.js';
 import {
   COMMAND_SIZE,
@@ -26,9 +31,6 @@ export interface BirchIdentity {
   readonly nguid: Uint8Array;
   readonly eui64: Uint8Array;
 }
-
-/** CNTLID of Identify Controller. */
-export const CONTROLLER_ID = 1;
 
 /** The identity of a controller with these parameters. */
 export function identityOf(parameters: NvmeParameters): BirchIdentity {

@@ -3,7 +3,7 @@
 
 import type { DeviceHost } from '../../../device/device.js';
 import { PciCapability, PciCommand, type PciConfigSpace } from '../../../device/pci-config.js';
-import { MSIX_PBA_OFFSET, type NvmeParameters, Register } from '../spec/index.js';
+import { MSIX_PBA_OFFSET, type NvmeParameters, pendingBits, Register } from '../spec/index.js';
 import { type ControllerImage, completionAt } from './controller-image.js';
 import {
   CompletionSlot,
@@ -80,7 +80,7 @@ export class BirchInterrupts {
 
   /** The MSI-X table's BAR. A VMM emulates the table, so it is memory and no more; the pending bits are real. */
   readTable(offset: number, target: Uint8Array): void {
-    const pending = pendingBits(this.#sources.host().interrupts.save().pendingMsix);
+    const pending = pendingBits(this.#sources.host().interrupts.save().pendingMsix, VECTOR_BITMAP_SIZE);
     for (let i = 0; i < target.length; i++) {
       const at = offset + i;
       if (at < this.#tableSize) target[i] = this.#image.u8(VECTORS_AT + at);
@@ -114,19 +114,4 @@ export class BirchInterrupts {
       (this.#sources.config.bytes[this.#msixControl]! & MSIX_ENABLE) !== 0
     );
   }
-}
-
-/** Vectors as a bitmap, and back. */
-export function pendingBits(vectors: readonly number[]): Uint8Array {
-  const bits = new Uint8Array(VECTOR_BITMAP_SIZE);
-  for (const vector of vectors) bits[vector >>> 3]! |= 1 << (vector & 7);
-  return bits;
-}
-
-export function pendingVectors(bits: Uint8Array): number[] {
-  const vectors: number[] = [];
-  for (let vector = 0; vector < 8 * bits.length; vector++) {
-    if ((bits[vector >>> 3]! & (1 << (vector & 7))) !== 0) vectors.push(vector);
-  }
-  return vectors;
 }

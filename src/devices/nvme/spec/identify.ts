@@ -7,6 +7,9 @@ import type { NvmeParameters } from './model.js';
 import { PCI_VENDOR_ID } from './pci.js';
 import { CQES, SQES, VERSION } from './registers.js';
 
+/** CNTLID. */
+export const CONTROLLER_ID = 1;
+
 export const IDENTIFY_SIZE = 4096;
 
 /** Asynchronous Event Requests that may be outstanding: AERL + 1. */
@@ -29,7 +32,7 @@ export function identifyController(parameters: NvmeParameters): Uint8Array {
   padded(bytes, 24, 40, parameters.model_number); // MN
   padded(bytes, 64, 8, parameters.firmware); // FR
   view.setUint8(77, parameters.mdts); // MDTS
-  view.setUint16(78, 1, true); // CNTLID
+  view.setUint16(78, CONTROLLER_ID, true); // CNTLID
   view.setUint32(80, VERSION, true); // VER
   view.setUint32(88, 10_000_000, true); // RTD3E, microseconds: a shutdown waits for the disk
   view.setUint8(111, 1); // CNTRLTYPE: I/O controller

@@ -64,3 +64,19 @@ export function nvmeConfigSpace(parameters: NvmeParameters): PciConfigSpace {
     ],
   );
 }
+
+/** MSI-X pending bits, one a vector, in `length` bytes. */
+export function pendingBits(vectors: readonly number[], length: number): Uint8Array {
+  const bits = new Uint8Array(length);
+  for (const vector of vectors) bits[vector >>> 3]! |= 1 << (vector & 7);
+  return bits;
+}
+
+/** The vectors whose pending bits are set. */
+export function pendingVectors(bits: Uint8Array): number[] {
+  const vectors: number[] = [];
+  for (let vector = 0; vector < 8 * bits.length; vector++) {
+    if ((bits[vector >>> 3]! & (1 << (vector & 7))) !== 0) vectors.push(vector);
+  }
+  return vectors;
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Messages of a `.proto` schema in `formats/`, which is the one home of field numbers: bytes ↔ values, with bounds. A field
+ * that the schema does not know is skipped, as proto3 has it, and told of.
+ */
+
+import { readFileSync } from 'node:fs';
+import protobuf from 'protobufjs';
+import { DevstateError } from '../../errors.js';
+import type { FieldMap, FieldValue } from '../fields.js';
+
+/** A message larger than this is refused: an empty element of a list costs two bytes here and a hundred in memory. */
+const MESSAGE_LENGTH_MAX = 1024 * 1024;
+
+/** Bytes shown of a field that is not known. */
+const FIRST_BYTES = 16;
+
+/** Lists, nested messages, defaults: everything is there. Integers as numbers, whole ones below 2^53. */
+const TO_VALUE = { longs: Number, defaults: true, arrays: true, objects: true } as const;
+
+export class Schema {
+  readonly #root: protobuf.Root;
+  readonly #package: string;
+
+  /** @param file name of the schema in `formats/`; `text` in its place is for schemas that are not there */
+  constructor(
+    file: string,
+    text = readFileSync(new URL(`../../../../formats/${file}`, import.meta.url), 'utf8'),
+  ) {
+    const { root, package: name = '' } = protobuf.parse(text);
+    this.#root = root;
+    this.#package = name;
+  }
+
+  message(name: string): MessageCodec {
+    return new MessageCodec(this.#root.lookupType(`${this.#package}.${name}`));
+  }
+}
+
+/** A decoded message as the schema's JSON names have it. */
+export type MessageValue = { [name: string]: unknown };
+
+export class MessageCodec {
+  readonly #type: protobuf.Type;
+
+  constructor(type: protobuf.Type) {
+    this.#type = type;
+  }
+
+  /** @param value fields by their JSON names; others are left out */
+  encode(value: object): Uint8Array {
+    // A copy: protobufjs may give a part of a pool.
+    return new Uint8Array(this.#type.encode(this.#type.fromObject(value)).finish());
+  }
+
+  /** @throws DevstateError DEVSTATE_E_STATE_RECORD */
+  decode(bytes: Uint8Array): MessageValue {
+    return unsafePaths(this.#type.toObject(this.#decode(bytes), TO_VALUE), this.#type.name);
+  }
+
+  /** What the message says, for people: fields that are not known are shown as such. @throws as `decode` */
+  describe(bytes: Uint8Array): FieldMap {
+    const message = this.#decode(bytes);
+    const known = this.#type.toObject(message, TO_VALUE);
+    return { ...(fieldOf(known) as FieldMap), ...unknownFields(message) };
+  }
+
+  #decode(bytes: Uint8Array): protobuf.Message {
+    if (bytes.length > MESSAGE_LENGTH_MAX) {
+      throw damaged(`${this.#type.name} of ${bytes.length} bytes exceeds ${MESSAGE_LENGTH_MAX}`);
+    }
+    try {
+      // A plain copy: fields of bytes must not share memory with what they came in.
+      const reader = protobuf.Reader.create(Uint8Array.from(bytes));
+      reader.discardUnknown = false;
+      return this.#type.decode(reader);
+    } catch (cause) {
+      throw damaged(`${this.#type.name}: ${cause instanceof Error ? cause.message : String(cause)}`, cause);
+    }
+  }
+}
+
+/** Checks that no integer has lost its value. */
+function unsafePaths(value: MessageValue, path: string): MessageValue {
+  for (const [name, field] of Object.entries(value)) {
+    if (typeof field === 'number' && !Number.isSafeInteger(field)) {
+      throw damaged(`${path}.${name} is 2^53 or more`);
+    }
+    if (typeof field === 'object' && field !== null && !(field instanceof Uint8Array)) {
+      unsafePaths(field as MessageValue, `${path}.${name}`);
+    }
+  }
+  return value;
+}
+
+function fieldOf(value: unknown): FieldValue {
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
+  if (Array.isArray(value)) return value.map(fieldOf);
+  if (typeof value === 'object' && value !== null) {
+    return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, fieldOf(item)]));
+  }
+  return value as FieldValue;
+}
+
+/** The fields of a message that the schema does not know: number, length with its tag, first bytes. */
+function unknownFields(message: protobuf.Message): FieldMap {
+  const { $unknowns: raw = [] } = message as { $unknowns?: readonly Uint8Array[] };
+  return Object.fromEntries(
+    raw.map((bytes) => {
+      const tag = protobuf.Reader.create(bytes).uint32();
+      const first = Buffer.from(bytes.subarray(0, FIRST_BYTES)).toString('hex');
+      return [`unknown field ${tag >>> 3}`, { length: bytes.length, first }];
+    }),
+  );
+}
+
+function damaged(message: string, cause?: unknown): DevstateError {
+  return new DevstateError('DEVSTATE_E_STATE_RECORD', `a record is damaged: ${message}`, { cause });
+}

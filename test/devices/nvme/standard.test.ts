@@ -76,6 +76,11 @@ for (const from of VENDORS)
       const rig = await busyRig(from, path);
       const records = await save(formatOf(rig, 'org.devstate.nvme'));
       const state = decodeNvmeState(withFlag(records));
+      const length = records.reduce((sum, { payload }) => sum + payload.length, 0);
+      t.ok(
+        length < createFresh(t, from).device.formats[1]!.estimate(),
+        `${length} bytes, as estimated while running`,
+      );
       t.equal(state.commands.length > 0, from === 'birch', `${state.commands.length} commands in flight`);
       t.match(state.events.requests, [0x200]);
 

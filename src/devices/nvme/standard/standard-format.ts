@@ -20,9 +20,16 @@ import {
   unflattenTree,
 } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
+import type { NvmeParameters } from '../spec/index.js';
+
+/** Of all but the queues, about: the config space is half of it. */
+const FIXED_ESTIMATE = 8192;
+/** Of one queue pair with its interrupt vector. */
+const QUEUE_ESTIMATE = 256;
 
 /** A controller that can give and take the vendor-neutral state. */
 export interface StandardNvmeController {
+  readonly parameters: NvmeParameters;
   /** Work is under way: the state cannot be saved or replaced now. */
   readonly busy: boolean;
   captureStandard(): NvmeState;
@@ -42,11 +49,9 @@ export class NvmeStandardFormat implements StateFormat {
     if (round === 'final') yield* encodeNvmeState(captured(this.controller));
   }
 
+  /** Asked for while the controller runs, when there is no state to measure. */
   estimate(): number {
-    return encodeNvmeState(this.controller.captureStandard()).reduce(
-      (sum, { payload }) => sum + payload.length,
-      1024,
-    );
+    return FIXED_ESTIMATE + QUEUE_ESTIMATE * (this.controller.parameters.queues + 1);
   }
 
   load(): StateLoader {

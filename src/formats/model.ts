@@ -73,18 +73,18 @@ function parameterDifference(
   source: DeviceModel,
   destination: DeviceModel,
 ): string | undefined {
-  const from = source.parameters[name];
-  const to = destination.parameters[name];
+  const from = own(source.parameters, name);
+  const to = own(destination.parameters, name);
   if (from === to) return undefined;
   if (from === undefined) {
-    if (to === destination.definitions?.[name]?.off) return undefined;
+    if (to === own(destination.definitions, name)?.off) return undefined;
     return `parameter ${name} is not known at the source, ${text(to)} at the destination`;
   }
   if (to === undefined) {
-    if (from === source.definitions?.[name]?.off) return undefined;
+    if (from === own(source.definitions, name)?.off) return undefined;
     return `parameter ${name} is ${text(from)} at the source, not known at the destination`;
   }
-  const definition = destination.definitions?.[name];
+  const definition = own(destination.definitions, name);
   const difference = `parameter ${name} is ${text(from)} at the source, ${text(to)} at the destination`;
   if (definition === undefined || allows(definition, from)) return difference;
   return `${difference}, which cannot have ${text(from)}`;
@@ -94,10 +94,15 @@ function parameterDifference(
 export function remedies(source: DeviceModel, destination: DeviceModel): string[] {
   if (source.uri !== destination.uri) return [];
   return Object.entries(source.parameters).flatMap(([name, value]) => {
-    const definition = destination.definitions?.[name];
-    if (destination.parameters[name] === value || definition === undefined) return [];
+    const definition = own(destination.definitions, name);
+    if (own(destination.parameters, name) === value || definition === undefined) return [];
     return allows(definition, value) ? [`${name}=${value}`] : [];
   });
+}
+
+/** Not what every object has: a peer may name a parameter `constructor`. */
+function own<T>(record: Readonly<Record<string, T>> | undefined, name: string): T | undefined {
+  return record !== undefined && Object.hasOwn(record, name) ? record[name] : undefined;
 }
 
 function text(value: ParameterValue | undefined): string {

@@ -38,13 +38,14 @@ for (const command of [...program.commands, ...program.commands.flatMap(({ comma
 
 // Whoever reads our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
 process.stderr.on('error', () => {});
-process.stdout.on('error', (cause: NodeJS.ErrnoException) => {
+process.stdout.once('error', (cause: NodeJS.ErrnoException) => {
   const error = new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to stdout: ${cause.message}`, { cause });
   // Unless the command notices it too, and says so.
-  setImmediate(() => {
+  process.once('exit', () => {
     if (cause.code !== 'EPIPE') process.exitCode ||= printError(error);
   });
 });
+process.stdout.on('error', () => {});
 
 try {
   await program.parseAsync();

@@ -90,6 +90,8 @@ export async function configureSource(
 
 /** Prepares the QEMU that the VM comes to. */
 export async function configureDestination(qmp: QmpClient, options: Cancellable = {}): Promise<void> {
+  // While it waits, `stop` means: do not run when you have everything. As -S does, which may have been forgotten.
+  await stopVm(qmp, options);
   await setCapabilities(qmp, { events: true, 'return-path': true }, options.signal);
 }
 
@@ -133,6 +135,15 @@ export async function cancelMigration(qmp: QmpClient, options: Cancellable = {})
   } finally {
     watch.close();
   }
+}
+
+/**
+ * Cuts the connections of a migration, which then fails. It works also when a peer that does not answer has QEMU stuck:
+ * while it completes, QEMU waits for its peer and for nothing else.
+ */
+export async function cutMigration(qmp: QmpClient, options: Cancellable = {}): Promise<void> {
+  const instances = [{ type: 'migration' }];
+  await qmp.execute('yank', { arguments: { instances }, outOfBand: true, signal: options.signal });
 }
 
 /** How far the migration is; `none` if there was none. */

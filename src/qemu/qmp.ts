@@ -31,6 +31,7 @@ const Greeting = z.object({
     version: z.object({
       qemu: z.object({ major: z.int(), minor: z.int(), micro: z.int() }),
     }),
+    capabilities: z.array(z.string()).default([]),
   }),
 });
 
@@ -75,6 +76,9 @@ export class QmpCommandError extends DevstateError {
     this.errorClass = errorClass;
   }
 }
+
+/** The capability to run some commands at once, even while QEMU is stuck in another one. */
+const OUT_OF_BAND = 'oob';
 
 interface Pending {
   readonly command: string;
@@ -139,9 +143,10 @@ export class QmpClient {
       await once(socket, 'connect', { signal: either });
       const lines = new LineSplitter(socket, MAX_LINE_BYTES);
       const [first = '', ...early] = await firstLines(socket, lines, either);
-      const { version } = Greeting.parse(JSON.parse(first)).QMP;
+      const { version, capabilities } = Greeting.parse(JSON.parse(first)).QMP;
       const client = new QmpClient(path, socket, lines, version.qemu, early);
-      await client.execute('qmp_capabilities', { signal: either });
+      const enable = capabilities.filter((name) => name === OUT_OF_BAND);
+      await client.execute('qmp_capabilities', { arguments: { enable }, signal: either });
       return client;
     } catch (cause) {
       socket.destroy();
@@ -172,22 +177,28 @@ export class QmpClient {
   /** Runs a command whose return value is of no interest. */
   execute(
     command: string,
-    options?: Cancellable & { arguments?: Readonly<Record<string, unknown>> },
+    options?: Cancellable & {
+      arguments?: Readonly<Record<string, unknown>>;
+      /** Overtake the commands that QEMU is at; only few commands can. */
+      outOfBand?: boolean;
+    },
   ): Promise<unknown>;
   async execute(
     command: string,
     options: Cancellable & {
       arguments?: Readonly<Record<string, unknown>>;
       schema?: z.ZodType;
+      outOfBand?: boolean;
     } = {},
   ): Promise<unknown> {
     const { signal, schema } = options;
+    const verb = options.outOfBand === true ? 'exec-oob' : 'execute';
     signal?.throwIfAborted();
     if (this.#lost !== undefined) throw this.#lost;
     const id = this.#nextId++;
     const reply = new Promise<unknown>((resolve, reject) => {
       this.#pending.set(id, { command, resolve, reject });
-      this.#socket.write(`${JSON.stringify({ execute: command, arguments: options.arguments, id })}\n`);
+      this.#socket.write(`${JSON.stringify({ [verb]: command, arguments: options.arguments, id })}\n`);
     });
     // QMP cannot withdraw a command: an aborted one is answered later, to nobody.
     const value = await abortable(reply, signal, () => this.#pending.delete(id));

@@ -174,8 +174,8 @@ async function holdInPrecopy(lab: MigrationLab, source: LabVm, destination: LabV
   while ((await queryMigration(source.qmp)).ram.passes < 2) {
     if (migration.process.hasEnded) throw new Error(`ended early: ${migration.process.stderr}`);
   }
-  // Slow enough that a pass always finds pages which the guest has written meanwhile.
-  await set({ 'max-bandwidth': 2 << 20 });
+  // A few pages a second: a pass takes so long that the guest has always written some meanwhile, on any machine.
+  await set({ 'max-bandwidth': 64 << 10 });
   const release = () => set({ 'max-bandwidth': 0, 'avail-switchover-bandwidth': 0, 'downtime-limit': 300 });
   return { migration, release };
 }

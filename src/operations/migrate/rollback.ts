@@ -10,6 +10,7 @@
 import { DevstateError } from '../../errors.js';
 import {
   cancelMigration,
+  cutMigration,
   findPciDevice,
   type PciView,
   type QmpClient,
@@ -27,6 +28,8 @@ import type { Run } from './run.js';
 
 /** How long the source's QEMU may take to end its migration, ms. */
 const QEMU_TIMEOUT_MS = 30_000;
+/** How long it may take to answer before its migration is cut, ms. */
+const ANSWER_TIMEOUT_MS = 2000;
 /** How long the destination's QEMU may take to quit while the guest waits, ms. */
 const QUIT_TIMEOUT_MS = 10_000;
 /** How long a destination's device server may take to let go of the device, ms. */
@@ -71,7 +74,7 @@ export async function rollback(run: Run): Promise<Rollback> {
   const attempts = new Attempts();
   // What the destination has is worth nothing only as long as there is a source to go back to.
   await attempts.try('the source QEMU is lost, and the destination was left as it is', () =>
-    queryRunState(run.source.qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) }),
+    requireAlive(run.source.qmp),
   );
   if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
   const remarks: string[] = [];
@@ -110,8 +113,11 @@ export interface SourceToRestore {
 /** Lets the source's devices and VM run again, from wherever a migration left them. @returns what could not be done */
 export async function restoreSource({ qmp, qtest, devices, wasRunning }: SourceToRestore): Promise<string[]> {
   const attempts = new Attempts();
-  for (const { id, source, view } of devices) {
+  for (const { id, source } of devices)
     await attempts.try(`device ${id} does not run again`, () => runAgain(source));
+  // From here on its VM may run: QEMU resumes it when its migration fails.
+  await attempts.try('the source QEMU does not answer', () => free(qmp));
+  for (const { id, view } of devices) {
     if (view === undefined) continue;
     await attempts.try(`device ${id}: COMMAND was not put back`, async () => {
       const location = await findPciDevice(qmp, id, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
@@ -128,6 +134,22 @@ export async function restoreSource({ qmp, qtest, devices, wasRunning }: SourceT
     await attempts.try(`device ${id}: its note was not cleared`, () => clearNote(source.device));
   }
   return attempts.problems;
+}
+
+/** @throws when QEMU is gone. While it waits for a destination that does not answer it lives, and can say only that. */
+async function requireAlive(qmp: QmpClient): Promise<void> {
+  await qmp.execute('query-yank', { outOfBand: true, signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
+}
+
+/** Frees QEMU from waiting for a destination that does not answer. */
+async function free(qmp: QmpClient): Promise<void> {
+  const soon = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  try {
+    await queryRunState(qmp, { signal: soon });
+  } catch (error) {
+    if (!soon.aborted) throw error;
+    await cutMigration(qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
+  }
 }
 
 /** The destination may be about to give the image back: its server has to notice first that its VMM has ended. */

@@ -171,6 +171,7 @@ export class MigrationLab {
       extra: ['-smp', String(cpus)],
     });
     const labVm = Object.assign(vm, { servers });
+    labVm.console.diagnose = () => this.#diagnose(labVm);
     this.vms.push(labVm);
     return labVm;
   }
@@ -234,6 +235,27 @@ export class MigrationLab {
       problems.push(...console.lines.filter((line) => WITNESS_COMPLAINT.test(line)));
     }
     return problems;
+  }
+
+  /** What may tell why a guest does not say what it should. */
+  async #diagnose(vm: LabVm): Promise<string> {
+    const ask = async (command: string, args = {}): Promise<string> => {
+      const signal = AbortSignal.timeout(5000);
+      const answer = vm.qmp.execute(command, { arguments: args, signal });
+      return `${command}: ${JSON.stringify(await answer.catch((error: unknown) => String(error)))}`;
+    };
+    const from = vm.console.lines.length;
+    vm.console.write('dmesg');
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    return [
+      await ask('query-status'),
+      await ask('query-migrate'),
+      await ask('human-monitor-command', { 'command-line': 'info registers -a' }),
+      `console after \`dmesg\`: ${vm.console.lines.slice(from).join('\n')}`,
+      `QEMU: ${vm.stderr}`,
+      ...this.servers.map(({ name, process }) => `server ${name}: ${process.stderr.slice(-2000)}`),
+      ...this.#migrations.map(({ process }) => `migrate: ${process.stderr.slice(-1000)}`),
+    ].join('\n');
   }
 
   /** Ends everything and removes the directory. */

@@ -17,6 +17,9 @@ export interface ConsoleMatch {
 export class SerialConsole {
   /** All complete lines so far. */
   readonly lines: string[] = [];
+  /** More about the machine, for the error of a wait in vain. */
+  diagnose: (() => Promise<string>) | undefined;
+  #lastLineAt = performance.now();
   readonly #server: Server;
   readonly #emitter = new EventEmitter<{ line: []; ended: [Error] }>();
   #socket: Socket | undefined;
@@ -29,6 +32,7 @@ export class SerialConsole {
       const lines = new LineSplitter(socket, MAX_LINE_BYTES);
       lines.onLine = (line) => {
         this.lines.push(line);
+        this.#lastLineAt = performance.now();
         this.#emitter.emit('line');
       };
       // A QEMU that is killed resets the connection; its exit is reported by end().
@@ -56,7 +60,7 @@ export class SerialConsole {
         clearTimeout(timer);
         this.#emitter.off('line', search).off('ended', finish);
         if (found !== undefined) resolve(found);
-        else reject(this.#describe(pattern, error));
+        else void this.#describe(pattern, error).then(reject);
       };
       const search = () => {
         for (; index < this.lines.length; index++) {
@@ -79,8 +83,12 @@ export class SerialConsole {
     this.#emitter.emit('ended', reason);
   }
 
-  #describe(pattern: RegExp, error: Error | undefined): Error {
+  async #describe(pattern: RegExp, error: Error | undefined): Promise<Error> {
     const tail = this.lines.slice(-15).join('\n');
-    return new Error(`guest console: no line ${pattern}: ${error?.message}\n${tail}`);
+    const quiet = Math.round(performance.now() - this.#lastLineAt);
+    const more = (this.#ended === undefined && (await this.diagnose?.())) || '';
+    return new Error(
+      `guest console: no line ${pattern}: ${error?.message}\n${tail}\n(the last one ${quiet} ms before)\n${more}`,
+    );
   }
 }

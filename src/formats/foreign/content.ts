@@ -65,6 +65,14 @@ export interface ContentReaderOptions {
   readonly kinds?: readonly ContentKind[];
 }
 
+/** Content that lies in a file, so that its end can be looked at first. */
+export interface ContentFile {
+  /** Bytes. */
+  readonly size: number;
+  /** The bytes at `offset`; `offset + length` is not beyond the end. */
+  read(offset: number, length: number): Uint8Array;
+}
+
 /** A kind of content that shows by its first bytes what it is. */
 export interface ContentKind {
   /** Lower case, words joined by `-`. */
@@ -79,4 +87,6 @@ export interface ContentKind {
    */
   matches(first: Uint8Array): boolean;
   read(options: ContentReaderOptions): ContentReader;
+  /** The kind for one file whose content `matches`: its reader reads better when it has seen the end first. */
+  prepare?(file: ContentFile): ContentKind;
 }

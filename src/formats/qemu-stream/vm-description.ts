@@ -5,16 +5,9 @@
  *
  *     { "configuration": {…}, "page_size": 4096, "devices": [ { "name": …, "instance_id": …, "fields": […] }, … ] }
  */
+import type { ContentFile } from '../foreign/content.js';
 import { ElementType } from './constants.js';
 import { isObject, type Structure, structureOf } from './structure.js';
-
-/** Content that lies in a file, so that its end can be looked at first. */
-export interface ContentFile {
-  /** Bytes. */
-  readonly size: number;
-  /** The bytes at `offset`; `offset + length` is not beyond the end. */
-  read(offset: number, length: number): Uint8Array;
-}
 
 /** Bytes of a description that is read. */
 export const DESCRIPTION_LENGTH_MAX = 8 << 20;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Migration streams, built by hand from the bytes that QEMU's source says they are made of. */
-import type { ContentFile } from '../../../src/formats/qemu-stream/index.js';
+import type { ContentFile } from '../../../src/formats/index.js';
 
 export const u8 = (value: number) => Buffer.of(value);
 export const be16 = (value: number) => Buffer.of(value >> 8, value & 0xff);

@@ -7,3 +7,4 @@ export { PageBitmap } from './page-bitmap.js';
 export { SaveSession } from './save-session.js';
 export type { SaveRound, StateFormat, StateLoader, StateRecord } from './state-format.js';
 export { BrokenDeviceError, MigrationMachine, migrationPath, supportedStates } from './state-machine.js';
+export * from './v1/index.js';

@@ -126,6 +126,11 @@ export class MigrationMachine {
     }
   }
 
+  /** Gives the device up: ERROR, from any state. */
+  breakDown(): void {
+    this.#state = ERROR;
+  }
+
   /** The device was reset: RUNNING, from any state. */
   reset(): void {
     this.#state = RUNNING;

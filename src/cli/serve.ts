@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** `devstate serve nvme`: a device server, until it is told to end. */
+/** `devstate serve`: a device server, until it is told to end. `serve nvme`, and the others. */
 
 import { existsSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
@@ -14,6 +14,8 @@ import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
 import { collectParameter, parseSize } from './options.js';
 import { printJson } from './output.js';
+import { serveSampleCommand } from './serve-sample.js';
+import { untilTold } from './signals.js';
 
 interface ServeNvmeOptions {
   socket?: string;
@@ -33,7 +35,10 @@ const VENDORS = { alder: createAlderNvme, birch: createBirchNvme };
 const DEFAULT_IMAGE_SIZE = 64 * 2 ** 20;
 
 export function serveCommand(): Command {
-  return new Command('serve').description('serve a device over vfio-user').addCommand(serveNvmeCommand());
+  return new Command('serve')
+    .description('serve a device over vfio-user')
+    .addCommand(serveNvmeCommand())
+    .addCommand(serveSampleCommand());
 }
 
 function serveNvmeCommand(): Command {
@@ -92,7 +97,7 @@ async function serve(options: Serving): Promise<void> {
   // Before an image is created: a wrong parameter is to leave nothing behind.
   resolveNvmeParameters(options.param, options.size ?? DEFAULT_IMAGE_SIZE);
   // Listened for before the sockets exist: whoever sees them may send one.
-  const told = untilSignal();
+  const told = untilTold();
   const log = createLog('nvme');
   const incoming = options.incoming === true;
   const image = openImage(options, incoming);
@@ -120,11 +125,4 @@ function openImage(options: Serving, incoming: boolean): ImageFile {
   const isNew = !incoming && !existsSync(options.image);
   const size = options.size ?? (isNew ? DEFAULT_IMAGE_SIZE : undefined);
   return ImageFile.open({ path: options.image, lock: !incoming, ...(size === undefined ? {} : { size }) });
-}
-
-/** Settles at SIGTERM or SIGINT. */
-function untilSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve());
-  });
 }

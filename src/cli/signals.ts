@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Signals that cancel what a command does, instead of ending it in the middle. */
+/** Signals: those that cancel what a command does, instead of ending it in the middle, and those that end a server. */
 
 /** Ctrl-C, a service manager, a terminal or a connection that is lost. */
 const CANCELLING = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -14,4 +14,11 @@ export async function untilSignalled<T>(work: (signal: AbortSignal) => Promise<T
   } finally {
     for (const name of CANCELLING) process.off(name, onSignal);
   }
+}
+
+/** Settles when a server is told to end, by SIGTERM or SIGINT. */
+export function untilTold(): Promise<void> {
+  return new Promise((resolve) => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve());
+  });
 }

@@ -8,14 +8,15 @@
  */
 
 import type { DeviceModel, FormatVersion, Uuid } from '../formats/index.js';
-import type { StateFormat } from '../migration/index.js';
+import type { RawState, StateFormat } from '../migration/index.js';
+import type { ServedRegion } from '../server/index.js';
 import type { StateValue } from '../wire/index.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
 import type { PciConfigSpace } from './pci-config.js';
 
 export type { DeviceModel, ParameterDefinition, ParameterValue } from '../formats/index.js';
-export type { SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
+export type { RawState, SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
 export type { StateValue } from '../wire/index.js';
 
 /** One BAR. Its accesses come to `Device.readRegion` and `Device.writeRegion` with `index` as the region. */
@@ -25,11 +26,14 @@ export interface Bar {
   /** Bytes; a power of two. */
   readonly size: number;
   readonly kind: 'memory32' | 'memory64' | 'io';
+  /** Memory that the VMM may map, all of the BAR or areas of it: the device sees no accesses there. It owns the fd. */
+  readonly memory?: NonNullable<ServedRegion['memory']>;
 }
 
 /** Number of interrupts the device can raise, by kind. */
 export interface InterruptCounts {
-  readonly intx: boolean;
+  /** `edge`: raised by `triggerIntx`, signalled each time. Else a level that the VMM masks until its guest has seen to it. */
+  readonly intx: boolean | 'edge';
   /** MSI vectors, 0 for none. */
   readonly msi: number;
   /** MSI-X vectors, 0 for none. The capability must be in the config space. */
@@ -39,9 +43,20 @@ export interface InterruptCounts {
 /** Why the device is reset: by the guest or VMM, because the VMM's connection ended, or because a load was given up. */
 export type ResetReason = 'requested' | 'disconnected' | 'aborted';
 
+/**
+ * Guest memory by messages to the VMM, mapped or not: the VMM makes the access, and so knows of it. @throws RequestError
+ * ENOTCONN when there is none, or what it answers
+ */
+export interface GuestMessages {
+  read(address: number, target: Uint8Array): Promise<void>;
+  write(address: number, source: Uint8Array): Promise<void>;
+}
+
 /** What the SDK gives a device when it is attached. */
 export interface DeviceHost {
   readonly memory: GuestMemory;
+  /** For a device that wants the VMM to see what it does; all others use `memory`. */
+  readonly messages: GuestMessages;
   readonly interrupts: Interrupts;
   /** One line for the operator; never for data. */
   log(level: 'info' | 'warn' | 'error', message: string): void;
@@ -72,6 +87,8 @@ export interface Device {
   readonly formats: readonly StateFormat[];
   /** The state value by value, for a device that has no format. */
   readonly values?: DeviceValues;
+  /** What a client is given, and gives, that selects none of the `formats`: for a device that copies one without them. */
+  readonly rawState?: RawState;
 
   /** Called once before anything else. */
   attach(host: DeviceHost): void;

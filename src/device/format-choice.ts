@@ -10,7 +10,7 @@ import {
   uuidFromBytes,
   uuidToBytes,
 } from '../formats/index.js';
-import type { StateFormat } from '../migration/index.js';
+import type { RawState, StateFormat } from '../migration/index.js';
 import {
   Errno,
   FormatFlag,
@@ -29,6 +29,8 @@ export interface StateOffer {
   /** In order of preference. */
   readonly formats: readonly StateFormat[];
   readonly values: DeviceValues | undefined;
+  /** For a client that selects no format, instead of the first of them. */
+  readonly raw: RawState | undefined;
 }
 
 /** Names the values of a device in a list of formats. */
@@ -40,11 +42,13 @@ const VALUES = 'values';
  * @param names formats by name or UUID, each perhaps with `@MAJOR`, in order of preference; `values`; undefined for all
  * @throws DevstateError DEVSTATE_E_FORMAT_UNKNOWN for one that the device does not have
  */
-export function stateOffer({ formats, values }: Device, names?: readonly string[]): StateOffer {
-  if (names === undefined) return { formats, values: formats.length === 0 ? values : undefined };
+export function stateOffer({ formats, values, rawState }: Device, names?: readonly string[]): StateOffer {
+  if (names === undefined)
+    return { formats, values: formats.length === 0 ? values : undefined, raw: rawState };
   return {
     formats: names.filter((name) => name !== VALUES).map((name) => requireOffered(formats, name)),
     values: names.includes(VALUES) ? requireValues(values) : undefined,
+    raw: undefined,
   };
 }
 
@@ -66,7 +70,7 @@ function requireValues(values: DeviceValues | undefined): DeviceValues {
   throw new DevstateError('DEVSTATE_E_FORMAT_UNKNOWN', 'the device does not give its state value by value');
 }
 
-/** What one connection has chosen; the device's first format, without features, unless it has. */
+/** What one connection has chosen; the device's raw state or first format, without features, unless it has. */
 export interface FormatChoice {
   save?: { readonly format: StateFormat; readonly features: readonly string[] };
   load?: StateFormat;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Interrupts from the device's side: level for INTx, edges for MSI and MSI-X vectors.
+ * Interrupts from the device's side: level for INTx (an edge if the device says so), edges for MSI and MSI-X vectors.
  *
  * An interrupt that cannot be delivered now (the device is held, its vector has no eventfd yet, INTx is masked) is not
  * lost: it stays pending, as the PBA bit of a masked MSI-X vector does, and fires when it can. That matters most at a
@@ -53,11 +53,19 @@ class Vectors {
 
 export class Interrupts {
   readonly #kinds: Vectors[];
+  readonly #edgeIntx: boolean;
   #held = false;
   #intxLevel = false;
 
-  /** `counts[i]` is the number of interrupts of `PciIrq` index i. */
-  constructor(readonly counts: readonly number[]) {
+  /**
+   * `counts[i]` is the number of interrupts of `PciIrq` index i.
+   * @param options.edgeIntx INTx is no level: it is triggered, and not masked when it has been signalled
+   */
+  constructor(
+    readonly counts: readonly number[],
+    { edgeIntx = false }: { edgeIntx?: boolean } = {},
+  ) {
+    this.#edgeIntx = edgeIntx;
     this.#kinds = counts.map((count) => new Vectors(count));
   }
 
@@ -78,6 +86,16 @@ export class Interrupts {
   /** Raises an MSI vector. */
   triggerMsi(vector: number): void {
     this.#trigger(PciIrq.MSI, vector);
+  }
+
+  /** Raises INTx once, for a device whose INTx is an edge. */
+  triggerIntx(): void {
+    this.#trigger(PciIrq.INTX, 0);
+  }
+
+  /** INTx was raised, and could not be signalled yet. */
+  get intxPending(): boolean {
+    return this.#kinds[PciIrq.INTX]?.pending[0] ?? false;
   }
 
   /** Drives the INTx line. While it is asserted, each unmask by the VMM signals again: INTx is a level. */
@@ -201,7 +219,7 @@ export class Interrupts {
       if (index === PciIrq.INTX) {
         // A new eventfd starts unmasked, and a line that is up must be seen on it.
         kind.masked[start + i] = false;
-        kind.pending[start + i] = this.#intxLevel;
+        if (!this.#edgeIntx) kind.pending[start + i] = this.#intxLevel;
       }
       this.#deliver(index, start + i);
     }
@@ -234,8 +252,8 @@ export class Interrupts {
     const signal = kind.signals[vector];
     if (signal === undefined) return;
     kind.pending[vector] = false;
-    // INTx is automasked: it is not signalled again before the VMM unmasks it.
-    if (index === PciIrq.INTX) kind.masked[vector] = true;
+    // A level is automasked: it is not signalled again before the VMM unmasks it.
+    if (index === PciIrq.INTX && !this.#edgeIntx) kind.masked[vector] = true;
     signal.signal();
   }
 }

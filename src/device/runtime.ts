@@ -69,13 +69,18 @@ export class DeviceRuntime implements ServedDevice {
     this.regions = declareRegions(device);
     const { intx, msi, msix } = device.interruptCounts;
     // ERR and REQ: declared, as every PCI device has them, and never raised by a software device.
-    const counts = [intx ? 1 : 0, msi, msix, 1, 1];
-    this.irqs = counts.map((count, index) => ({ flags: irqFlags(index), count }));
-    this.#interrupts = new Interrupts(counts);
+    const counts = [intx === false ? 0 : 1, msi, msix, 1, 1];
+    const edgeIntx = intx === 'edge';
+    this.irqs = counts.map((count, index) => ({ flags: irqFlags(index, edgeIntx), count }));
+    this.#interrupts = new Interrupts(counts, { edgeIntx });
     this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts, this.#offer);
     this.management = this.#createManagement();
     device.attach({
       memory: this.#memory,
+      messages: {
+        read: async (address, target) => this.#requirePeer().read(address, target),
+        write: async (address, source) => this.#requirePeer().write(address, source),
+      },
       interrupts: this.#interrupts,
       log: (level, message) => options.log?.(level, message),
     });
@@ -98,9 +103,13 @@ export class DeviceRuntime implements ServedDevice {
     };
   }
 
+  #requirePeer(): DmaPeer {
+    if (this.#peer === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
+    return this.#peer;
+  }
+
   dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
-    const peer = this.#peer;
-    if (peer === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
+    const peer = this.#requirePeer();
     if (this.#memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
       throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
     }
@@ -178,13 +187,15 @@ export class DeviceRuntime implements ServedDevice {
 
 function declareRegions(device: Device): (ServedRegion | undefined)[] {
   const regions = new Array<ServedRegion | undefined>(PciRegion.COUNT).fill(undefined);
-  for (const bar of device.bars) regions[bar.index] = { size: bar.size, flags: READ_WRITE };
+  for (const { index, size, memory } of device.bars)
+    regions[index] = { size, flags: READ_WRITE, ...(memory === undefined ? {} : { memory }) };
   regions[PciRegion.CONFIG] = { size: CONFIG_SPACE_SIZE, flags: READ_WRITE };
   return regions;
 }
 
-function irqFlags(index: number): number {
-  if (index === PciIrq.INTX) return IrqInfoFlag.EVENTFD | IrqInfoFlag.MASKABLE | IrqInfoFlag.AUTOMASKED;
+function irqFlags(index: number, edgeIntx: boolean): number {
+  if (index === PciIrq.INTX && !edgeIntx)
+    return IrqInfoFlag.EVENTFD | IrqInfoFlag.MASKABLE | IrqInfoFlag.AUTOMASKED;
   return IrqInfoFlag.EVENTFD;
 }
 

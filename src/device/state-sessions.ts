@@ -2,7 +2,7 @@
 /** What moves a device's state, one thing at a time: a saving or a loading, as a stream of a format or value by value. */
 
 import { newUuid, uuidToBytes } from '../formats/index.js';
-import { LoadSession, SaveSession } from '../migration/index.js';
+import { LoadSession, RawLoadSession, RawSaveSession, SaveSession } from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
 import type { Device } from './device.js';
 import { type FormatChoice, formatFor, type StateOffer } from './format-choice.js';
@@ -13,8 +13,8 @@ const MAX_SELF_CHECK = 1024 * 1024;
 export class StateSessions {
   readonly #device: Device;
   readonly #offer: StateOffer;
-  #save: SaveSession | undefined;
-  #load: LoadSession | undefined;
+  #save: SaveSession | RawSaveSession | undefined;
+  #load: LoadSession | RawLoadSession | undefined;
   /** Values that were captured for the reader, or collected from the writer. */
   #saved: ReadonlyMap<string, StateValue> | undefined;
   #loaded: Map<string, StateValue> | undefined;
@@ -26,6 +26,10 @@ export class StateSessions {
 
   /** Begins to save: in pre-copy, or at the last round if `finishSave` follows at once. */
   startSave({ save }: FormatChoice): void {
+    if (save === undefined && this.#offer.raw !== undefined) {
+      this.#save = new RawSaveSession(this.#offer.raw);
+      return;
+    }
     const format = save?.format ?? this.#offer.formats[0];
     if (format === undefined) {
       if (this.#offer.values !== undefined) return;
@@ -51,7 +55,11 @@ export class StateSessions {
   }
 
   startLoad(choice: FormatChoice): void {
-    this.#load = new LoadSession((header) => formatFor(this.#device.model, this.#offer, choice, header));
+    const { raw } = this.#offer;
+    this.#load =
+      choice.load === undefined && raw !== undefined
+        ? new RawLoadSession(raw)
+        : new LoadSession((header) => formatFor(this.#device.model, this.#offer, choice, header));
     if (this.#offer.values !== undefined) this.#loaded = new Map();
   }
 
@@ -80,7 +88,8 @@ export class StateSessions {
 
   /** About how many bytes are still to come if the device stopped now. */
   get pending(): number {
-    return this.#save?.pending ?? this.#offer.formats[0]?.estimate() ?? 0;
+    const { raw, formats } = this.#offer;
+    return this.#save?.pending ?? raw?.estimate ?? formats[0]?.estimate() ?? 0;
   }
 
   /** The next bytes of the stream; undefined when nothing is saved. */
@@ -131,11 +140,11 @@ export class StateSessions {
 
   /**
    * A destination loads its own state before it takes another's: what it cannot do shows while the source's VM runs, and
-   * the code has been compiled when the guest waits for it. Left out where the state is large.
+   * the code has been compiled when the guest waits for it. Left out where the state is large, or has no format.
    */
   async checkSelf({ load }: FormatChoice): Promise<void> {
-    const { formats, values } = this.#offer;
-    const format = load ?? formats[0];
+    const { formats, values, raw } = this.#offer;
+    const format = load ?? (raw === undefined ? formats[0] : undefined);
     if (format === undefined) values?.restore(values.capture());
     if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
     format.begin?.();

@@ -11,12 +11,14 @@ import {
 import { alderDescription } from './nvme/alder/index.js';
 import { birchDescription } from './nvme/birch/index.js';
 import { nvmeConverters } from './nvme/converters.js';
+import { sampleDescription } from './sample/index.js';
 
 /** Formats whose records can be explained, by name. */
 export const formatDescriptions: readonly FormatDescription[] = [
   alderDescription,
   birchDescription,
   nvmeDescription,
+  sampleDescription,
 ];
 
 export const converters: readonly Converter[] = nvmeConverters;

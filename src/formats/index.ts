@@ -62,6 +62,7 @@ export {
   type RegisteredFormat,
   requireFormat,
   requireReadableVersion,
+  SAMPLE,
 } from './registry.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';
 export type { ValueAdapter } from './value-adapter.js';

@@ -54,8 +54,24 @@ export const NVME_STANDARD: RegisteredFormat = {
   stability: 'experimental',
 };
 
+/** State of the device of libvfio-user's sample server, as our own has it. */
+export const SAMPLE: RegisteredFormat = {
+  uuid: parseUuid('a509945d-7310-4ed8-b217-7f20e7aa2551'),
+  name: 'org.devstate.sample',
+  kind: 'standard',
+  models: ['devstate.org/sample'],
+  versions: ['1.0'],
+  schema: 'sample.md',
+  stability: 'experimental',
+};
+
 /** Every registered format, ordered by name. */
-export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [NVME_STANDARD, NVME_ALDER, NVME_BIRCH];
+export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [
+  NVME_STANDARD,
+  NVME_ALDER,
+  NVME_BIRCH,
+  SAMPLE,
+];
 
 /** The format of this UUID (either case) or name; undefined if it is not registered. */
 export function findFormat(uuidOrName: string): RegisteredFormat | undefined {

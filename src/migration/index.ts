@@ -4,6 +4,7 @@
 export { DirtyLog, dirtyRanges, MIN_LOG_PAGE_SIZE } from './dirty-log.js';
 export { type FormatChooser, LoadSession } from './load-session.js';
 export { PageBitmap } from './page-bitmap.js';
+export { RawLoadSession, RawSaveSession, type RawState } from './raw-state.js';
 export { SaveSession } from './save-session.js';
 export type { SaveRound, StateFormat, StateLoader, StateRecord } from './state-format.js';
 export { BrokenDeviceError, MigrationMachine, migrationPath, supportedStates } from './state-machine.js';

@@ -21,6 +21,8 @@ export interface ServerOptions {
   /** How long a client may take to agree on a version before it is sent away. Milliseconds, default 5000. */
   readonly versionTimeoutMs?: number;
   readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
+  /** A VMM has left, and the device has been told. */
+  readonly vmmLeft?: () => void;
 }
 
 export class Server {
@@ -67,6 +69,7 @@ export class Server {
       closed: () => {
         this.#log('info', 'the VMM has left');
         this.#vmm = undefined;
+        this.#options.vmmLeft?.();
         const next = this.#waiting.shift();
         if (next !== undefined) this.#serveVmm(next);
         this.#settleIdle();

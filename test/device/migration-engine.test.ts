@@ -21,7 +21,7 @@ function engineOf(options: ScratchOptions = {}) {
   const device = new ScratchDevice(options);
   const memory = new GuestMemory();
   const interrupts = new Interrupts([1, 0, MSIX_VECTORS, 1, 1]);
-  device.attach({ memory, interrupts, log: () => {} });
+  device.attach({ memory, messages: VMM, interrupts, log: () => {} });
   const engine = new MigrationEngine(device, memory, interrupts);
   return { device, memory, interrupts, engine };
 }

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate serve sample`: the device of libvfio-user's sample server. */
+
+import { Command } from 'commander';
+import { DeviceRuntime } from '../device/index.js';
+import { SampleDevice } from '../devices/sample/index.js';
+import { Server } from '../server/index.js';
+import { createLog } from './logger.js';
+import { untilTold } from './signals.js';
+
+interface ServeSampleOptions {
+  socket: string;
+  migrationSocket?: string;
+  once?: boolean;
+}
+
+export function serveSampleCommand(): Command {
+  return new Command('sample')
+    .description("the device of libvfio-user's sample server, for its sample clients")
+    .requiredOption('--socket <path>', 'where the client connects')
+    .option('--migration-socket <path>', 'where managers connect')
+    .option('--once', 'end when the first client leaves')
+    .action(serveSample);
+}
+
+async function serveSample({ socket, migrationSocket, once }: ServeSampleOptions): Promise<void> {
+  // Listened for before the sockets exist: whoever sees them may send one.
+  const told = untilTold();
+  const log = createLog('sample');
+  let leave: () => void = () => {};
+  const left = new Promise<void>((resolve) => {
+    leave = resolve;
+  });
+  const device = new SampleDevice();
+  const server = new Server({
+    device: new DeviceRuntime(device, { name: 'sample', log }),
+    socketPath: socket,
+    ...(migrationSocket === undefined ? {} : { migrationSocketPath: migrationSocket }),
+    log,
+    vmmLeft: leave,
+  });
+  log('info', `serving the sample device at ${socket}`);
+  await (once === true ? Promise.race([told, left]) : told);
+  await server.close();
+  device.close();
+}

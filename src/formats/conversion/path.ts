@@ -22,13 +22,14 @@ export function findPath(
 ): Converter[] | undefined {
   const usable = options.lossy === true ? converters : converters.filter(({ losses }) => losses.length === 0);
   const open: Converter[][] = [[]];
+  // By what was lost too: of two ways to one point, that which has lost more may be the one to lose nothing from there on.
   const reached = new Set<string>();
   while (open.length > 0) {
     open.sort(compareWays);
     const way = open.shift()!;
     const at = endOf(way) ?? from;
     if (isSame(at, to)) return way;
-    const key = `${at.uuid} ${at.major}`;
+    const key = JSON.stringify([at.uuid, at.major, lossesOf(way).sort()]);
     if (reached.has(key)) continue;
     reached.add(key);
     for (const converter of usable) if (isSame(converter.from, at)) open.push([...way, converter]);
@@ -52,5 +53,17 @@ function isSame(a: FormatPoint, b: FormatPoint): boolean {
 
 function compareWays(a: readonly Converter[], b: readonly Converter[]): number {
   const names = (way: readonly Converter[]): string => way.map(({ to }) => to.name).join(' ');
-  return lossesOf(a).length - lossesOf(b).length || a.length - b.length || (names(a) < names(b) ? -1 : 1);
+  // Two converters between the same names: the order of registration must not decide.
+  const whole = (way: readonly Converter[]): string =>
+    JSON.stringify(way.map(({ to, losses }) => [to, losses]));
+  return (
+    lossesOf(a).length - lossesOf(b).length ||
+    a.length - b.length ||
+    compareTexts(names(a), names(b)) ||
+    compareTexts(whole(a), whole(b))
+  );
+}
+
+function compareTexts(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
 }

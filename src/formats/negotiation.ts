@@ -142,10 +142,10 @@ function whyTaken({ from, way = [], losses }: Way, { format = 'auto' }: Negotiat
   return `${how}${way.length === 0 && from.fidelity === 'complete' ? ', and it holds everything' : ''}${loss}${wish}`;
 }
 
-function whyAfter({ way = [], losses }: Way, taken: Candidate): string {
+function whyAfter({ from, way = [], losses }: Way, taken: Candidate): string {
   if (losses.length > taken.losses.length) return 'it loses more than the one taken';
   if (way.length > taken.way.length) return 'it needs more conversions than the one taken';
-  return 'the source prefers the one taken';
+  return `the ${from === taken.from ? 'destination' : 'source'} prefers the one taken`;
 }
 
 function compareRanks(a: readonly number[], b: readonly number[]): number {

@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Loads a device's state from a file. What is not a whole and intact blob never reaches the device. */
+/**
+ * Loads a device's state from a file. What is not a whole and intact blob never reaches the device, unless that has no
+ * formats: then what is no blob may be what another such device has saved.
+ */
 
 import { createReadStream } from 'node:fs';
 import { DevstateError } from '../errors.js';
-import { EnvelopeDecoder, type EnvelopeHeader, findFormat } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
-import {
-  askPeer,
-  type FormatOptions,
-  planReasons,
-  planState,
-  type StatePeer,
-  type StatePlan,
-} from './state-plan.js';
+import { openSavedState } from './saved-state.js';
+import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
 
 export interface LoadOptions extends FormatOptions {
@@ -38,29 +34,32 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
   try {
     const peer = await askPeer(device);
     if (options.input !== '-') {
-      const { decoder } = newDecoder(peer, options);
-      for await (const chunk of readInput(options.input)) decoder.push(chunk);
-      decoder.finish();
+      const checked = openSavedState(peer, options);
+      for await (const chunk of readInput(options.input)) checked.push(chunk);
+      checked.finish();
     }
-    const { decoder, plan } = newDecoder(peer, options);
-    /** What came before the header was whole. */
+    const state = openSavedState(peer, options);
+    /** What came before it was known how to give it. */
     const held: Uint8Array[] = [];
-    let bytes = 0;
-    for await (const chunk of readInput(options.input)) {
-      decoder.push(chunk);
-      bytes += chunk.length;
-      held.push(chunk);
-      const chosen = plan();
-      if (chosen === undefined) continue;
+    const give = async (): Promise<void> => {
+      if (state.plan === undefined) return;
       if (sink === undefined) {
-        const taken = chosen.negotiation?.taken;
+        const taken = state.plan.negotiation?.taken;
         if (taken !== undefined && peer.interface === 'formats') await device.selectFormat(taken.to, 'load');
-        sink = createSink(chosen, device);
+        sink = createSink(state.plan, device);
         await device.setState(MigrationState.RESUMING);
       }
       for (const piece of held.splice(0)) await sink.write(piece);
+    };
+    let bytes = 0;
+    for await (const chunk of readInput(options.input)) {
+      state.push(chunk);
+      bytes += chunk.length;
+      held.push(chunk);
+      await give();
     }
-    decoder.finish();
+    state.finish();
+    await give();
     await sink?.finish();
     await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
     return { bytes };
@@ -71,35 +70,6 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
   } finally {
     device.close();
   }
-}
-
-/** Refuses a state that cannot go on in this device, when that says what it can; `plan` is there once the header is. */
-function newDecoder(
-  peer: StatePeer,
-  options: FormatOptions,
-): { decoder: EnvelopeDecoder; plan: () => StatePlan | undefined } {
-  let plan: StatePlan | undefined;
-  const decoder = new EnvelopeDecoder({
-    onHeader: (header) => {
-      const planned = planState(savedPeer(header, peer), peer, options);
-      const reasons = planReasons(planned);
-      if (reasons.length > 0) {
-        const message = `the state does not fit the device: ${reasons.join('; ')}`;
-        throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
-      }
-      plan = planned.plan;
-    },
-  });
-  return { decoder, plan: () => plan };
-}
-
-/** A blob, as if a device offered it; to a device that does not say what it takes it is given as it is. */
-function savedPeer(header: EnvelopeHeader, peer: StatePeer): StatePeer {
-  if (peer.interface === 'opaque') return { interface: 'opaque', offers: [], model: undefined };
-  const { format: uuid, version, features, model: uri, parameters } = header;
-  const name = findFormat(uuid)?.name ?? uuid;
-  const offer = { uuid, name, version, save: true, load: false, fidelity: 'complete', features } as const;
-  return { interface: 'formats', offers: [offer], model: { uri, parameters } };
 }
 
 /** The bytes of a file or of stdin. @throws DEVSTATE_E_INPUT */

@@ -78,7 +78,8 @@ async function select(
     const message = `the device does not save ${format} (${known}); save it as it is and use devstate convert`;
     throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
   }
-  if (how !== 'formats' || offer === undefined || (format === 'auto' && !compress)) return;
+  // Selected even if it is the device's first: one that copies another make has, for who selects nothing, no envelope.
+  if (how !== 'formats' || offer === undefined) return;
   await device.selectFormat(offer, 'save', compress ? bestFeature(offer.features) : []);
 }
 

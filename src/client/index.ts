@@ -3,4 +3,5 @@
 
 export { Client, type ClientOptions, type RegionWrite, type SendOptions } from './client.js';
 export type { DmaHandler } from './dma-service.js';
-export { type DeviceDescription, MigrationClient } from './migration-client.js';
+export { type DeviceDescription, MigrationClient, type MigrationProtocol } from './migration-client.js';
+export { RegionMigrationClient } from './region-migration-client.js';

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Migration protocol v2 as its client drives it, and what our own migration sockets offer beyond it. */
+/**
+ * Migration protocol v2 as its client drives it, and what our own migration sockets offer beyond it. The client of v1 is
+ * one of these too, with the region instead of the commands.
+ */
 
 import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
@@ -36,7 +39,7 @@ import {
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
-  type MigrationState,
+  MigrationState,
   readU64,
   requireBytes,
   type StateValue,
@@ -81,8 +84,12 @@ export type DeviceDescription = z.infer<typeof description>;
 
 const transferLength = dmaTransferHeaderLength(64);
 
+/** The migration protocols, of the kernel and of vfio-user alike. */
+export type MigrationProtocol = 'v1' | 'v2';
+
 export class MigrationClient {
   readonly client: Client;
+  readonly protocol: MigrationProtocol = 'v2';
 
   constructor(client: Client) {
     this.client = client;
@@ -141,6 +148,11 @@ export class MigrationClient {
     }
   }
 
+  /** Bytes that a `readData` should have room for, and most of a `writeData`. */
+  get maxChunk(): number {
+    return this.client.maxTransfer;
+  }
+
   /** `MigrationFlag` bits. */
   async flags(): Promise<number> {
     return numberOf(await this.getFeature(Feature.MIGRATION, 8), 'MIGRATION');
@@ -154,7 +166,7 @@ export class MigrationClient {
   }
 
   /** Adds the server's own words to a refusal, if it is one of ours and has any. */
-  async #explained<T>(request: Promise<T>): Promise<T> {
+  protected async explained<T>(request: Promise<T>): Promise<T> {
     try {
       return await request;
     } catch (error) {
@@ -172,7 +184,12 @@ export class MigrationClient {
     const data = new Uint8Array(MIG_DEVICE_STATE_LENGTH);
     viewOf(data).setUint32(0, state, true);
     viewOf(data).setInt32(4, -1, true);
-    await this.#explained(this.setFeature(Feature.MIG_DEVICE_STATE, data));
+    await this.explained(this.setFeature(Feature.MIG_DEVICE_STATE, data));
+  }
+
+  /** All has been loaded: the device becomes that, stopped still. Where the protocol cannot do the one without the other, when it is to run. */
+  commitLoad(): Promise<void> {
+    return this.setState(MigrationState.STOP);
   }
 
   /** Estimate, in bytes, of the data still to come; undefined when the server does not tell. */
@@ -199,13 +216,14 @@ export class MigrationClient {
       target.set(frame.bytes.subarray(start, start + size));
       return size;
     });
-    return this.#explained(read);
+    return this.explained(read);
   }
 
-  writeData(bytes: Uint8Array): Promise<void> {
+  /** @param _options.whole what v1 calls a chunk is not to be divided; v2 has none */
+  writeData(bytes: Uint8Array, _options: { whole?: boolean } = {}): Promise<void> {
     const head = new Uint8Array(MIG_DATA_LENGTH);
     encodeMigrationData(viewOf(head), 0, { argsz: MIG_DATA_LENGTH + bytes.length, size: bytes.length });
-    return this.#explained(this.client.request(Command.MIG_DATA_WRITE, [head, bytes], () => {}));
+    return this.explained(this.client.request(Command.MIG_DATA_WRITE, [head, bytes], () => {}));
   }
 
   /** @returns the page size in force */
@@ -277,7 +295,7 @@ export class MigrationClient {
       flags: use === 'save' ? FormatFlag.SAVE : FormatFlag.LOAD,
       features: formatFeatureBits(features),
     });
-    await this.#explained(this.setFeature(Feature.DEVSTATE_FORMATS, data));
+    await this.explained(this.setFeature(Feature.DEVSTATE_FORMATS, data));
   }
 
   /** Whether the device gives its state value by value. */
@@ -287,7 +305,7 @@ export class MigrationClient {
 
   /** The format that names the values of the state, and, in STOP_COPY, their names. */
   async valueNames(): Promise<ValueNames> {
-    const data = await this.#explained(this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH));
+    const data = await this.explained(this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH));
     return decoded(() => decodeValueNames(data));
   }
 
@@ -297,13 +315,13 @@ export class MigrationClient {
       MAX_VALUE_LENGTH + 1,
       new TextEncoder().encode(name),
     );
-    const data = await this.#explained(request);
+    const data = await this.explained(request);
     return decoded(() => decodeValue(data));
   }
 
   /** In RESUMING. */
   async setValue(name: string, value: StateValue): Promise<void> {
-    await this.#explained(this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value)));
+    await this.explained(this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value)));
   }
 
   note(): Promise<Uint8Array> {

@@ -18,5 +18,6 @@ export {
   type WriteLog,
 } from './guest-memory.js';
 export { type InterruptState, Interrupts, type Signal } from './interrupts.js';
+export type { MigrationRegionOptions } from './migration-region.js';
 export * from './pci-config.js';
-export { DeviceRuntime, type RuntimeOptions } from './runtime.js';
+export { DeviceRuntime, type MigrationProtocols, type RuntimeOptions } from './runtime.js';

@@ -29,12 +29,20 @@ import {
 } from './format-choice.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
+import { MigrationRegion, type MigrationRegionOptions } from './migration-region.js';
 import { StateSessions } from './state-sessions.js';
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
 
 /** Every device of the SDK can do all of migration v2: quiescing for P2P is the same as quiescing. */
 export const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
+
+/** What a connection can migrate the device by. */
+export interface ServedProtocols {
+  readonly v2: boolean;
+  /** For v1. */
+  readonly region?: MigrationRegionOptions | undefined;
+}
 
 /** Names an arc in a `switch`. */
 const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
@@ -53,6 +61,7 @@ export class MigrationEngine {
   #logOwner: EnginePort | undefined;
   #vmm: DmaPeer | undefined;
   #handedOver = false;
+  #generation = 0;
   #owner: EnginePort | undefined;
   /** What the device is was loaded, or is being loaded: it came from elsewhere, and the image with it. */
   #arrived = false;
@@ -66,15 +75,20 @@ export class MigrationEngine {
     this.#interrupts = interrupts;
     this.#offer = offer;
     this.#sessions = new StateSessions(device, offer);
-    this.#machine = new MigrationMachine(MIGRATION_FLAGS, (from, to) => this.#act(from, to));
+    this.#machine = new MigrationMachine(MIGRATION_FLAGS, (from, to) => this.#step(from, to));
   }
 
   get state(): MigrationState {
     return this.#machine.state;
   }
 
-  open(): MigrationPort {
-    return new EnginePort(this);
+  /** See `MigrationPort`. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  open(protocols: ServedProtocols = { v2: true }): MigrationPort {
+    return new EnginePort(this, protocols);
   }
 
   /** Runs `work` when the transitions asked for before are done. */
@@ -100,6 +114,7 @@ export class MigrationEngine {
     const stopped = ![RUNNING, PRE_COPY].includes(this.#machine.state as 2 | 6);
     await this.#sessions.end();
     this.#machine.reset();
+    this.#generation++;
     this.#owner = undefined;
     this.#orphaned = false;
     // As after power on, the device itself takes what it has handed over, when it needs it.
@@ -144,6 +159,15 @@ export class MigrationEngine {
         if (this.#machine.state === RUNNING) this.#owner = undefined;
       }
       if (this.#owner === undefined && this.#orphaned) await this.#reset('disconnected');
+    });
+  }
+
+  breakDown(port: EnginePort): Promise<void> {
+    return this.#serialise(async () => {
+      this.#requireOwner(port);
+      this.#owner = port;
+      this.#machine.breakDown();
+      await this.#sessions.end();
     });
   }
 
@@ -258,8 +282,12 @@ export class MigrationEngine {
 
   /** A report forgets what it reports, so it is for the one that collects them. */
   #requireLogOwner(port: EnginePort): void {
-    if (this.#logOwner !== port)
+    if (!this.logs(port))
       throw new RequestError(Errno.EBUSY, 'another connection logs the DMA of this device');
+  }
+
+  logs(port: EnginePort): boolean {
+    return this.#logOwner === port;
   }
 
   reportLogging(port: EnginePort, report: DmaLoggingReport, bitmap: Uint8Array): void {
@@ -268,6 +296,12 @@ export class MigrationEngine {
     this.#log.report(report.iova, report.length, report.pageSize, bitmap);
     // What the device holds for writing may change after this report.
     this.#memory.markPinned();
+  }
+
+  async #step(from: MigrationState, to: MigrationState): Promise<void> {
+    await this.#act(from, to);
+    const [before, after] = [isSaving(from), isSaving(to)];
+    if (before !== after || from === RESUMING || to === RESUMING) this.#generation++;
   }
 
   async #act(from: MigrationState, to: MigrationState): Promise<void> {
@@ -350,6 +384,11 @@ export class MigrationEngine {
   }
 }
 
+/** The states that share one saving. */
+function isSaving(state: MigrationState): boolean {
+  return state === PRE_COPY || state === PRE_COPY_P2P || state === STOP_COPY;
+}
+
 /** Errors of the envelope become EINVAL, with their sentence. */
 function asRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error;
@@ -361,9 +400,13 @@ function asRequestError(error: unknown): RequestError {
 class EnginePort implements MigrationPort {
   readonly #engine: MigrationEngine;
   readonly choice: FormatChoice = {};
+  readonly servesV2: boolean;
+  readonly region: MigrationRegion | undefined;
 
-  constructor(engine: MigrationEngine) {
+  constructor(engine: MigrationEngine, { v2, region }: ServedProtocols) {
     this.#engine = engine;
+    this.servesV2 = v2;
+    if (region !== undefined) this.region = new MigrationRegion(this, region);
   }
 
   get flags(): number {
@@ -378,8 +421,16 @@ class EnginePort implements MigrationPort {
     return this.#engine.dataSize;
   }
 
+  get generation(): number {
+    return this.#engine.generation;
+  }
+
   setState(target: number): Promise<void> {
     return this.#engine.setState(this, target);
+  }
+
+  breakDown(): Promise<void> {
+    return this.#engine.breakDown(this);
   }
 
   read(size: number): Promise<Uint8Array[]> {
@@ -396,6 +447,10 @@ class EnginePort implements MigrationPort {
 
   stopLogging(): void {
     this.#engine.stopLogging(this);
+  }
+
+  get logs(): boolean {
+    return this.#engine.logs(this);
   }
 
   writeByMessage(on: boolean): void {
@@ -423,6 +478,7 @@ class EnginePort implements MigrationPort {
   }
 
   close(): Promise<void> {
+    this.region?.close();
     return this.#engine.release(this);
   }
 }

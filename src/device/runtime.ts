@@ -4,6 +4,7 @@
  * and carries its migrations out.
  */
 
+import { DevstateError } from '../errors.js';
 import type {
   DmaPeer,
   ManagementPort,
@@ -35,7 +36,8 @@ import { EventSignal } from './event-signal.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { GuestMemory } from './guest-memory.js';
 import { Interrupts } from './interrupts.js';
-import { MigrationEngine } from './migration-engine.js';
+import { MigrationEngine, type ServedProtocols } from './migration-engine.js';
+import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
 import { CONFIG_SPACE_SIZE } from './pci-config.js';
 
 export interface RuntimeOptions {
@@ -44,7 +46,13 @@ export interface RuntimeOptions {
   readonly log?: DeviceHost['log'];
   /** Formats to offer, see `stateOffer`; default: all. */
   readonly formats?: readonly string[];
+  /** The migration protocols that are served: the commands of v2, the region of v1, or both. Default: v2. */
+  readonly migration?: MigrationProtocols;
+  /** Of v1. */
+  readonly migrationRegion?: MigrationRegionOptions;
 }
+
+export type MigrationProtocols = 'v1' | 'v2' | 'both';
 
 const READ_WRITE = RegionInfoFlag.READ | RegionInfoFlag.WRITE;
 
@@ -60,12 +68,14 @@ export class DeviceRuntime implements ServedDevice {
   readonly #interrupts: Interrupts;
   readonly #engine: MigrationEngine;
   readonly #offer: StateOffer;
+  readonly #protocols: ServedProtocols;
   #peer: DmaPeer | undefined;
 
   constructor(device: Device, options: RuntimeOptions) {
     this.name = options.name;
     this.#device = device;
     this.#offer = stateOffer(device, options.formats);
+    this.#protocols = servedProtocols(options, this.#offer);
     this.regions = declareRegions(device);
     const { intx, msi, msix } = device.interruptCounts;
     // ERR and REQ: declared, as every PCI device has them, and never raised by a software device.
@@ -181,8 +191,21 @@ export class DeviceRuntime implements ServedDevice {
   }
 
   openMigration(): MigrationPort {
-    return this.#engine.open();
+    return this.#engine.open(this.#protocols);
   }
+}
+
+/** @throws DevstateError DEVSTATE_E_USAGE for what cannot be served */
+function servedProtocols(
+  { migration = 'v2', migrationRegion = {} }: RuntimeOptions,
+  { formats, raw }: StateOffer,
+): ServedProtocols {
+  if (migration === 'v2') return { v2: true };
+  if (formats.length === 0 && raw === undefined) {
+    const message = 'migration v1 has no values, only streams: let the device offer a format, or serve v2';
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  }
+  return { v2: migration === 'both', region: requireRegionOptions(migrationRegion) };
 }
 
 function declareRegions(device: Device): (ServedRegion | undefined)[] {

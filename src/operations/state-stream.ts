@@ -7,21 +7,27 @@ import { unlessAborted } from './waiting.js';
 /** Bytes asked for at a time, as far as the server lets us. */
 const CHUNK_LENGTH = 1024 * 1024;
 
-function chunkFor(...devices: MigrationClient[]): number {
-  return Math.min(CHUNK_LENGTH, ...devices.map(({ client }) => client.maxTransfer));
+/** Room for what is read at a time: a chunk of v1 as a whole, since a destination of v1 may need it like that. */
+function bufferFor(source: MigrationClient, destination: MigrationClient = source): Uint8Array {
+  const { protocol, maxChunk } = source;
+  return new Uint8Array(
+    protocol === 'v1' ? maxChunk : Math.min(CHUNK_LENGTH, maxChunk, destination.maxChunk),
+  );
 }
 
 /**
  * Moves what the source has to give now: in pre-copy one round, in STOP_COPY all the rest. The next chunk is read while
- * the last one is written. @returns bytes moved
+ * the last one is written.
+ * @param whole chunks of v1 are not to be divided: nobody knows what is in them
+ * @returns bytes moved
  */
 export async function transferState(
   source: MigrationClient,
   destination: MigrationClient,
   signal?: AbortSignal,
+  whole = false,
 ): Promise<number> {
-  const length = chunkFor(source, destination);
-  let [reading, writing] = [new Uint8Array(length), new Uint8Array(length)];
+  let [reading, writing] = [bufferFor(source, destination), bufferFor(source, destination)];
   let written: Promise<void> = Promise.resolve();
   let total = 0;
   for (;;) {
@@ -30,7 +36,7 @@ export async function transferState(
     if (size === 0) return total;
     total += size;
     [reading, writing] = [writing, reading];
-    written = destination.writeData(writing.subarray(0, size));
+    written = writeState(destination, writing.subarray(0, size), whole && source.protocol === 'v1');
     // Looked at in the next turn, if there is one: until then its failure is nobody's.
     written.catch(() => {});
   }
@@ -38,7 +44,7 @@ export async function transferState(
 
 /** The state of a device in STOP_COPY, chunk by chunk; a chunk is valid until the next is asked for. */
 export async function* readState(source: MigrationClient, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
-  const buffer = new Uint8Array(chunkFor(source));
+  const buffer = bufferFor(source);
   for (;;) {
     const size = await unlessAborted(source.readData(buffer), signal);
     if (size === 0) return;
@@ -46,9 +52,14 @@ export async function* readState(source: MigrationClient, signal?: AbortSignal):
   }
 }
 
-/** Writes `bytes` to a device in RESUMING, in chunks that it takes. */
-export async function writeState(destination: MigrationClient, bytes: Uint8Array): Promise<void> {
-  const length = chunkFor(destination);
+/** Writes `bytes` to a device in RESUMING, in chunks that it takes, or in one where v1 needs it `whole`. */
+export async function writeState(
+  destination: MigrationClient,
+  bytes: Uint8Array,
+  whole = false,
+): Promise<void> {
+  const length = Math.min(CHUNK_LENGTH, destination.maxChunk);
+  if (whole && destination.protocol === 'v1') return destination.writeData(bytes, { whole });
   for (let at = 0; at < bytes.length; at += length)
     await destination.writeData(bytes.subarray(at, at + length));
 }

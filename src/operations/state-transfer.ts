@@ -35,7 +35,9 @@ export function createTransfer(
   const toValues = plan.destination.interface === 'values';
   if (taken === undefined || (taken.way.length === 0 && !fromValues && !toValues)) {
     // The same stream at both ends: nothing of it is looked at here.
-    const move = (signal?: AbortSignal): Promise<number> => transferState(source, destination, signal);
+    const isOpaque = taken === undefined;
+    const move = (signal?: AbortSignal): Promise<number> =>
+      transferState(source, destination, signal, isOpaque);
     return { round: move, finish: move };
   }
   const stage = createSink(plan, destination);

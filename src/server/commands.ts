@@ -12,6 +12,7 @@ import {
   regionWrite,
   regionWriteMulti,
 } from './device-commands.js';
+import { dirtyPages } from './dirty-pages-command.js';
 import { deviceFeature } from './feature-command.js';
 import {
   deviceGetInfo,
@@ -23,7 +24,11 @@ import { managerDmaRead, managerDmaWrite, migDataRead, migDataWrite } from './mi
 
 const forEveryone: [number, CommandHandler][] = [
   [Command.DEVICE_GET_INFO, deviceGetInfo],
+  [Command.DEVICE_GET_REGION_INFO, deviceGetRegionInfo],
+  [Command.REGION_READ, regionRead],
+  [Command.REGION_WRITE, regionWrite],
   [Command.DEVICE_RESET, deviceReset],
+  [Command.DIRTY_PAGES, dirtyPages],
   [Command.DEVICE_FEATURE, deviceFeature],
   [Command.MIG_DATA_READ, migDataRead],
   [Command.MIG_DATA_WRITE, migDataWrite],
@@ -34,12 +39,9 @@ const forRole: Record<Role, ReadonlyMap<number, CommandHandler>> = {
     ...forEveryone,
     [Command.DMA_MAP, dmaMap],
     [Command.DMA_UNMAP, dmaUnmap],
-    [Command.DEVICE_GET_REGION_INFO, deviceGetRegionInfo],
     [Command.DEVICE_GET_REGION_IO_FDS, deviceGetRegionIoFds],
     [Command.DEVICE_GET_IRQ_INFO, deviceGetIrqInfo],
     [Command.DEVICE_SET_IRQS, deviceSetIrqs],
-    [Command.REGION_READ, regionRead],
-    [Command.REGION_WRITE, regionWrite],
     [Command.REGION_WRITE_MULTI, regionWriteMulti],
   ]),
   // The manager moves state; it never plays the guest.

@@ -22,8 +22,9 @@ import {
   SET_IRQS_LENGTH,
   writeU64,
 } from '../wire/index.js';
-import type { CommandHandler } from './command.js';
-import type { ServedDevice } from './served-device.js';
+import type { CommandHandler, ServerContext } from './command.js';
+import { dmaUnmapWithBitmap } from './dirty-pages-command.js';
+import { findRegion, readRegion, writeRegion } from './regions.js';
 
 const DMA_MAP_FLAGS = DmaMapFlag.READ | DmaMapFlag.WRITE | DmaMapFlag.MMAP | DmaMapFlag.FILE_IO;
 
@@ -51,8 +52,12 @@ export const dmaMap: CommandHandler = ({ device }, { view, at, end, fds }) => {
   device.dmaMap(request, fds[0]);
 };
 
-export const dmaUnmap: CommandHandler = ({ device }, { view, at, end }, reply) => {
+export const dmaUnmap: CommandHandler = (context, message, reply) => {
+  const { view, at, end } = message;
   const request = decodeDmaUnmap(view, at, end);
+  const withBitmap = (request.flags & DmaUnmapFlag.GET_DIRTY_BITMAP) !== 0;
+  if (withBitmap && context.migration?.region !== undefined)
+    return dmaUnmapWithBitmap(context, message, reply);
   if ((request.flags & ~DmaUnmapFlag.ALL) !== 0) {
     throw new RequestError(Errno.EINVAL, `DMA_UNMAP flags 0x${request.flags.toString(16)}`);
   }
@@ -61,7 +66,7 @@ export const dmaUnmap: CommandHandler = ({ device }, { view, at, end }, reply) =
   }
   reply.allocate(DMA_UNMAP_LENGTH);
   encodeDmaUnmap(reply.view, HEADER_LENGTH, request);
-  return device.dmaUnmap(request);
+  return context.device.dmaUnmap(request);
 };
 
 export const deviceSetIrqs: CommandHandler = ({ device }, { view, bytes, at, end, fds }) => {
@@ -72,8 +77,8 @@ export const deviceSetIrqs: CommandHandler = ({ device }, { view, bytes, at, end
 /** Reused: handlers run one at a time up to their first await, and none looks at it after that. */
 const access: RegionAccess = { offset: 0, region: 0, count: 0 };
 
-function requireAccess(device: ServedDevice, needed: number, limit: number): void {
-  const region = device.regions[access.region];
+function requireAccess(context: ServerContext, needed: number, limit: number): void {
+  const region = findRegion(context, access.region);
   if (region === undefined || (region.flags & needed) === 0) {
     throw new RequestError(Errno.EINVAL, `region ${access.region} cannot be accessed like this`);
   }
@@ -83,20 +88,20 @@ function requireAccess(device: ServedDevice, needed: number, limit: number): voi
   }
 }
 
-export const regionRead: CommandHandler = ({ device, maxTransfer }, { view, at, end }, reply) => {
+export const regionRead: CommandHandler = (context, { view, at, end }, reply) => {
   decodeRegionAccess(view, at, end, access);
-  requireAccess(device, RegionInfoFlag.READ, maxTransfer);
+  requireAccess(context, RegionInfoFlag.READ, context.maxTransfer);
   const { offset, region, count } = access;
   reply.allocate(REGION_ACCESS_LENGTH + count);
   encodeRegionAccess(reply.view, HEADER_LENGTH, offset, region, count);
   if (count === 0) return;
   const start = HEADER_LENGTH + REGION_ACCESS_LENGTH;
-  return device.readRegion(region, offset, reply.bytes.subarray(start, start + count));
+  return readRegion(context, region, offset, reply.bytes.subarray(start, start + count));
 };
 
-export const regionWrite: CommandHandler = ({ device, maxTransfer }, { view, bytes, at, end }, reply) => {
+export const regionWrite: CommandHandler = (context, { view, bytes, at, end }, reply) => {
   decodeRegionAccess(view, at, end, access);
-  requireAccess(device, RegionInfoFlag.WRITE, maxTransfer);
+  requireAccess(context, RegionInfoFlag.WRITE, context.maxTransfer);
   const { offset, region, count } = access;
   const start = at + REGION_ACCESS_LENGTH;
   if (end - start !== count)
@@ -104,11 +109,12 @@ export const regionWrite: CommandHandler = ({ device, maxTransfer }, { view, byt
   reply.allocate(REGION_ACCESS_LENGTH);
   encodeRegionAccess(reply.view, HEADER_LENGTH, offset, region, count);
   if (count === 0) return;
-  return device.writeRegion(region, offset, bytes.subarray(start, end));
+  return writeRegion(context, region, offset, bytes.subarray(start, end));
 };
 
-export const regionWriteMulti: CommandHandler = ({ device, peer }, { view, bytes, at, end }, reply) => {
-  if (!peer.writeMultiple) throw new RequestError(Errno.EINVAL, 'REGION_WRITE_MULTI was not negotiated');
+export const regionWriteMulti: CommandHandler = (context, { view, bytes, at, end }, reply) => {
+  if (!context.peer.writeMultiple)
+    throw new RequestError(Errno.EINVAL, 'REGION_WRITE_MULTI was not negotiated');
   const count = decodeWriteMultiCount(view, at, end);
   reply.allocate(8);
   writeU64(reply.view, HEADER_LENGTH, count);
@@ -117,9 +123,10 @@ export const regionWriteMulti: CommandHandler = ({ device, peer }, { view, bytes
   const writeFrom = (first: number): void | Promise<void> => {
     for (let i = first; i < count; i++) {
       const start = decodeWriteMultiEntry(view, at, i, access) + REGION_ACCESS_LENGTH;
-      requireAccess(device, RegionInfoFlag.WRITE, 8);
+      requireAccess(context, RegionInfoFlag.WRITE, 8);
       if (access.count === 0) continue;
-      const done = device.writeRegion(
+      const done = writeRegion(
+        context,
         access.region,
         access.offset,
         bytes.subarray(start, start + access.count),

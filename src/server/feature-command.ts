@@ -66,12 +66,13 @@ function replyWithBytes(reply: Reply, request: Request, bytes: Uint8Array): void
 }
 
 const migrates = ({ migration }: ServerContext): boolean => migration !== undefined;
+const migratesByV2 = ({ migration }: ServerContext): boolean => migration?.servesV2 === true;
 
 const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIGRATION,
     {
-      exists: migrates,
+      exists: migratesByV2,
       get: (context, request, _data, reply) => {
         writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).flags);
       },
@@ -80,7 +81,7 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIG_DEVICE_STATE,
     {
-      exists: migrates,
+      exists: migratesByV2,
       get: (context, request, _data, reply) => {
         const at = startReply(reply, request, MIG_DEVICE_STATE_LENGTH);
         reply.view.setUint32(at, requireMigration(context).state, true);
@@ -95,18 +96,21 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.DMA_LOGGING_START,
     {
-      exists: migrates,
+      exists: migratesByV2,
       set: (context, { view, end }, data) => {
         const pageSize = requireMigration(context).startLogging(decodeDmaLoggingStart(view, data, end));
         writeU64(view, data, pageSize);
       },
     },
   ],
-  [Feature.DMA_LOGGING_STOP, { exists: migrates, set: (context) => requireMigration(context).stopLogging() }],
+  [
+    Feature.DMA_LOGGING_STOP,
+    { exists: migratesByV2, set: (context) => requireMigration(context).stopLogging() },
+  ],
   [
     Feature.DMA_LOGGING_REPORT,
     {
-      exists: migrates,
+      exists: migratesByV2,
       get: (context, request, data, reply) => {
         const report = decodeDmaLoggingReport(request.view, data, request.end);
         const length = dirtyBitmapLength(report.length, report.pageSize);
@@ -123,7 +127,7 @@ const features = new Map<number, FeatureHandlers>([
   [
     Feature.MIG_DATA_SIZE,
     {
-      exists: migrates,
+      exists: migratesByV2,
       get: (context, request, _data, reply) => {
         writeU64(reply.view, startReply(reply, request, 8), requireMigration(context).dataSize);
       },

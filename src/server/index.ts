@@ -7,6 +7,7 @@ export type {
   IoFd,
   ManagementPort,
   MigrationPort,
+  MigrationRegionPort,
   ServedDevice,
   ServedIrq,
   ServedRegion,

@@ -24,31 +24,33 @@ import {
   regionIoFdsLength,
 } from '../wire/index.js';
 import type { CommandHandler } from './command.js';
+import { findRegion, regionCount } from './regions.js';
 import type { ServedRegion } from './served-device.js';
 
 function requireArgsz(argsz: number, needed: number): void {
   if (argsz < needed) throw new RequestError(Errno.EINVAL, `argsz ${argsz} is less than ${needed}`);
 }
 
-export const deviceGetInfo: CommandHandler = ({ device }, { view, at, end }, reply) => {
+export const deviceGetInfo: CommandHandler = (context, { view, at, end }, reply) => {
+  const { device } = context;
   const request = decodeDeviceInfo(view, at, end);
   requireArgsz(request.argsz, DEVICE_INFO_LENGTH);
   reply.allocate(DEVICE_INFO_LENGTH);
   encodeDeviceInfo(reply.view, HEADER_LENGTH, {
     argsz: DEVICE_INFO_LENGTH,
     flags: device.flags,
-    regions: device.regions.length,
+    regions: regionCount(context),
     irqs: device.irqs.length,
   });
 };
 
-export const deviceGetRegionInfo: CommandHandler = ({ device }, { view, at, end }, reply) => {
+export const deviceGetRegionInfo: CommandHandler = (context, { view, at, end }, reply) => {
   const request = decodeRegionInfoRequest(view, at, end);
   requireArgsz(request.argsz, REGION_INFO_LENGTH);
-  if (request.index >= device.regions.length) {
+  if (request.index >= regionCount(context)) {
     throw new RequestError(Errno.EINVAL, `region ${request.index} does not exist`);
   }
-  const region = device.regions[request.index];
+  const region = findRegion(context, request.index);
   const info = describeRegion(request.index, region);
   const needed = regionInfoLength(info);
   reply.allocate(Math.min(needed, Math.max(request.argsz, REGION_INFO_LENGTH)));
@@ -71,13 +73,14 @@ function describeRegion(index: number, region: ServedRegion | undefined): Region
   };
 }
 
-export const deviceGetRegionIoFds: CommandHandler = ({ device, peer }, { view, at, end }, reply) => {
+export const deviceGetRegionIoFds: CommandHandler = (context, { view, at, end }, reply) => {
+  const { peer } = context;
   const request = decodeRegionIoFdsHeader(view, at, end);
   requireArgsz(request.argsz, REGION_IO_FDS_LENGTH);
   if (request.flags !== 0 || request.count !== 0) {
     throw new RequestError(Errno.EINVAL, 'GET_REGION_IO_FDS: flags and count must be 0');
   }
-  const region = device.regions[request.index];
+  const region = findRegion(context, request.index);
   if (region === undefined) throw new RequestError(Errno.EINVAL, `region ${request.index} does not exist`);
   const ioFds = region.ioFds ?? [];
   const header = {

@@ -26,7 +26,8 @@ export function requireMigration({ migration }: ServerContext): MigrationPort {
 /** @throws RequestError ENOTTY where only the region of v1 is served */
 function requireV2(context: ServerContext): MigrationPort {
   const migration = requireMigration(context);
-  if (!migration.servesV2) throw new RequestError(Errno.ENOTTY, 'this device migrates by its region (v1) only');
+  if (!migration.servesV2)
+    throw new RequestError(Errno.ENOTTY, 'this device migrates by its region (v1) only');
   return migration;
 }
 

@@ -54,12 +54,30 @@ export interface DmaPeer {
   write(address: number, source: Uint8Array): Promise<void>;
 }
 
-/** Migration protocol v2, as one connection sees it. */
+/** The migration region of protocol v1, as one connection sees it. */
+export interface MigrationRegionPort {
+  readonly index: number;
+  /** What the client is told of it. */
+  readonly description: ServedRegion;
+  /** `offset` and `target.length` are inside the region. `target` and `data` are valid until the promise settles. */
+  read(offset: number, target: Uint8Array): void | Promise<void>;
+  write(offset: number, data: Uint8Array): void | Promise<void>;
+}
+
+/** A device's migration, as one connection sees it: by protocol v2, by the region of v1, or both. */
 export interface MigrationPort {
+  /** Whether the commands and features of protocol v2 are served. */
+  readonly servesV2: boolean;
+  /** For protocol v1, if it is served. */
+  readonly region: MigrationRegionPort | undefined;
   /** `MigrationFlag` bits. */
   readonly flags: number;
   readonly state: MigrationState;
+  /** Another number whenever a saving or a loading begins or ends, and when the device is reset. */
+  readonly generation: number;
   setState(target: number): Promise<void>;
+  /** Gives the device up: ERROR, until it is reset. @throws RequestError EBUSY when another connection drives it */
+  breakDown(): Promise<void>;
   /** Estimate, in bytes, of what is still to be read if the device stopped now. */
   readonly dataSize: number;
   /** Up to `size` bytes of the stream, as parts that will not change. Empty when there is nothing (more). */
@@ -69,6 +87,8 @@ export interface MigrationPort {
   /** @returns the page size in force */
   startLogging(start: DmaLoggingStart): number;
   stopLogging(): void;
+  /** This connection logs. */
+  readonly logs: boolean;
   /** Has the device write guest memory by messages while the log is on, so that the VMM notices; or directly again. */
   writeByMessage(on: boolean): void;
   /** Writes the bitmap of the range, and clears what it reports. */

@@ -4,8 +4,13 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Client, type ClientOptions, MigrationClient } from '../../src/client/index.js';
-import { DeviceRuntime } from '../../src/device/index.js';
+import {
+  Client,
+  type ClientOptions,
+  MigrationClient,
+  RegionMigrationClient,
+} from '../../src/client/index.js';
+import { DeviceRuntime, type RuntimeOptions } from '../../src/device/index.js';
 import { type ServedDevice, Server, type ServerOptions } from '../../src/server/index.js';
 import { RawClient } from './raw-client.js';
 import { ScratchDevice, type ScratchOptions } from './scratch-device.js';
@@ -58,6 +63,19 @@ export class Served {
     return client;
   }
 
+  /** A client of migration v1, at either socket. */
+  async region(
+    path = this.migrationPath,
+    options: ClientOptions & { map?: boolean } = {},
+  ): Promise<RegionMigrationClient> {
+    const client = await Client.connect(path, options);
+    this.#clients.push(client);
+    const region = await RegionMigrationClient.open(client, options);
+    if (region === undefined) throw new Error('no migration region');
+    this.#clients.push(region);
+    return region;
+  }
+
   /** A client that says what no honest one would. */
   async raw(path = this.path): Promise<RawClient> {
     const client = await RawClient.connect(path);
@@ -69,10 +87,10 @@ export class Served {
 /** A scratch device, its runtime and its server. */
 export function serveScratch(
   t: Test,
-  options: ScratchOptions & Partial<ServerOptions> = {},
+  options: ScratchOptions & Partial<ServerOptions> & Omit<RuntimeOptions, 'name'> = {},
 ): Served & { scratch: ScratchDevice } {
   const scratch = new ScratchDevice(options);
-  const runtime = new DeviceRuntime(scratch, { name: 'scratch' });
+  const runtime = new DeviceRuntime(scratch, { ...options, name: 'scratch' });
   return Object.assign(new Served(t, runtime, options), { scratch });
 }
 

@@ -112,7 +112,7 @@ export function encodeControllerState({ version, suspended, nvme, vendor }: Nvme
   bytes.writeBigUInt64LE(BigInt(vendor.length / DWORD), Header.vendorSize);
   bytes.set(queues, CONTROLLER_STATE_HEADER_LENGTH);
   bytes.set(vendor, CONTROLLER_STATE_HEADER_LENGTH + queues.length);
-  return bytes;
+  return plain(bytes);
 }
 
 /**
@@ -132,7 +132,8 @@ export function decodeControllerState(bytes: Uint8Array): NvmeControllerState {
     version,
     suspended,
     nvme: nvmeLength === 0 ? null : decodeIoQueues(nvme),
-    vendor: bytes.slice(vendorStart),
+    // Not `slice`: that of a Buffer shares its memory.
+    vendor: new Uint8Array(bytes.subarray(vendorStart)),
   };
 }
 
@@ -274,6 +275,10 @@ function encodeIoQueues({ version, submissionQueues, completionQueues }: NvmeIoQ
     at += IO_QUEUE_LENGTH;
   }
   return bytes;
+}
+
+function plain(bytes: Buffer): Uint8Array {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 function bufferOf(bytes: Uint8Array): Buffer {

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Conformance with libvfio-user: its sample client moves our sample device to a second server of ours, and our client
+ * saves from, and loads into, its sample server. `docs/conformance.md` says how to build it and where to name it.
+ */
+
+import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { Client, MigrationClient } from '../../src/client/index.js';
+import { MigrationState } from '../../src/wire/index.js';
+import { Vmm } from '../devices/sample/bench.js';
+import { devstate } from '../e2e/harness/devstate-process.js';
+import { sameBytes } from '../support/hex.js';
+import { socketFolder } from '../support/served.js';
+import { runSampleClient, SampleServer } from './libvfio-user.js';
+
+const { STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY } = MigrationState;
+const BAR1 = 0x3000;
+
+/** Lines of our servers' logs in a text of many hands. */
+function logged(text: string): string[] {
+  return text
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => (JSON.parse(line) as { msg: string }).msg);
+}
+
+const { DEVSTATE_LIBVFIO_USER_V2: buildV2 } = process.env;
+const v2 = { skip: buildV2 === undefined && 'DEVSTATE_LIBVFIO_USER_V2 is not set, see docs/conformance.md' };
+
+/** What the client of either era says when all went well, in this order. */
+const CLIENT_SAYS = [
+  /devinfo: flags 0x3, num_regions (9|10), num_irqs 5/,
+  /region_info\[0\] offset 0 flags 0x3 size 8 /,
+  /region_info\[1\] offset 0 flags 0xf size 12288 /,
+  /area 0 offset 0 size 4096/,
+  /area 1 offset 0x2000 size 4096/,
+  /region_info\[7\] offset 0 flags 0x3 size 256 /,
+  /IRQ INTx: count=1 flags=0x1/,
+  /read from BAR0: -1/,
+  /INTx triggered!/,
+  /get_dirty_bitmap: 0-0xfff\t0x1/,
+  /get_dirty_bitmap: 0x1000-0x1fff\t0x1/,
+  /get_dirty_bitmap: 0x2000-0x2fff\t0\n/,
+  /setting device state to stop-and-copy/,
+  /starting destination server/,
+  /IRQ INTx: count=1 flags=0x1/,
+  /INTx triggered!/,
+];
+
+async function sampleClient(t: Test, build: string, options: readonly string[]): Promise<void> {
+  const { client, source } = await runSampleClient(t, build, options);
+  let rest = client.stdout;
+  for (const line of CLIENT_SAYS) {
+    const found = line.exec(rest);
+    t.ok(found, `the client says ${line}`, { stdout: client.stdout, stderr: client.stderr });
+    rest = rest.slice((found?.index ?? 0) + (found?.[0].length ?? 0));
+  }
+  const complaints = client.stderr.split('\n').filter((line) => line !== '' && !line.startsWith('{'));
+  t.match(complaints, [/failed to read from region -559038737 0-0x3: Invalid argument/]);
+  t.equal(complaints.length, 1, 'it complains of nothing but of what it tried on purpose');
+  t.equal(client.code, 0, 'the destination, which its process became, ended well');
+  t.equal(await source.exited, 0);
+  for (const [name, log] of [
+    ['source', logged(source.stderr)],
+    ['destination', logged(client.stderr)],
+  ] as const) {
+    for (const how of ['directly', 'by messages'])
+      t.ok(
+        log.some((line) => line.endsWith(`was written and read back ${how}`)),
+        `${name}: memory ${how}`,
+      );
+    t.equal(log.at(-1), 'the VMM has left', name);
+  }
+}
+
+t.test('v2: the sample client moves our device to another server of ours', v2, async (t) => {
+  await sampleClient(t, buildV2 ?? '', []);
+});
+
+/** A state as the sample has it: BAR 1, and the second for its timer. */
+function sampleState(second: number): Buffer {
+  const state = Buffer.alloc(BAR1 + 8);
+  for (let i = 0; i < BAR1; i++) state[i] = (i * 13 + (i >> 8)) & 0xff;
+  state.writeBigInt64LE(BigInt(second), BAR1);
+  return state;
+}
+
+const soon = (): number => Math.floor(Date.now() / 1000) + 1000;
+
+t.test('v2: devstate save and load at the sample server', v2, async (t) => {
+  const folder = socketFolder(t);
+  const [saved, given] = [join(folder, 'saved'), join(folder, 'given')];
+  const source = await SampleServer.start(t, buildV2 ?? '');
+  // Its timer was never set, and it refuses to run again with one in the past.
+  const save = await devstate('save', '--migration-socket', source.socket, '-o', saved, '--then', 'stop');
+  t.match(save, { code: 0, stderr: /saved 12.0 KiB/ });
+  t.equal(statSync(saved).size, BAR1 + 8);
+  t.ok(readFileSync(saved).every((byte) => byte === 0));
+  t.equal((await source.ended).code, 0);
+
+  writeFileSync(given, sampleState(soon()));
+  const target = await SampleServer.start(t, buildV2 ?? '');
+  const load = await devstate('load', '--migration-socket', target.socket, given);
+  t.match(load, { code: 0, stderr: /loaded 12.0 KiB/ });
+  const { code, stderr } = await target.ended;
+  t.equal(code, 0);
+  t.match(stderr, /arming timer to trigger in (1000|99\d) seconds/, 'the second was loaded');
+});
+
+/** The only client that a sample server has. */
+async function connect(t: Test, socket: string): Promise<MigrationClient> {
+  const client = new MigrationClient(await Client.connect(socket));
+  t.teardown(() => client.close());
+  return client;
+}
+
+async function bar1Of({ client }: MigrationClient): Promise<Uint8Array> {
+  const bytes = new Uint8Array(BAR1);
+  await client.regionRead(1, 0, bytes);
+  return bytes;
+}
+
+/** Reads until nothing comes, and passes it on. Returns what it was. */
+async function pump(source: MigrationClient, target: MigrationClient, chunk: number): Promise<Buffer> {
+  const pieces: Buffer[] = [];
+  for (;;) {
+    const buffer = Buffer.alloc(chunk);
+    const size = await source.readData(buffer);
+    if (size === 0) return Buffer.concat(pieces);
+    const piece = buffer.subarray(0, size);
+    await target.writeData(piece);
+    pieces.push(piece);
+  }
+}
+
+t.test(
+  'v2: from the sample server to our device, while it runs, and to another sample server',
+  v2,
+  async (t) => {
+    const theirs = await connect(t, (await SampleServer.start(t, buildV2 ?? '')).socket);
+    const ours = await Vmm.start(t);
+    const next = await connect(t, (await SampleServer.start(t, buildV2 ?? '')).socket);
+    const state = sampleState(soon());
+    await theirs.setState(RESUMING);
+    await theirs.writeData(state);
+    await theirs.setState(RUNNING);
+    t.ok(sameBytes(await bar1Of(theirs), state.subarray(0, BAR1)), 'their server takes our state');
+
+    await ours.migration.setState(RESUMING);
+    await theirs.setState(PRE_COPY);
+    t.equal((await pump(theirs, ours.migration, 1000)).length, BAR1);
+    state.fill(0x99, 5000, 6000);
+    await theirs.client.regionWrite(1, 5000, state.subarray(5000, 6000));
+    await theirs.setState(STOP_COPY);
+    t.ok(sameBytes(await pump(theirs, ours.migration, 1000), state));
+    await theirs.setState(STOP);
+    await ours.migration.setState(RUNNING);
+    t.ok(sameBytes(await ours.bar1(), state.subarray(0, BAR1)), 'our device takes theirs');
+    t.match(await ours.sinceAlarm(), /^-(1000|99\d)$/);
+
+    // Without pre-copy: their server takes no more than the last round, whatever its like has sent before.
+    await next.setState(RESUMING);
+    await ours.migration.setState(STOP_COPY);
+    t.ok(sameBytes(await pump(ours.migration, next, 1 << 20), state));
+    await next.setState(RUNNING);
+    t.ok(sameBytes(await bar1Of(next), state.subarray(0, BAR1)));
+  },
+);

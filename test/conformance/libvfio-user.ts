@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The samples of a libvfio-user that was built aside: its client against our server, its server for our client. */
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Devstate } from '../e2e/harness/devstate-process.js';
+import { socketFolder, type Test, until } from '../support/served.js';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+
+/** A program's output, and what it ended with, once all who had its output have ended. */
+export interface Run {
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly code: number | null;
+}
+
+function collect(process: ChildProcess): { run: Promise<Run>; readonly stderr: string } {
+  let [stdout, stderr] = ['', ''];
+  process.stdout?.setEncoding('utf8').on('data', (text: string) => {
+    stdout += text;
+  });
+  process.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text;
+  });
+  const run = once(process, 'close').then(([code]) => ({ stdout, stderr, code: code as number | null }));
+  return {
+    run,
+    get stderr() {
+      return stderr;
+    },
+  };
+}
+
+/**
+ * The sample client of `build` against `devstate serve sample`. The program that it starts as the destination, `server`
+ * beside itself, is ours too; the first process becomes that one, and its child goes on as the client.
+ * @param options of `serve sample`, for both
+ */
+export async function runSampleClient(
+  t: Test,
+  build: string,
+  options: readonly string[] = [],
+): Promise<{ client: Run; source: Devstate }> {
+  const folder = socketFolder(t);
+  const socket = join(folder, 'sample');
+  const serve = ['serve', 'sample', '--once', ...options, '--socket'];
+  symlinkSync(join(build, 'samples/client'), join(folder, 'client'));
+  const server = join(folder, 'server');
+  // It is called as `server -v SOCKET`.
+  const quoted = [process.execPath, MAIN, ...serve].map((word) => `'${word}'`).join(' ');
+  writeFileSync(server, `#!/bin/sh\nexec ${quoted} "$2"\n`);
+  chmodSync(server, 0o755);
+
+  const source = new Devstate([...serve, socket]);
+  t.teardown(() => source.end());
+  await source.saysOnStderr(/"msg":"serving /);
+  const client = spawn(join(folder, 'client'), [socket], { stdio: ['ignore', 'pipe', 'pipe'] });
+  t.teardown(() => client.kill('SIGKILL'));
+  return { client: await collect(client).run, source };
+}
+
+/** The sample server of a build, which serves one client and ends when that leaves. */
+export class SampleServer {
+  readonly socket: string;
+  readonly #output: ReturnType<typeof collect>;
+
+  private constructor(t: Test, build: string) {
+    this.socket = join(socketFolder(t), 'sample');
+    const server = spawn(join(build, 'samples/server'), ['-v', this.socket], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    t.teardown(() => server.kill('SIGKILL'));
+    this.#output = collect(server);
+  }
+
+  static async start(t: Test, build: string): Promise<SampleServer> {
+    const server = new SampleServer(t, build);
+    await until(() => isListening(server.socket));
+    return server;
+  }
+
+  /** Once its client has left. */
+  get ended(): Promise<Run> {
+    return this.#output.run;
+  }
+
+  /** What it has said so far. */
+  get log(): string {
+    return this.#output.stderr;
+  }
+}
+
+/** Without connecting: it would take that for its client. */
+function isListening(path: string): boolean {
+  const accepting = '00010000'; // __SO_ACCEPTCON
+  return readFileSync('/proc/net/unix', 'utf8')
+    .split('\n')
+    .some((line) => line.endsWith(` ${path}`) && line.split(/\s+/)[3] === accepting);
+}

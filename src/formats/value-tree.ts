@@ -61,10 +61,11 @@ function place(root: Branch, path: string, value: LeafValue): void {
 
 function build(branch: Branch, path: string): unknown {
   const length = branch.children.get('length');
-  const isList =
-    typeof length === 'number' &&
-    [...branch.children.keys()].every((key) => key === 'length' || key.startsWith('['));
-  if (!isList) {
+  const names = [...branch.children.keys()];
+  const items = names.filter((name) => name.startsWith('['));
+  if (typeof length !== 'number' || items.length + 1 < names.length) {
+    // Items are of a list, and a list has its length and nothing else.
+    if (items.length > 0) throw wrong(`${path}${items[0]}`);
     return Object.fromEntries(
       [...branch.children].map(([name, child]) => [
         name,
@@ -72,7 +73,7 @@ function build(branch: Branch, path: string): unknown {
       ]),
     );
   }
-  if (length > MAX_LIST_LENGTH || branch.children.size - 1 !== length) throw wrong(`${path}.length`);
+  if (length > MAX_LIST_LENGTH || items.length !== length) throw wrong(`${path}.length`);
   return Array.from({ length }, (_, index) => {
     const child = branch.children.get(`[${index}]`);
     if (child === undefined) throw wrong(`${path}[${index}]`);

@@ -77,6 +77,7 @@ export class BlobConverter {
 
   #begin(header: EnvelopeHeader): void {
     const way = this.#options.choose(header);
+    requireStart(way, header);
     const last = way.at(-1);
     const features = [...(this.#options.features ?? [])];
     let written: EnvelopeHeader = { ...header, features };
@@ -180,6 +181,15 @@ export class BlobConverter {
   #write(type: number, flags: number, payload: Uint8Array): void {
     for (const part of this.#writer.record(type, flags, payload)) this.#options.write(part);
   }
+}
+
+/** A way may have been chosen by what the blob was said to be. @throws DEVSTATE_E_FORMAT_VERSION if it is something else */
+function requireStart([first]: readonly Converter[], { format, version }: EnvelopeHeader): void {
+  if (first === undefined || (first.from.uuid === format && first.from.major === version.major)) return;
+  const { name, uuid, major } = first.from;
+  const is = uuid === format ? `${name} ${formatVersionText(version)}` : `of format ${format}`;
+  const message = `the blob is ${is}, this converter reads ${name} ${major}: update devstate or choose another way`;
+  throw new DevstateError('DEVSTATE_E_FORMAT_VERSION', message);
 }
 
 function fromPoint({ from }: Converter): FormatPoint {

@@ -37,6 +37,7 @@ export function keep(record: FormatRecord, point: FormatPoint): Uint8Array[] {
 
 /** Puts kept records together again. */
 export class KeptRecords {
+  /** The payload that is to be continued. */
   #begun: Uint8Array | undefined;
 
   /**
@@ -52,18 +53,23 @@ export class KeptRecords {
     const type = view.getUint32(Offset.type, true);
     const formatFlags = view.getUint32(Offset.flags, true);
     const continues = view.getUint32(Offset.continues, true);
-    if (type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
+    const reserved = view.getUint16(Offset.reserved, true);
+    if (reserved !== 0 || type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
       throw damaged('a kept record that no writer makes', where);
     }
-    const piece = payload.subarray(HEAD_LENGTH);
     const begun = this.#begun;
-    const whole = begun === undefined ? piece : Buffer.concat([begun, piece]);
-    if (whole.length > RECORD_LENGTH_MAX) throw damaged('a kept record longer than any record', where);
+    // Two are enough for the longest record; more would only be copied, again and again.
+    if (begun !== undefined && (continues === 1 || !isSameHead(begun, payload))) {
+      throw damaged('a kept record that does not continue the one before', where);
+    }
     if (continues === 1) {
-      this.#begun = begun === undefined ? piece.slice() : whole;
+      this.#begun = payload.slice();
       return undefined;
     }
     this.#begun = undefined;
+    const piece = payload.subarray(HEAD_LENGTH);
+    const whole = begun === undefined ? piece : Buffer.concat([begun.subarray(HEAD_LENGTH), piece]);
+    if (whole.length > RECORD_LENGTH_MAX) throw damaged('a kept record longer than any record', where);
     const point = { uuid, major: view.getUint16(Offset.major, true) };
     return { record: { type, optional: true, formatFlags, payload: whole }, point };
   }
@@ -72,6 +78,11 @@ export class KeptRecords {
   end(where: Where): void {
     if (this.#begun !== undefined) throw damaged('a kept record that does not continue', where);
   }
+}
+
+/** Whether two payloads are of the same record. */
+function isSameHead(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a.subarray(0, Offset.continues), b.subarray(0, Offset.continues)) === 0;
 }
 
 function damaged(what: string, where: Where): EnvelopeError {

@@ -3,14 +3,20 @@
 
 import { Command } from 'commander';
 import { ExitCode } from '../errors.js';
-import { type CheckDevicesResult, type CheckedPeer, checkDevices } from '../operations/index.js';
+import {
+  type CheckDevicesResult,
+  type CheckedPeer,
+  checkDevices,
+  type ProtocolChoice,
+} from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
-import { type FormatCommandOptions, formatOptions, outputOption } from './options.js';
+import { type FormatCommandOptions, formatOptions, outputOption, protocolOption } from './options.js';
 import { formatBytes, printColumns, printJson } from './output.js';
 
 interface CheckCommandOptions extends FormatCommandOptions {
   source: string;
   dest: string;
+  protocol: ProtocolChoice;
   output: 'text' | 'json';
 }
 
@@ -20,18 +26,22 @@ export function checkCommand(): Command {
     .requiredOption('--source <path>', 'migration socket of the server that has the state')
     .requiredOption('--dest <path>', 'migration socket of the server that is to take it');
   for (const option of formatOptions()) command.addOption(option);
-  return command.addOption(outputOption()).action(async (options: CheckCommandOptions) => {
-    const result = await checkDevices(options);
-    if (options.output === 'json') printJson(result);
-    else printResult(result);
-    if (!result.compatible) process.exitCode = ExitCode.incompatible;
-  });
+  return command
+    .addOption(protocolOption())
+    .addOption(outputOption())
+    .action(async (options: CheckCommandOptions) => {
+      const result = await checkDevices(options);
+      if (options.output === 'json') printJson(result);
+      else printResult(result);
+      if (!result.compatible) process.exitCode = ExitCode.incompatible;
+    });
 }
 
 function printResult(result: CheckDevicesResult): void {
   printColumns([
     ['Compatible', result.compatible ? 'yes' : 'no'],
     ...result.reasons.map((reason) => ['', reason] as const),
+    ...result.remarks.map((remark, i) => [i === 0 ? 'Note' : '', remark] as const),
     ['Source', peerText(result.source)],
     ['Destination', peerText(result.dest)],
     ['Model', result.source.model ?? 'not told'],
@@ -41,8 +51,9 @@ function printResult(result: CheckDevicesResult): void {
   ]);
 }
 
-function peerText({ producer, interface: how, formats }: CheckedPeer): string {
-  const name = producer === null ? 'unknown server' : `${producer.name} ${producer.version}`;
+function peerText({ producer, protocol, interface: how, formats }: CheckedPeer): string {
+  const who = producer === null ? 'unknown server' : `${producer.name} ${producer.version}`;
+  const name = protocol === 'v1' ? `${who} by its region (v1)` : who;
   if (how === 'opaque') return `${name}, does not say which formats it has`;
   const list = formats.map((format) => `${format.name} ${format.version}`).join(', ');
   return how === 'values' ? `${name}, values of ${list}` : `${name}, ${list}`;

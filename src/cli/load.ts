@@ -2,13 +2,14 @@
 /** `devstate load`: a device's state from a file. */
 
 import { Command } from 'commander';
-import { load } from '../operations/index.js';
-import { migrationSocketOption, thenOption } from './options.js';
+import { load, type ProtocolChoice } from '../operations/index.js';
+import { migrationSocketOption, protocolOption, thenOption } from './options.js';
 import { formatBytes } from './output.js';
 
 interface LoadCommandOptions {
   migrationSocket: string;
   allowLossy?: boolean;
+  protocol: ProtocolChoice;
   then: 'run' | 'stop';
 }
 
@@ -17,6 +18,7 @@ export function loadCommand(): Command {
     .description("load a device's state from a file")
     .addOption(migrationSocketOption())
     .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
+    .addOption(protocolOption())
     .addOption(thenOption())
     .argument('<file>', 'a saved state; - for stdin')
     .action(async (input: string, options: LoadCommandOptions) => {
@@ -24,6 +26,7 @@ export function loadCommand(): Command {
         migrationSocket: options.migrationSocket,
         input,
         allowLossy: options.allowLossy ?? false,
+        protocol: options.protocol,
         afterwards: options.then,
       });
       process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);

@@ -2,6 +2,8 @@
 /** Parsers of option values that several commands have. They throw what commander shows with the option's name. */
 
 import { InvalidArgumentError, Option } from 'commander';
+import type { MigrationProtocols, RuntimeOptions } from '../device/index.js';
+import { DevstateError } from '../errors.js';
 
 const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
 
@@ -47,6 +49,44 @@ export function deviceCollector<Key extends string>(keys: readonly Key[]) {
       throw new InvalidArgumentError(`A device is given as ${form}.`);
     return [...collected, { id, ...Object.fromEntries(given) } as Device];
   };
+}
+
+/** What `servedProtocolOptions` give. */
+export interface ServedProtocolOptions {
+  migration: MigrationProtocols;
+  migrationMapped?: boolean;
+}
+
+export function servedProtocolOptions(): Option[] {
+  return [
+    new Option(
+      '--migration <protocol>',
+      'how clients migrate the device: by the commands of v2, the region of v1, or either',
+    )
+      .choices(['v1', 'v2', 'both'])
+      .default('v2'),
+    new Option(
+      '--migration-mapped',
+      'let clients map the data section of the v1 region; QEMU then posts no writes to the device',
+    ),
+  ];
+}
+
+/** Of a device's runtime. */
+export function servedProtocols(
+  options: ServedProtocolOptions,
+): Pick<RuntimeOptions, 'migration' | 'migrationRegion'> {
+  const { migration, migrationMapped: mapped = false } = options;
+  if (mapped && migration === 'v2')
+    throw new DevstateError('DEVSTATE_E_USAGE', '--migration-mapped needs --migration v1 or both');
+  return { migration, migrationRegion: { mapped } };
+}
+
+/** The protocol that a device server is spoken to by. */
+export function protocolOption(): Option {
+  return new Option('--protocol <name>', 'the migration protocol; auto for v2 where there is a choice')
+    .choices(['v1', 'v2', 'auto'])
+    .default('auto');
 }
 
 export function outputOption(): Option {

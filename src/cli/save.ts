@@ -2,8 +2,8 @@
 /** `devstate save`: a device's state into a file. */
 
 import { Command } from 'commander';
-import { save } from '../operations/index.js';
-import { migrationSocketOption, thenOption } from './options.js';
+import { type ProtocolChoice, save } from '../operations/index.js';
+import { migrationSocketOption, protocolOption, thenOption } from './options.js';
 import { formatBytes, formatMs } from './output.js';
 import { untilSignalled } from './signals.js';
 
@@ -11,6 +11,7 @@ interface SaveCommandOptions {
   migrationSocket: string;
   output: string;
   format: string;
+  protocol: ProtocolChoice;
   compress?: boolean;
   then: 'run' | 'stop';
 }
@@ -22,6 +23,7 @@ export function saveCommand(): Command {
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
     .option('--compress', 'compress it, if the device can')
+    .addOption(protocolOption())
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
       const { bytes, stoppedMs } = await untilSignalled((signal) =>
@@ -29,6 +31,7 @@ export function saveCommand(): Command {
           migrationSocket: options.migrationSocket,
           output: options.output,
           format: options.format,
+          protocol: options.protocol,
           compress: options.compress ?? false,
           afterwards: options.then,
           signal,

@@ -12,12 +12,18 @@ import { DevstateError } from '../errors.js';
 import { modelJson } from '../formats/index.js';
 import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
-import { collectParameter, parseSize } from './options.js';
+import {
+  collectParameter,
+  parseSize,
+  type ServedProtocolOptions,
+  servedProtocolOptions,
+  servedProtocols,
+} from './options.js';
 import { printJson } from './output.js';
 import { serveSampleCommand } from './serve-sample.js';
 import { untilTold } from './signals.js';
 
-interface ServeNvmeOptions {
+interface ServeNvmeOptions extends ServedProtocolOptions {
   socket?: string;
   migrationSocket?: string;
   image?: string;
@@ -42,7 +48,7 @@ export function serveCommand(): Command {
 }
 
 function serveNvmeCommand(): Command {
-  return new Command('nvme')
+  const command = new Command('nvme')
     .description('an NVMe controller with one namespace in an image file')
     .option('--socket <path>', 'where the VMM connects')
     .option('--migration-socket <path>', 'where managers connect')
@@ -61,8 +67,9 @@ function serveNvmeCommand(): Command {
     .option(
       '--print-model-json',
       'print the model with its parameters and what they can be, and serve nothing',
-    )
-    .action(serveNvme);
+    );
+  for (const option of servedProtocolOptions()) command.addOption(option);
+  return command.action(serveNvme);
 }
 
 async function serveNvme(options: ServeNvmeOptions): Promise<void> {
@@ -94,6 +101,7 @@ async function serve(options: Serving): Promise<void> {
       '--socket and --migration-socket are the same path; give each its own',
     );
   }
+  const protocols = servedProtocols(options);
   // Before an image is created: a wrong parameter is to leave nothing behind.
   resolveNvmeParameters(options.param, options.size ?? DEFAULT_IMAGE_SIZE);
   // Listened for before the sockets exist: whoever sees them may send one.
@@ -108,6 +116,7 @@ async function serve(options: Serving): Promise<void> {
         name: 'nvme',
         log,
         ...(options.format === undefined ? {} : { formats: options.format }),
+        ...protocols,
       }),
       socketPath: options.socket,
       ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Whether the state of one device could go on in another, asked of both servers; nothing is changed. */
 
+import type { MigrationProtocol } from '../client/index.js';
 import type { FormatOffer } from '../formats/index.js';
 import { formatVersionText } from '../formats/index.js';
-import { openDeviceSocket } from './device-socket.js';
+import { MigrationFlag } from '../wire/index.js';
+import { type DeviceSocket, openDeviceSocket, type ProtocolChoice } from './device-socket.js';
 import {
   askPeer,
   type FormatOptions,
@@ -20,10 +22,15 @@ export interface CheckDevicesOptions extends FormatOptions {
   readonly source: string;
   /** Migration socket of the server that is to take it. */
   readonly dest: string;
+  /** For both ends. Default: `auto`. */
+  readonly protocol?: ProtocolChoice;
 }
 
 /** What one end says of itself. */
 export interface CheckedPeer {
+  readonly protocol: MigrationProtocol;
+  /** Whether it can end its own DMA to other devices while it still answers theirs. */
+  readonly p2p: boolean;
   readonly model: string | null;
   readonly parameters: Readonly<Record<string, string | number | boolean>>;
   readonly producer: { readonly name: string; readonly version: string } | null;
@@ -47,6 +54,8 @@ export interface CheckDevicesResult {
   readonly compatible: boolean;
   /** Why they are not; empty if they are. */
   readonly reasons: readonly string[];
+  /** What is to be kept in mind although they are. */
+  readonly remarks: readonly string[];
   readonly source: CheckedPeer;
   readonly dest: CheckedPeer;
   readonly negotiation: NegotiationSummary;
@@ -54,17 +63,18 @@ export interface CheckDevicesResult {
 
 /** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
-  const source = await openDeviceSocket(options.source);
+  const source = await openDeviceSocket(options.source, options.protocol);
   try {
-    const dest = await openDeviceSocket(options.dest);
+    const dest = await openDeviceSocket(options.dest, options.protocol);
     try {
       const planned = planState(await askPeer(source.device), await askPeer(dest.device), options);
       const { plan } = planned;
       return {
         compatible: planned.reasons.length === 0,
         reasons: planReasons(planned),
-        source: describePeer(plan.source),
-        dest: describePeer(plan.destination),
+        remarks: [...p2pRemark('source', source), ...p2pRemark('destination', dest)],
+        source: describePeer(plan.source, source),
+        dest: describePeer(plan.destination, dest),
         negotiation: summarisePlan(plan),
       };
     } finally {
@@ -75,8 +85,22 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
   }
 }
 
-function describePeer(peer: StatePeer): CheckedPeer {
+/** Devices of one VM stop one after the other, and meanwhile one may still write to another that has stopped. */
+function p2pRemark(where: string, socket: DeviceSocket): string[] {
+  if (hasP2p(socket)) return [];
+  return [
+    `the ${where} (${socket.path}) has no P2P state: beside other devices of its VM, DMA between them may be lost when they stop`,
+  ];
+}
+
+function hasP2p({ flags }: DeviceSocket): boolean {
+  return (flags & MigrationFlag.P2P) !== 0;
+}
+
+function describePeer(peer: StatePeer, socket: DeviceSocket): CheckedPeer {
   return {
+    protocol: socket.device.protocol,
+    p2p: hasP2p(socket),
     model: peer.model?.uri ?? null,
     parameters: peer.model?.parameters ?? {},
     producer: peer.description?.producer ?? null,

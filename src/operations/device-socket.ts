@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Connecting to a device server's migration socket. */
 
-import { Client, MigrationClient } from '../client/index.js';
+import { Client, MigrationClient, type MigrationProtocol, RegionMigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
-import { MigrationFlag } from '../wire/index.js';
+import { Feature, FeatureFlag, MigrationFlag } from '../wire/index.js';
 
 export interface DeviceSocket {
   readonly path: string;
@@ -12,18 +12,25 @@ export interface DeviceSocket {
   readonly flags: number;
 }
 
+/** By which protocol a device is to be migrated: `auto` for v2 if it has both. */
+export type ProtocolChoice = MigrationProtocol | 'auto';
+
 /**
  * Connects and makes sure that the device behind can migrate.
  * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE
  */
-export async function openDeviceSocket(path: string): Promise<DeviceSocket> {
-  const device = new MigrationClient(await connect(path));
+export async function openDeviceSocket(
+  path: string,
+  protocol: ProtocolChoice = 'auto',
+): Promise<DeviceSocket> {
+  const client = await connect(path);
   try {
+    const device = await chooseProtocol(client, protocol);
     const flags = await device.flags();
     if ((flags & MigrationFlag.STOP_COPY) === 0) throw new Error('it does not offer STOP_COPY');
     return { path, device, flags };
   } catch (cause) {
-    device.close();
+    client.close();
     if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_CONNECTION_CLOSED') {
       throw new DevstateError(cause.code, `${path}: ${cause.message}`, { cause });
     }
@@ -31,6 +38,19 @@ export async function openDeviceSocket(path: string): Promise<DeviceSocket> {
     const message = `the device at ${path} cannot migrate: ${why}; is this its migration socket?`;
     throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message, { cause });
   }
+}
+
+/** @throws what the server refuses v2 with, when it has neither */
+async function chooseProtocol(client: Client, protocol: ProtocolChoice): Promise<MigrationClient> {
+  const byCommands = new MigrationClient(client);
+  if (protocol !== 'v1') {
+    if (protocol === 'v2' || (await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET)))
+      return byCommands;
+  }
+  const byRegion = await RegionMigrationClient.open(client);
+  if (byRegion !== undefined) return byRegion;
+  if (protocol === 'v1') throw new Error('it has no migration region (v1)');
+  return byCommands;
 }
 
 /** An error says which socket it is about. */

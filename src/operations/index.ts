@@ -8,6 +8,7 @@ export {
   type CheckedPeer,
   checkDevices,
 } from './check-devices.js';
+export type { ProtocolChoice } from './device-socket.js';
 export { type LoadOptions, load, readInput } from './load.js';
 export { type MigrateHooks, migrate } from './migrate/migrate.js';
 export type {

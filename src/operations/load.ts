@@ -7,13 +7,15 @@
 import { createReadStream } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { MigrationState } from '../wire/index.js';
-import { openDeviceSocket } from './device-socket.js';
+import { openDeviceSocket, type ProtocolChoice } from './device-socket.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
 
 export interface LoadOptions extends FormatOptions {
   readonly migrationSocket: string;
+  /** Default: `auto`. */
+  readonly protocol?: ProtocolChoice;
   /** The blob; `-` for stdin. */
   readonly input: string;
   /** What the device does afterwards. */
@@ -29,7 +31,7 @@ const READ_LENGTH = 1024 * 1024;
  * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
-  const { device } = await openDeviceSocket(options.migrationSocket);
+  const { device } = await openDeviceSocket(options.migrationSocket, options.protocol);
   let sink: StateSink | undefined;
   try {
     const peer = await askPeer(device);

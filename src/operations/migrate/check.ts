@@ -11,7 +11,7 @@ import {
   queryMigration,
   queryRunState,
 } from '../../qemu/index.js';
-import { MigrationState, migrationStateName } from '../../wire/index.js';
+import { MigrationFlag, MigrationState, migrationStateName } from '../../wire/index.js';
 import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
 import { askPeer, type FormatOptions, type Planned, planReasons, planState } from '../state-plan.js';
 import { createTransfer } from '../state-transfer.js';
@@ -65,7 +65,7 @@ export async function check(
       destination,
       devices,
       wasRunning: runState.running,
-      warnings: [],
+      warnings: p2pWarnings(devices),
       report,
       phase: 'check',
       sourceSpent: false,
@@ -158,6 +158,16 @@ async function checkSourceVm(status: string, devices: readonly RunDevice[]): Pro
   return [
     'the source VM was paused when a migration failed, and QEMU migrates it only after it has run: resume it with cont',
   ];
+}
+
+/** Devices that write to each other need to be quiet before the first of them stops. */
+function p2pWarnings(devices: readonly RunDevice[]): string[] {
+  if (devices.length < 2) return [];
+  const without = devices.filter(({ source }) => (source.flags & MigrationFlag.P2P) === 0);
+  return without.map(
+    ({ id }) =>
+      `device ${id} has no P2P state: what it wrote to another device while they stopped may be lost`,
+  );
 }
 
 async function checkQemus(

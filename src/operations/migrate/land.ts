@@ -4,6 +4,7 @@
  * there. Until it does, the source could go on.
  */
 
+import type { MigrationProtocol } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
 import { continueMigration, findPciDevice, replayPciView } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
@@ -35,11 +36,15 @@ export async function land(run: Run): Promise<LandTimes> {
   const [qemuMs, loadMs] = await together([complete(run, new Stopwatch()), load(run, new Stopwatch())]);
   const [{ pagesMs, pageBytes }, replayMs] = await together([
     copyPages(run, new Stopwatch()),
-    replay(run, new Stopwatch()),
+    replay(run, 'v2', new Stopwatch()),
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
-  await setDestinations(run, MigrationState.RUNNING);
+  await forEachDevice(run, ({ destination: to }) =>
+    unlessAborted(to.device.setState(MigrationState.RUNNING), run.signal),
+  );
+  // A device of v1 becomes only now what was loaded, and would undo what was written to its registers before.
+  await replay(run, 'v1', new Stopwatch());
   const resumeMs = stopwatch.lap();
   const wallMs = stopwatch.elapsed - qemuMs;
   return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
@@ -55,17 +60,10 @@ async function complete({ source, destination, signal }: Run, stopwatch: Stopwat
   return stopwatch.elapsed;
 }
 
-/**
- * To STOP: that is where a destination checks what it was given and takes the image over, before any register of it is
- * written.
- */
+/** A destination checks what it was given and takes the image over, before any register of it is written. */
 async function load(run: Run, stopwatch: Stopwatch): Promise<number> {
-  await setDestinations(run, MigrationState.STOP);
+  await forEachDevice(run, ({ destination: to }) => unlessAborted(to.device.commitLoad(), run.signal));
   return stopwatch.elapsed;
-}
-
-async function setDestinations(run: Run, state: MigrationState): Promise<void> {
-  await forEachDevice(run, ({ destination: to }) => unlessAborted(to.device.setState(state), run.signal));
 }
 
 async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
@@ -76,9 +74,11 @@ async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: num
   return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };
 }
 
-async function replay(run: Run, stopwatch: Stopwatch): Promise<number> {
+/** For the destinations of one protocol. */
+async function replay(run: Run, protocol: MigrationProtocol, stopwatch: Stopwatch): Promise<number> {
   const { qmp, qtest } = run.destination;
-  await forEachDevice(run, async ({ id, view }) => {
+  await forEachDevice(run, async ({ id, view, destination: to }) => {
+    if (to.device.protocol !== protocol) return;
     if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
     // Bus numbers are the guest's, and have come with it.
     const location = await findPciDevice(qmp, id, { signal: run.signal });

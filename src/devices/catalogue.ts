@@ -3,10 +3,12 @@
 
 import {
   type Converter,
+  controllerStateDescription,
   type FormatDescription,
   nvmeDescription,
   nvmeValues,
   type ValueAdapter,
+  virtioDescription,
 } from '../formats/index.js';
 import { alderDescription } from './nvme/alder/index.js';
 import { birchDescription } from './nvme/birch/index.js';
@@ -19,6 +21,8 @@ export const formatDescriptions: readonly FormatDescription[] = [
   birchDescription,
   nvmeDescription,
   sampleDescription,
+  controllerStateDescription,
+  virtioDescription,
 ];
 
 export const converters: readonly Converter[] = nvmeConverters;

@@ -24,6 +24,7 @@ export {
 } from './envelope/msgpack.js';
 export type { FieldMap, FieldValue } from './fields.js';
 export type * from './foreign/content.js';
+export { detectContent, FOREIGN_KINDS, probeLengthOf } from './foreign/index.js';
 export {
   type EnvelopeInspection,
   type FormatDescription,
@@ -39,6 +40,14 @@ export {
 export { renderInspection } from './inspection/render.js';
 export * from './model.js';
 export * from './negotiation.js';
+export * from './nvme/controller-state.js';
+export {
+  CONTROLLER_STATE_FORMAT_VERSION,
+  controllerStateDescription,
+  decodeControllerStateRecords,
+  encodeControllerStateRecords,
+  type TaggedControllerState,
+} from './nvme/controller-state-format.js';
 export {
   decodeNvmeState,
   encodeNvmeState,
@@ -57,13 +66,16 @@ export {
   isSameName,
   NVME_ALDER,
   NVME_BIRCH,
+  NVME_CONTROLLER_STATE,
   NVME_STANDARD,
   REGISTERED_FORMATS,
   type RegisteredFormat,
   requireFormat,
   requireReadableVersion,
   SAMPLE,
+  VIRTIO_DEVICE_PARTS,
 } from './registry.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';
 export type { ValueAdapter } from './value-adapter.js';
 export { flattenTree, type LeafValue, unflattenTree } from './value-tree.js';
+export * from './virtio/index.js';

@@ -65,12 +65,36 @@ export const SAMPLE: RegisteredFormat = {
   stability: 'experimental',
 };
 
+/** The I/O queues of an NVMe controller as NVMe 2.1 encodes them, with what its vendor adds. */
+export const NVME_CONTROLLER_STATE: RegisteredFormat = {
+  uuid: parseUuid('7b02d6fc-182e-45ca-ad89-fc45bdb22fef'),
+  name: 'org.nvmexpress.controller-state',
+  kind: 'standard',
+  models: ['devstate.org/nvme'],
+  versions: ['1.0'],
+  schema: 'nvme-controller-state.md',
+  stability: 'experimental',
+};
+
+/** State of a virtio device of any vendor: the device parts of virtio 1.4 and what they lack. */
+export const VIRTIO_DEVICE_PARTS: RegisteredFormat = {
+  uuid: parseUuid('9d0357ba-e402-4ae8-b9b7-cf618129dd63'),
+  name: 'org.oasis-open.virtio.device-parts',
+  kind: 'standard',
+  models: ['virtio-spec.org/pci/virtio-blk', 'virtio-spec.org/pci/virtio-net'],
+  versions: ['1.0'],
+  schema: 'virtio-device-parts.md',
+  stability: 'experimental',
+};
+
 /** Every registered format, ordered by name. */
 export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [
   NVME_STANDARD,
   NVME_ALDER,
   NVME_BIRCH,
   SAMPLE,
+  NVME_CONTROLLER_STATE,
+  VIRTIO_DEVICE_PARTS,
 ];
 
 /** The format of this UUID (either case) or name; undefined if it is not registered. */

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Between the vendors' own formats and the standard one: every state by way of its vendor-neutral value, nothing is lost. */
+/**
+ * Between the vendors' own formats and the standard one: every state by way of its vendor-neutral value, nothing is lost.
+ * And from the standard one to that of NVMe 2.1, where much is.
+ */
 
 import { asDevstateError, DevstateError } from '../../errors.js';
 import {
@@ -26,6 +29,7 @@ import {
 } from './alder/index.js';
 import { BirchRecord, birchToStandard, standardToBirch } from './birch/index.js';
 import { type NvmeParameters, resolveNvmeParameters } from './spec/index.js';
+import { standardToControllerState } from './standard/to-controller-state.js';
 
 /** The version that both vendors write of their formats. */
 const VENDOR_VERSION = { major: 1, minor: 0 } as const;
@@ -87,6 +91,7 @@ export const nvmeConverters: readonly Converter[] = [
   converter(standard, alder),
   converter(birch, standard),
   converter(standard, birch),
+  standardToControllerState,
 ];
 
 function converter(from: NvmeFormat, to: NvmeFormat): Converter {

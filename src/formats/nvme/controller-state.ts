@@ -217,7 +217,8 @@ export function decodeIoCompletionQueue(bytes: Uint8Array): NvmeIoCompletionQueu
   };
 }
 
-function decodeIoQueues(bytes: Uint8Array): NvmeIoQueues {
+/** A whole NVMe Controller State. @throws as `decodeControllerState` */
+export function decodeIoQueues(bytes: Uint8Array): NvmeIoQueues {
   const { version, submissionQueues, completionQueues } = decodeIoQueuesHeader(bytes);
   const length = NVME_STATE_HEADER_LENGTH + (submissionQueues + completionQueues) * IO_QUEUE_LENGTH;
   if (length !== bytes.length) {

@@ -139,7 +139,7 @@ function decodeFormatOffer(view: DataView, at: number): WireFormatOffer {
     ...decodeFormatSelection(view, at, at + FORMAT_OFFER_LENGTH),
     limit: readU64(view, at + Offset.limit),
     estimate: estimate === UNKNOWN_ESTIMATE ? undefined : readU64(view, at + Offset.estimate),
-    name: new TextDecoder().decode(zero < 0 ? name : name.subarray(0, zero)),
+    name: new TextDecoder('utf-8', { ignoreBOM: true }).decode(zero < 0 ? name : name.subarray(0, zero)),
   };
 }
 

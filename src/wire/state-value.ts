@@ -87,14 +87,17 @@ export function encodeValue(value: StateValue): Uint8Array {
 
 export function decodeValue(bytes: Uint8Array): StateValue {
   const content = bytes.subarray(1);
+  if (content.length > MAX_VALUE_LENGTH)
+    throw new RequestError(Errno.E2BIG, `a value of ${content.length} bytes`);
   switch (bytes[0]) {
     case Kind.UNSIGNED:
       requireBytes(viewOf(bytes), 1, bytes.length, 8, 'DEVSTATE_VALUES number');
       return readU64(viewOf(bytes), 1);
     case Kind.BOOLEAN:
+      requireBytes(viewOf(bytes), 1, bytes.length, 1, 'DEVSTATE_VALUES boolean');
       return content[0] === 1;
     case Kind.TEXT:
-      return new TextDecoder().decode(content);
+      return textOf(content);
     case Kind.BYTES:
       return content.slice();
     default:
@@ -123,7 +126,12 @@ function readName(bytes: Uint8Array, at: number, limit: number): { text: string;
   if (length > MAX_NAME_LENGTH) throw new RequestError(Errno.EINVAL, `a name of ${length} bytes`);
   requireBytes(view, at + 2, limit, length, 'DEVSTATE_VALUES name');
   const end = at + 2 + length;
-  return { text: new TextDecoder().decode(bytes.subarray(at + 2, end)), end };
+  return { text: textOf(bytes.subarray(at + 2, end)), end };
+}
+
+/** All of it: a byte order mark at its beginning is a character like any other. */
+function textOf(bytes: Uint8Array): string {
+  return new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes);
 }
 
 function viewOf(bytes: Uint8Array): DataView {

@@ -6,24 +6,28 @@ import { DeviceRuntime } from '../device/index.js';
 import { SampleDevice } from '../devices/sample/index.js';
 import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
+import { type ServedProtocolOptions, servedProtocolOptions, servedProtocols } from './options.js';
 import { untilTold } from './signals.js';
 
-interface ServeSampleOptions {
+interface ServeSampleOptions extends ServedProtocolOptions {
   socket: string;
   migrationSocket?: string;
   once?: boolean;
 }
 
 export function serveSampleCommand(): Command {
-  return new Command('sample')
+  const command = new Command('sample')
     .description("the device of libvfio-user's sample server, for its sample clients")
     .requiredOption('--socket <path>', 'where the client connects')
     .option('--migration-socket <path>', 'where managers connect')
-    .option('--once', 'end when the first client leaves')
-    .action(serveSample);
+    .option('--once', 'end when the first client leaves');
+  for (const option of servedProtocolOptions()) command.addOption(option);
+  return command.action(serveSample);
 }
 
-async function serveSample({ socket, migrationSocket, once }: ServeSampleOptions): Promise<void> {
+async function serveSample(options: ServeSampleOptions): Promise<void> {
+  const { socket, migrationSocket, once } = options;
+  const protocols = servedProtocols(options);
   // Listened for before the sockets exist: whoever sees them may send one.
   const told = untilTold();
   const log = createLog('sample');
@@ -33,7 +37,7 @@ async function serveSample({ socket, migrationSocket, once }: ServeSampleOptions
   });
   const device = new SampleDevice();
   const server = new Server({
-    device: new DeviceRuntime(device, { name: 'sample', log }),
+    device: new DeviceRuntime(device, { name: 'sample', log, ...protocols }),
     socketPath: socket,
     ...(migrationSocket === undefined ? {} : { migrationSocketPath: migrationSocket }),
     log,

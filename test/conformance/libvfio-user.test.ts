@@ -7,7 +7,7 @@
 import { readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { Client, MigrationClient } from '../../src/client/index.js';
+import { Client, MigrationClient, RegionMigrationClient } from '../../src/client/index.js';
 import { MigrationState } from '../../src/wire/index.js';
 import { Vmm } from '../devices/sample/bench.js';
 import { devstate } from '../e2e/harness/devstate-process.js';
@@ -26,7 +26,8 @@ function logged(text: string): string[] {
     .map((line) => (JSON.parse(line) as { msg: string }).msg);
 }
 
-const { DEVSTATE_LIBVFIO_USER_V2: buildV2 } = process.env;
+const { DEVSTATE_LIBVFIO_USER_V1: buildV1, DEVSTATE_LIBVFIO_USER_V2: buildV2 } = process.env;
+const v1 = { skip: buildV1 === undefined && 'DEVSTATE_LIBVFIO_USER_V1 is not set, see docs/conformance.md' };
 const v2 = { skip: buildV2 === undefined && 'DEVSTATE_LIBVFIO_USER_V2 is not set, see docs/conformance.md' };
 
 /** What the client of either era says when all went well, in this order. */
@@ -77,6 +78,17 @@ async function sampleClient(t: Test, build: string, options: readonly string[]):
 
 t.test('v2: the sample client moves our device to another server of ours', v2, async (t) => {
   await sampleClient(t, buildV2 ?? '', []);
+});
+
+t.test('v1: the sample client moves our device to another server of ours', v1, async (t) => {
+  // Each waits for a timer of ten seconds.
+  await Promise.all(
+    [
+      ['--migration', 'v1'],
+      ['--migration', 'v1', '--migration-mapped'],
+      ['--migration', 'both'],
+    ].map((options) => sampleClient(t, buildV1 ?? '', options)),
+  );
 });
 
 /** A state as the sample has it: BAR 1, and the second for its timer. */
@@ -166,5 +178,50 @@ t.test(
     t.ok(sameBytes(await pump(ours.migration, next, 1 << 20), state));
     await next.setState(RUNNING);
     t.ok(sameBytes(await bar1Of(next), state.subarray(0, BAR1)));
+  },
+);
+
+/** By trapped accesses: the sample server lets its data section be mapped, and then does not notice what is done there. */
+async function connectV1(t: Test, socket: string): Promise<RegionMigrationClient> {
+  const device = await RegionMigrationClient.open(await Client.connect(socket), { map: false });
+  if (device === undefined) throw new Error('the sample server has no migration region');
+  t.teardown(() => device.close());
+  return device;
+}
+
+t.test(
+  'v1: from the sample server to our device, while it runs, and to another sample server',
+  v1,
+  async (t) => {
+    const theirs = await connectV1(t, (await SampleServer.start(t, buildV1 ?? '')).socket);
+    const next = await connectV1(t, (await SampleServer.start(t, buildV1 ?? '')).socket);
+    const state = sampleState(soon());
+    await theirs.setState(RESUMING);
+    await theirs.writeData(state, { whole: true });
+    await theirs.setState(RUNNING);
+    t.ok(sameBytes(await bar1Of(theirs), state.subarray(0, BAR1)), 'their server takes our state');
+
+    const vmm = await Vmm.start(t, 4, { migration: 'v1' });
+    const ours = await RegionMigrationClient.open(vmm.client);
+    if (ours === undefined) throw new Error('our server has no migration region');
+    await ours.setState(RESUMING);
+    await theirs.setState(PRE_COPY);
+    t.equal((await pump(theirs, ours, BAR1)).length, BAR1);
+    state.fill(0x99, 5000, 6000);
+    await theirs.client.regionWrite(1, 5000, state.subarray(5000, 6000));
+    await theirs.setState(STOP_COPY);
+    t.ok(sameBytes(await pump(theirs, ours, BAR1 + 8), state));
+    await theirs.setState(STOP);
+    await ours.setState(RUNNING);
+    t.ok(sameBytes(await vmm.bar1(), state.subarray(0, BAR1)), 'our device takes theirs');
+    t.match(await vmm.sinceAlarm(), /^-(1000|99\d)$/);
+
+    await next.setState(RESUMING);
+    await ours.setState(PRE_COPY);
+    t.equal((await pump(ours, next, BAR1)).length, BAR1);
+    await ours.setState(STOP_COPY);
+    t.ok(sameBytes(await pump(ours, next, BAR1 + 8), state));
+    await next.setState(RUNNING);
+    t.ok(sameBytes(await bar1Of(next), state.subarray(0, BAR1)), 'with its pre-copy');
   },
 );

@@ -2,11 +2,11 @@
 /**
  * The migration data of libvfio-user's sample, which has no envelope:
  *
- *     BAR 1, 12288 bytes    of the pre-copy, if there was one
+ *     BAR 1, 12288 bytes    of the pre-copy: never, once, or (in the v1 era) whenever it was written meanwhile
  *     BAR 1, 12288 bytes
  *     BAR 0, 8 bytes        the second since 1970 that was last written to it
  *
- * In its v1 era its client passes all of that on, in the v2 era only what is not of the pre-copy; both are taken. A
+ * In the v1 era its client passes all of that on, in the v2 era only what is not of the pre-copy; both are taken. A
  * pre-copy that was read in part is no such stream: our own savings complete it.
  */
 
@@ -14,10 +14,12 @@ import type { RawState, SaveRound } from '../../device/index.js';
 import { BAR0_SIZE, BAR1_SIZE, refused, type StatefulSample } from './state.js';
 
 const FINAL_LENGTH = BAR1_SIZE + BAR0_SIZE;
+/** Most pre-copies of BAR 1 that are taken: a reader in no hurry gets one for each write that it waits for. */
+const MAX_AHEAD = 255;
 
 export class SampleRawState implements RawState {
   readonly estimate = FINAL_LENGTH;
-  readonly maxLength = BAR1_SIZE + FINAL_LENGTH;
+  readonly maxLength = MAX_AHEAD * BAR1_SIZE + FINAL_LENGTH;
   readonly #device: StatefulSample;
 
   constructor(device: StatefulSample) {
@@ -33,10 +35,11 @@ export class SampleRawState implements RawState {
   }
 
   load(stream: Uint8Array): void {
-    if (stream.length !== FINAL_LENGTH && stream.length !== BAR1_SIZE + FINAL_LENGTH) {
-      const lengths = `${FINAL_LENGTH}, or ${BAR1_SIZE + FINAL_LENGTH} with a pre-copy`;
-      throw refused(`it has ${stream.length} bytes, not ${lengths}`);
-    }
+    const ahead = (stream.length - FINAL_LENGTH) / BAR1_SIZE;
+    if (!Number.isInteger(ahead) || ahead < 0)
+      throw refused(
+        `it has ${stream.length} bytes, not ${FINAL_LENGTH} and whole pre-copies of ${BAR1_SIZE}`,
+      );
     const final = stream.subarray(-FINAL_LENGTH);
     const second = new DataView(final.buffer, final.byteOffset).getBigInt64(BAR1_SIZE, true);
     // It does not say whether the interrupt has been: rather twice than never.

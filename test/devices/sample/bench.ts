@@ -3,7 +3,7 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { type Client, MigrationClient } from '../../../src/client/index.js';
-import { DeviceRuntime } from '../../../src/device/index.js';
+import { DeviceRuntime, type RuntimeOptions } from '../../../src/device/index.js';
 import { SampleDevice } from '../../../src/devices/sample/index.js';
 import type { Fd } from '../../../src/transport/index.js';
 import { DmaMapFlag, IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
@@ -36,13 +36,17 @@ export class Vmm {
   ) {}
 
   /** A device, and a VMM that has mapped `pages` pages at addresses from 0, each a range of its own. */
-  static async start(t: Test, pages = 4): Promise<Vmm> {
+  static async start(t: Test, pages = 4, options: Partial<RuntimeOptions> = {}): Promise<Vmm> {
     const log: string[] = [];
     const device = new SampleDevice();
     t.teardown(() => device.close());
     const served = new Served(
       t,
-      new DeviceRuntime(device, { name: 'sample', log: (_level, message) => log.push(message) }),
+      new DeviceRuntime(device, {
+        name: 'sample',
+        log: (_level, message) => log.push(message),
+        ...options,
+      }),
     );
     const memory = memfd(PAGE * Math.max(pages, 1));
     const intx = eventfd();

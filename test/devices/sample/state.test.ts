@@ -71,6 +71,7 @@ t.test('without a format: the bytes that libvfio-user has', async (t) => {
     [final, 1],
     [Buffer.concat([...ahead, final]), 1000],
     [Buffer.concat([...ahead, final]), 1 << 20],
+    [Buffer.concat([...ahead, ...ahead, ...ahead, final]), 4096],
   ];
   for (const [stream, chunk] of streams) {
     const target = await Vmm.start(t);
@@ -125,7 +126,8 @@ t.test('without a format: refused', async (t) => {
     t.equal(await migration.state(), RUNNING);
   }
   await migration.setState(RESUMING);
-  await migration.writeData(Buffer.alloc(2 * BAR1 + 8));
+  for (let i = 0; i < 255; i++) await migration.writeData(Buffer.alloc(BAR1));
+  await migration.writeData(Buffer.alloc(BAR1 + 8));
   t.equal(
     await outcome(migration.writeData(Buffer.alloc(1))),
     Errno.EINVAL,

@@ -3,13 +3,14 @@
 
 import { Command } from 'commander';
 import { load, type ProtocolChoice } from '../operations/index.js';
-import { migrationSocketOption, protocolOption, thenOption } from './options.js';
+import { migrationSocketOption, protocolOption, thenOption, trapOption } from './options.js';
 import { formatBytes } from './output.js';
 
 interface LoadCommandOptions {
   migrationSocket: string;
   allowLossy?: boolean;
   protocol: ProtocolChoice;
+  trap?: boolean;
   then: 'run' | 'stop';
 }
 
@@ -19,6 +20,7 @@ export function loadCommand(): Command {
     .addOption(migrationSocketOption())
     .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
     .addOption(protocolOption())
+    .addOption(trapOption())
     .addOption(thenOption())
     .argument('<file>', 'a saved state; - for stdin')
     .action(async (input: string, options: LoadCommandOptions) => {
@@ -27,6 +29,7 @@ export function loadCommand(): Command {
         input,
         allowLossy: options.allowLossy ?? false,
         protocol: options.protocol,
+        trap: options.trap ?? false,
         afterwards: options.then,
       });
       process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);

@@ -82,6 +82,11 @@ export function servedProtocols(
   return { migration, migrationRegion: { mapped } };
 }
 
+/** With `protocolOption`, for a v1 server that lets its data section be mapped to no good. */
+export function trapOption(): Option {
+  return new Option('--trap', "do not map a v1 region's data section: read and write it by messages");
+}
+
 /** The protocol that a device server is spoken to by. */
 export function protocolOption(): Option {
   return new Option('--protocol <name>', 'the migration protocol; auto for v2 where there is a choice')

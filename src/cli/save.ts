@@ -3,7 +3,7 @@
 
 import { Command } from 'commander';
 import { type ProtocolChoice, save } from '../operations/index.js';
-import { migrationSocketOption, protocolOption, thenOption } from './options.js';
+import { migrationSocketOption, protocolOption, thenOption, trapOption } from './options.js';
 import { formatBytes, formatMs } from './output.js';
 import { untilSignalled } from './signals.js';
 
@@ -12,6 +12,7 @@ interface SaveCommandOptions {
   output: string;
   format: string;
   protocol: ProtocolChoice;
+  trap?: boolean;
   compress?: boolean;
   then: 'run' | 'stop';
 }
@@ -24,6 +25,7 @@ export function saveCommand(): Command {
     .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
     .option('--compress', 'compress it, if the device can')
     .addOption(protocolOption())
+    .addOption(trapOption())
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
       const { bytes, stoppedMs } = await untilSignalled((signal) =>
@@ -32,6 +34,7 @@ export function saveCommand(): Command {
           output: options.output,
           format: options.format,
           protocol: options.protocol,
+          trap: options.trap ?? false,
           compress: options.compress ?? false,
           afterwards: options.then,
           signal,

@@ -63,9 +63,9 @@ export interface CheckDevicesResult {
 
 /** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
-  const source = await openDeviceSocket(options.source, options.protocol);
+  const source = await openDeviceSocket(options.source, options);
   try {
-    const dest = await openDeviceSocket(options.dest, options.protocol);
+    const dest = await openDeviceSocket(options.dest, options);
     try {
       const planned = planState(await askPeer(source.device), await askPeer(dest.device), options);
       const { plan } = planned;

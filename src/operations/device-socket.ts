@@ -15,17 +15,24 @@ export interface DeviceSocket {
 /** By which protocol a device is to be migrated: `auto` for v2 if it has both. */
 export type ProtocolChoice = MigrationProtocol | 'auto';
 
+export interface DeviceSocketOptions {
+  /** Default: `auto`. */
+  readonly protocol?: ProtocolChoice;
+  /** Of v1: do not map the data section, even if the server lets us. Some offer it and do not notice what is done there. */
+  readonly trap?: boolean;
+}
+
 /**
  * Connects and makes sure that the device behind can migrate.
  * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE
  */
 export async function openDeviceSocket(
   path: string,
-  protocol: ProtocolChoice = 'auto',
+  options: DeviceSocketOptions = {},
 ): Promise<DeviceSocket> {
   const client = await connect(path);
   try {
-    const device = await chooseProtocol(client, protocol);
+    const device = await chooseProtocol(client, options);
     const flags = await device.flags();
     if ((flags & MigrationFlag.STOP_COPY) === 0) throw new Error('it does not offer STOP_COPY');
     return { path, device, flags };
@@ -41,13 +48,16 @@ export async function openDeviceSocket(
 }
 
 /** @throws what the server refuses v2 with, when it has neither */
-async function chooseProtocol(client: Client, protocol: ProtocolChoice): Promise<MigrationClient> {
+async function chooseProtocol(
+  client: Client,
+  { protocol = 'auto', trap = false }: DeviceSocketOptions,
+): Promise<MigrationClient> {
   const byCommands = new MigrationClient(client);
   if (protocol !== 'v1') {
     if (protocol === 'v2' || (await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET)))
       return byCommands;
   }
-  const byRegion = await RegionMigrationClient.open(client);
+  const byRegion = await RegionMigrationClient.open(client, { map: !trap });
   if (byRegion !== undefined) return byRegion;
   if (protocol === 'v1') throw new Error('it has no migration region (v1)');
   return byCommands;

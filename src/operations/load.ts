@@ -7,15 +7,13 @@
 import { createReadStream } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { MigrationState } from '../wire/index.js';
-import { openDeviceSocket, type ProtocolChoice } from './device-socket.js';
+import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
 
-export interface LoadOptions extends FormatOptions {
+export interface LoadOptions extends FormatOptions, DeviceSocketOptions {
   readonly migrationSocket: string;
-  /** Default: `auto`. */
-  readonly protocol?: ProtocolChoice;
   /** The blob; `-` for stdin. */
   readonly input: string;
   /** What the device does afterwards. */
@@ -31,7 +29,7 @@ const READ_LENGTH = 1024 * 1024;
  * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
-  const { device } = await openDeviceSocket(options.migrationSocket, options.protocol);
+  const { device } = await openDeviceSocket(options.migrationSocket, options);
   let sink: StateSink | undefined;
   try {
     const peer = await askPeer(device);

@@ -9,15 +9,13 @@ import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import { isSameName } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
-import { openDeviceSocket, type ProtocolChoice } from './device-socket.js';
+import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
 import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
 import { readPeer } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
 
-export interface SaveOptions {
+export interface SaveOptions extends DeviceSocketOptions {
   readonly migrationSocket: string;
-  /** Default: `auto`. */
-  readonly protocol?: ProtocolChoice;
   /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
   readonly output: string;
   /** The format, by name or UUID, or `auto` for the device's own choice. Default: `auto`. */
@@ -42,7 +40,7 @@ export interface SaveResult {
  */
 export async function save(options: SaveOptions): Promise<SaveResult> {
   const { signal } = options;
-  const { device } = await openDeviceSocket(options.migrationSocket, options.protocol);
+  const { device } = await openDeviceSocket(options.migrationSocket, options);
   try {
     const peer = await askPeer(device);
     await select(device, peer, options);

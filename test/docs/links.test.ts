@@ -47,7 +47,16 @@ function commandLines(text: string): string[][] {
 
 t.test('commands and their options', async (t) => {
   const known = new Map<string, Set<string>>();
-  for (const command of ['serve nvme', 'check', 'migrate', 'recover', 'save', 'load', 'inspect']) {
+  for (const command of [
+    'serve nvme',
+    'serve sample',
+    'check',
+    'migrate',
+    'recover',
+    'save',
+    'load',
+    'inspect',
+  ]) {
     known.set(command, await optionsOf(command));
   }
   let commands = 0;
@@ -63,12 +72,18 @@ t.test('commands and their options', async (t) => {
   }
   t.ok(commands > 10, `${commands} command lines were looked at`);
 
-  // The page of `migrate` explains every option of both commands.
-  const migrate = pages.find(({ path }) => path === 'docs/migrate.md')?.text ?? '';
-  for (const command of ['serve nvme', 'migrate']) {
-    for (const option of known.get(command) ?? []) {
-      if (option === undefined || ['-h', '--help'].includes(option)) continue;
-      t.ok(migrate.includes(`\`${option}`) || migrate.includes(`, \`${option}`), `${command} ${option}`);
+  // These pages explain every option of their commands.
+  for (const [path, commands] of [
+    ['docs/migrate.md', ['serve nvme', 'migrate']],
+    ['docs/conformance.md', ['serve sample']],
+    ['docs/inspect.md', ['save', 'load']],
+  ] as const) {
+    const text = pages.find((page) => page.path === path)?.text ?? '';
+    for (const command of commands) {
+      for (const option of known.get(command) ?? []) {
+        if (option === undefined || ['-h', '--help', '--output'].includes(option)) continue;
+        t.ok(text.includes(`\`${option}`), `${path}: ${command} ${option}`);
+      }
     }
   }
 });

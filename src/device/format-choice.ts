@@ -3,6 +3,7 @@
 
 import { DevstateError } from '../errors.js';
 import {
+  COMPRESSIONS,
   type EnvelopeHeader,
   formatVersionText,
   isSameName,
@@ -21,8 +22,6 @@ import {
   type WireFormatOffer,
 } from '../wire/index.js';
 import type { Device, DeviceModel, DeviceValues } from './device.js';
-
-const availableCompressions = (): string[] => [];
 
 /** How a device gives and takes its state: as streams of formats, value by value, or both. */
 export interface StateOffer {
@@ -78,7 +77,7 @@ export interface FormatChoice {
 
 /** In the device's order of preference. */
 export function formatOffers({ formats }: StateOffer): WireFormatOffer[] {
-  const features = formatFeatureBits(availableCompressions());
+  const features = formatFeatureBits(COMPRESSIONS);
   return formats.map((format) => ({
     uuid: uuidToBytes(format.uuid),
     ...format.version,
@@ -140,8 +139,7 @@ export function formatFor(
 
 /** @throws RequestError ENOTSUP for a feature that is not available */
 function requireFeatures(bits: number): string[] {
-  const available = availableCompressions();
-  const names = formatFeatureNames(bits).filter((name) => available.includes(name));
+  const names = formatFeatureNames(bits).filter((name) => COMPRESSIONS.includes(name));
   if (formatFeatureBits(names) !== bits) {
     throw new RequestError(Errno.ENOTSUP, `envelope features 0x${bits.toString(16)} are not offered here`);
   }

@@ -2,6 +2,7 @@
 /** Device-state blobs: the envelope, the registry of formats, inspection. `formats/README.md` is the norm. */
 
 export * from './conversion/index.js';
+export { COMPRESSIONS } from './envelope/compression.js';
 export { type Crc32c, crc32c } from './envelope/crc32c.js';
 export {
   type DecodedRecord,

@@ -5,6 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { DevstateError } from '../../errors.js';
+import { COMPRESSION_FLAGS, compressionFlags, plainPayload } from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { ElementAssembler } from './element-assembler.js';
 import { EnvelopeError, type EnvelopeErrorCode } from './envelope-error.js';
@@ -38,7 +39,13 @@ export interface DecodedRecord {
   sequence: number;
   /** Offset of the record's header in the blob, in bytes. */
   offset: number;
-  /** Valid only until the callback returns: copy what must stay. */
+  /** Bytes of the payload in the blob: fewer than `payload` has if it is compressed. */
+  storedLength: number;
+  /** The checksum over those bytes. */
+  storedCrc: number;
+  /** Compressed in a way that this runtime cannot undo: `payload` is as stored. Only a lenient reader sees such a record. */
+  sealed: boolean;
+  /** Plain. Valid only until the callback returns: copy what must stay. */
   payload: Uint8Array;
 }
 
@@ -62,7 +69,7 @@ export interface DecoderCallbacks {
 }
 
 export interface DecoderOptions {
-  /** Feature name → the record flags it defines; a blob that requires others is refused. Default: none. */
+  /** Feature name → the record flags it defines; a blob that requires others is refused. Default: the compressions. */
   features?: ReadonlyMap<string, number>;
   /** Accept unknown features and unknown record types of the envelope: for tools that look at a blob and never load it. */
   lenient?: boolean;
@@ -101,6 +108,7 @@ export class EnvelopeDecoder {
   #headerStart = NO_BYTES;
   #fixed: FixedHeader | undefined;
   #flagsAllowed = ~FEATURE_FLAGS_MASK;
+  #compressionFlags = 0;
   readonly #pending: PendingRecord = { type: 0, flags: 0, length: 0, payloadCrc: 0 };
   #records = 0;
   #payloadBytes = 0;
@@ -108,7 +116,7 @@ export class EnvelopeDecoder {
 
   constructor(callbacks: DecoderCallbacks, options: DecoderOptions = {}) {
     this.#callbacks = callbacks;
-    this.#features = options.features ?? new Map();
+    this.#features = options.features ?? COMPRESSION_FLAGS;
     this.#lenient = options.lenient ?? false;
     this.#crc32c = options.crc32c ?? crc32c;
   }
@@ -198,6 +206,7 @@ export class EnvelopeDecoder {
       }
       this.#flagsAllowed |= flags ?? FEATURE_FLAGS_MASK;
     }
+    this.#compressionFlags = compressionFlags(header.features);
     this.#callbacks.onHeader?.(header);
     this.#state = 'recordHeader';
     return RECORD_HEADER_LENGTH;
@@ -269,9 +278,30 @@ export class EnvelopeDecoder {
     const sequence = this.#records;
     this.#records++;
     this.#payloadBytes += length;
-    this.#callbacks.onRecord?.({ type, flags, sequence, offset: this.#recordOffset, payload });
+    const plain = this.#plain(payload, flags);
+    this.#callbacks.onRecord?.({
+      type,
+      flags,
+      sequence,
+      offset: this.#recordOffset,
+      storedLength: length,
+      storedCrc: payloadCrc,
+      sealed: plain === undefined,
+      payload: plain ?? payload,
+    });
     this.#state = 'recordHeader';
     return RECORD_HEADER_LENGTH;
+  }
+
+  #plain(payload: Uint8Array, flags: number): Uint8Array | undefined {
+    try {
+      return plainPayload(payload, flags & this.#compressionFlags);
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : String(cause);
+      const where = { offset: this.#recordOffset, record: this.#records - 1 };
+      const what = `the payload cannot be decompressed: ${why}`;
+      throw new EnvelopeError('DEVSTATE_E_ENVELOPE_PAYLOAD', what, where);
+    }
   }
 
   #end(payload: Uint8Array): number {

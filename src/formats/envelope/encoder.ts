@@ -2,6 +2,7 @@
 /** Writes an envelope piece by piece. Pure: it returns bytes, the caller sends them. */
 import { createHash } from 'node:crypto';
 import { DevstateError } from '../../errors.js';
+import { COMPRESSION_FLAGS, compressPayload } from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { type EnvelopeHeader, encodeHeader } from './header.js';
 import {
@@ -17,7 +18,7 @@ import {
 } from './layout.js';
 
 export interface EncoderOptions {
-  /** Feature name → the record flags it defines; a header that names others is refused. Default: none. */
+  /** Feature name → the record flags it defines; a header that names others is refused. Default: the compressions. */
   features?: ReadonlyMap<string, number>;
   /** The checksum's implementation. Default: the fastest there is. */
   crc32c?: Crc32c;
@@ -44,7 +45,7 @@ export class EnvelopeEncoder {
     this.#crc32c = options.crc32c ?? crc32c;
     let flags = ~FEATURE_FLAGS_MASK;
     for (const name of header.features)
-      flags |= options.features?.get(name) ?? misuse(`no feature ${name} is defined`);
+      flags |= (options.features ?? COMPRESSION_FLAGS).get(name) ?? misuse(`no feature ${name} is defined`);
     this.#flagsAllowed = flags;
   }
 
@@ -68,7 +69,8 @@ export class EnvelopeEncoder {
   }
 
   /**
-   * One record, as parts to be sent one after the other: header, `payload` itself (not a copy), padding if any.
+   * One record, as parts to be sent one after the other: header, `payload` itself (not a copy), padding if any. With a
+   * compression among the header's features, payloads that become smaller by it are compressed.
    * @param type a type of the format, or {@link EnvelopeRecord}.opaque
    * @param flags {@link RecordFlag}, and bits that the format or a feature defines
    * @param payload at most {@link RECORD_LENGTH_MAX} bytes, else DEVSTATE_E_ENVELOPE_RECORD_TOO_LONG: split it,
@@ -85,12 +87,13 @@ export class EnvelopeEncoder {
         `a record of ${payload.length} bytes exceeds ${RECORD_LENGTH_MAX}: split it`,
       );
     }
-    const header = this.#recordHeader(type, flags, payload);
+    const { payload: stored, flag } = compressPayload(payload, this.#header.features);
+    const header = this.#recordHeader(type, flags | flag, stored);
     this.#digest.update(header);
     this.#records++;
-    this.#payloadBytes += payload.length;
-    const padding = padded(payload.length) - payload.length;
-    return padding === 0 ? [header, payload] : [header, payload, ZEROS.subarray(0, padding)];
+    this.#payloadBytes += stored.length;
+    const padding = padded(stored.length) - stored.length;
+    return padding === 0 ? [header, stored] : [header, stored, ZEROS.subarray(0, padding)];
   }
 
   /** The end record: the last bytes of the blob. */

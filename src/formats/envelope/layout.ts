@@ -83,6 +83,10 @@ export const EnvelopeRecord = {
 export const RecordFlag = {
   /** A reader that does not know the type may skip the record (and keeps it when it passes the blob on). */
   optional: 0x0000_0001,
+  /** Feature `zstd`: the payload is compressed. */
+  zstd: 0x0000_0002,
+  /** Feature `deflate`: the payload is compressed. */
+  deflate: 0x0000_0004,
 } as const;
 
 /** The bits of a record's flags that only a named feature may define. */

@@ -259,6 +259,9 @@ t.test('unknown records: skipped if optional, else refused by type', async (t) =
     flags: 0,
     sequence: 9,
     offset: 800,
+    storedLength: 0,
+    storedCrc: 0,
+    sealed: false,
     payload: Buffer.alloc(0),
   };
   t.doesNotThrow(() => skipUnknownRecord({ ...record, flags: 1 }, 'x'));

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Compressed payloads: features of the envelope that the two ends agree on, off unless asked for. Each payload is
+ * compressed by itself, so that a reader needs no more memory than one record. See `formats/README.md`, "Features".
+ *
+ *     0  length u32   of the plain payload, 1 to RECORD_LENGTH_MAX
+ *     4  data         the compressed payload
+ */
+import * as zlib from 'node:zlib';
+import { RECORD_LENGTH_MAX, RecordFlag } from './layout.js';
+
+/** One way to compress. */
+interface Compression {
+  /** Name of the feature. */
+  readonly name: string;
+  /** The flag of a record whose payload is compressed so. */
+  readonly flag: number;
+  readonly compress: (plain: Uint8Array) => Uint8Array;
+  /** @param length bytes of the plain payload; a result of any other length, or bytes left over, is an error */
+  readonly decompress: (data: Uint8Array, length: number) => Uint8Array;
+}
+
+/** Node 22.15 has it, earlier ones do not. */
+interface ZstdFunctions {
+  zstdCompressSync?(plain: Uint8Array): Buffer;
+  zstdDecompressSync?(data: Uint8Array, options: DecompressOptions): unknown;
+}
+
+interface DecompressOptions {
+  info: true;
+  maxOutputLength: number;
+}
+
+const LENGTH_SIZE = 4;
+/** Shorter payloads do not become smaller by enough. */
+const SHORTEST = 256;
+
+const deflate: Compression = {
+  name: 'deflate',
+  flag: RecordFlag.deflate,
+  // The fastest level: state is compressed while a guest waits for it.
+  compress: (plain) => zlib.deflateRawSync(plain, { level: 1 }),
+  decompress: (data, length) => whole(zlib.inflateRawSync(data, limits(length)), data, length),
+};
+
+const { zstdCompressSync, zstdDecompressSync }: ZstdFunctions = zlib as ZstdFunctions;
+
+const zstd: Compression | undefined =
+  zstdCompressSync === undefined || zstdDecompressSync === undefined
+    ? undefined
+    : {
+        name: 'zstd',
+        flag: RecordFlag.zstd,
+        compress: (plain) => zstdCompressSync(plain),
+        decompress: (data, length) => whole(zstdDecompressSync(data, limits(length)), data, length),
+      };
+
+const available: readonly Compression[] = zstd === undefined ? [deflate] : [zstd, deflate];
+
+/** Names of the compressions that can be used here, the best first. */
+export const COMPRESSIONS: readonly string[] = available.map(({ name }) => name);
+
+/** The record flags of {@link COMPRESSIONS}, by feature. */
+export const COMPRESSION_FLAGS: ReadonlyMap<string, number> = new Map(
+  available.map(({ name, flag }) => [name, flag]),
+);
+
+/** The flags of the compressions among `features`, of those too that cannot be used here. */
+export function compressionFlags(features: readonly string[]): number {
+  const { zstd, deflate } = RecordFlag;
+  return (features.includes('zstd') ? zstd : 0) | (features.includes('deflate') ? deflate : 0);
+}
+
+/** Compresses `payload`, if one of `features` says how and it becomes smaller. @returns what to write, and the flag */
+export function compressPayload(
+  payload: Uint8Array,
+  features: readonly string[],
+): { readonly payload: Uint8Array; readonly flag: number } {
+  const way = available.find(({ name }) => features.includes(name));
+  if (way === undefined || payload.length < SHORTEST) return { payload, flag: 0 };
+  const data = way.compress(payload);
+  if (LENGTH_SIZE + data.length >= payload.length) return { payload, flag: 0 };
+  const compressed = new Uint8Array(LENGTH_SIZE + data.length);
+  new DataView(compressed.buffer).setUint32(0, payload.length, true);
+  compressed.set(data, LENGTH_SIZE);
+  return { payload: compressed, flag: way.flag };
+}
+
+/**
+ * The plain payload of a record with these compression flags: `payload` itself if there is none; undefined if it is
+ * compressed in a way that cannot be undone here. @throws Error when it is not what the feature says
+ */
+export function plainPayload(payload: Uint8Array, flags: number): Uint8Array | undefined {
+  if (flags === 0) return payload;
+  if ((flags & (flags - 1)) !== 0) throw new Error('it is said to be compressed in two ways');
+  const way = available.find(({ flag }) => flag === flags);
+  if (way === undefined) return undefined;
+  if (payload.length < LENGTH_SIZE) throw new Error(`its ${payload.length} bytes hold no length`);
+  const length = new DataView(payload.buffer, payload.byteOffset).getUint32(0, true);
+  if (length === 0 || length > RECORD_LENGTH_MAX) throw new Error(`its plain length is given as ${length}`);
+  return way.decompress(payload.subarray(LENGTH_SIZE), length);
+}
+
+/** zlib stops where the output would become longer: what arrives decides how much memory is used. */
+function limits(length: number): DecompressOptions {
+  return { info: true, maxOutputLength: length };
+}
+
+/** What zlib gives with `info`: the output, and the engine that knows how much of the input it has used. */
+function whole(result: unknown, data: Uint8Array, length: number): Uint8Array {
+  const { buffer, engine } = result as { buffer: Buffer; engine: { bytesWritten: number } };
+  if (buffer.length !== length) throw new Error(`it holds ${buffer.length} bytes instead of ${length}`);
+  if (engine.bytesWritten !== data.length) throw new Error('bytes follow the compressed data');
+  return buffer;
+}

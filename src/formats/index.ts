@@ -26,19 +26,10 @@ export {
 export type { FieldMap, FieldValue } from './fields.js';
 export type * from './foreign/content.js';
 export { detectContent, FOREIGN_KINDS, probeLengthOf } from './foreign/index.js';
-export {
-  type EnvelopeInspection,
-  type FormatDescription,
-  type Inspection,
-  type InspectionError,
-  type InspectOptions,
-  inspect,
-  type OmittedRecords,
-  type RecordFields,
-  type RecordInspection,
-  type UnknownInspection,
-} from './inspection/inspect.js';
-export { renderInspection } from './inspection/render.js';
+export { envelopeKind } from './inspection/envelope-kind.js';
+export { type InspectOptions, inspect } from './inspection/inspect.js';
+export { type RenderOptions, renderInspection } from './inspection/render.js';
+export type * from './inspection/types.js';
 export * from './model.js';
 export * from './negotiation.js';
 export * from './nvme/controller-state.js';

@@ -35,6 +35,35 @@ export function keep(record: FormatRecord, point: FormatPoint): Uint8Array[] {
   return payloads;
 }
 
+/** What the first bytes of a `kept` record's payload say. */
+export interface KeptHead {
+  readonly uuid: Uuid;
+  readonly major: number;
+  /** 0 from every writer there is. */
+  readonly reserved: number;
+  readonly type: number;
+  readonly formatFlags: number;
+  /** 1 if the next `kept` record continues this one's payload, else 0. */
+  readonly continues: number;
+  /** Bytes of the kept payload that are here. */
+  readonly length: number;
+}
+
+/** @throws RangeError when the payload is too short */
+export function readKeptHead(payload: Uint8Array): KeptHead {
+  if (payload.length < HEAD_LENGTH) throw new RangeError(`a kept record of ${payload.length} bytes`);
+  const view = new DataView(payload.buffer, payload.byteOffset, payload.length);
+  return {
+    uuid: uuidFromBytes(payload, Offset.format),
+    major: view.getUint16(Offset.major, true),
+    reserved: view.getUint16(Offset.reserved, true),
+    type: view.getUint32(Offset.type, true),
+    formatFlags: view.getUint32(Offset.flags, true),
+    continues: view.getUint32(Offset.continues, true),
+    length: payload.length - HEAD_LENGTH,
+  };
+}
+
 /** Puts kept records together again. */
 export class KeptRecords {
   /** The payload that is to be continued. */
@@ -48,12 +77,7 @@ export class KeptRecords {
    */
   take(payload: Uint8Array, where: Where): { record: FormatRecord; point: FormatPoint } | undefined {
     if (payload.length < HEAD_LENGTH) throw damaged(`a kept record of ${payload.length} bytes`, where);
-    const view = new DataView(payload.buffer, payload.byteOffset, payload.length);
-    const uuid: Uuid = uuidFromBytes(payload, Offset.format);
-    const type = view.getUint32(Offset.type, true);
-    const formatFlags = view.getUint32(Offset.flags, true);
-    const continues = view.getUint32(Offset.continues, true);
-    const reserved = view.getUint16(Offset.reserved, true);
+    const { uuid, major, reserved, type, formatFlags, continues } = readKeptHead(payload);
     if (reserved !== 0 || type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
       throw damaged('a kept record that no writer makes', where);
     }
@@ -70,7 +94,7 @@ export class KeptRecords {
     const piece = payload.subarray(HEAD_LENGTH);
     const whole = begun === undefined ? piece : Buffer.concat([begun.subarray(HEAD_LENGTH), piece]);
     if (whole.length > RECORD_LENGTH_MAX) throw damaged('a kept record longer than any record', where);
-    const point = { uuid, major: view.getUint16(Offset.major, true) };
+    const point = { uuid, major };
     return { record: { type, optional: true, formatFlags, payload: whole }, point };
   }
 

@@ -3,7 +3,7 @@
 
 import { DevstateError } from '../../errors.js';
 import type { FormatRecord } from '../conversion/index.js';
-import type { FormatDescription } from '../inspection/inspect.js';
+import type { FormatDescription } from '../inspection/types.js';
 import { Schema } from '../protobuf/schema.js';
 import { NVME_STANDARD } from '../registry.js';
 import type { ValueAdapter } from '../value-adapter.js';

@@ -3,11 +3,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { EnvelopeEncoder } from '../../../src/formats/envelope/encoder.js';
-import {
-  type EnvelopeInspection,
-  type FormatDescription,
-  inspect,
-} from '../../../src/formats/inspection/inspect.js';
+import { type EnvelopeInspection, type FormatDescription, inspect } from '../../../src/formats/index.js';
 import { renderInspection } from '../../../src/formats/inspection/render.js';
 import { parseUuid } from '../../../src/formats/uuid.js';
 import { encodeBlob, fixture, MINIMAL_HEADER, MINIMAL_RECORDS, type PlainRecord } from '../blobs.js';
@@ -130,7 +126,9 @@ t.test('a format explains its records', async (t) => {
 });
 
 t.test('the text, line by line', async (t) => {
-  const text = renderInspection(await inspectEnvelope(encodeBlob(DESCRIBED), [DESCRIPTION]));
+  const text = renderInspection(await inspectEnvelope(encodeBlob(DESCRIBED), [DESCRIPTION]), {
+    fields: true,
+  });
   const expected = [
     'Format:      org.devstate.nvme.alder 1.0 (vendor)',
     '             d49a84ce-5d67-4c5c-9ba8-6c99372bc19d',
@@ -162,6 +160,13 @@ t.test('the text, line by line', async (t) => {
   t.strictSame(lines.slice(0, expected.length), expected);
   t.match(lines[expected.length], /^└─ end: sha256 [0-9a-f]{32}… ok$/);
   t.strictSame(lines.slice(expected.length + 1), ['Status:      intact and complete', '']);
+  const brief = renderInspection(await inspectEnvelope(encodeBlob(DESCRIBED), [DESCRIPTION])).split('\n');
+  const isField = (line: string) => /^│ {2}.* = |^│ {2}[├│└]/.test(line) && !/error|1b 5b/.test(line);
+  t.strictSame(
+    brief,
+    lines.filter((line) => !isField(line)),
+    'without fields, but for what is wrong with them',
+  );
 });
 
 t.test('no text reaches beyond 80 columns or carries control characters', async (t) => {
@@ -183,7 +188,11 @@ t.test('no text reaches beyond 80 columns or carries control characters', async 
     const value = await inspect([encodeBlob(records, header)], {
       formats: [{ ...DESCRIPTION, recordName: () => b, describe }],
     });
-    const lines = renderInspection(value).split('\n');
+    const bytes = (_offset: number, length: number) => new Uint8Array(length).fill(0x1b);
+    const texts = [{}, { fields: true }, { fields: true, bytes }].map((options) =>
+      renderInspection(value, options),
+    );
+    const lines = texts.flatMap((text) => text.split('\n'));
     return lines.every((line) => [...line].length <= 80 && !/[\p{C}\p{Zl}\p{Zp}]/u.test(line));
   });
   await fc.assert(property, { numRuns: 100 });
@@ -230,5 +239,5 @@ t.test('fields beyond the bound are left out, and said to be', async (t) => {
     manyRecords(1, () => 0x10001),
     { formats: [lines] },
   )) as EnvelopeInspection;
-  t.match(renderInspection(tall), /… 701 further lines/);
+  t.match(renderInspection(tall, { fields: true }), /… 701 further lines/);
 });

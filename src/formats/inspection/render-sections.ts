@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The sections of content that is not ours, as a tree. */
+import type { ContentReport, ContentSection } from '../foreign/content.js';
+import { HEX_LENGTH, hexLines } from './hex-dump.js';
+import { bytesText, clip, fieldLines, printable, spaced } from './lines.js';
+import type { RenderOptions } from './render.js';
+
+/** Rows shown of the sections of one parent; a run of sections of the same name is one row. */
+const ROWS = 500;
+/** Columns up to the sizes. */
+const NAME_COLUMNS = 50;
+
+export function sectionLines(
+  sections: readonly ContentSection[],
+  prefix: string,
+  options: RenderOptions,
+): string[] {
+  const runs = runsOf(sections, options);
+  const shown = runs.slice(0, ROWS);
+  const lines = shown.flatMap((run, index) => {
+    const last = index === runs.length - 1;
+    const below = `${prefix}${last ? '   ' : '│  '}`;
+    return [runLine(run, `${prefix}${last ? '└─ ' : '├─ '}`), ...insideLines(run[0]!, below, options)];
+  });
+  if (runs.length > ROWS)
+    lines.push(`${prefix}└─ … ${runs.length - ROWS} further rows (\`-o json\` has all)`);
+  return lines;
+}
+
+/** Sections of one name in a row, as long as there is nothing more to show of each. */
+function runsOf(sections: readonly ContentSection[], options: RenderOptions): ContentSection[][] {
+  const runs: ContentSection[][] = [];
+  for (const section of sections) {
+    const run = runs.at(-1);
+    if (
+      run !== undefined &&
+      run[0]!.name === section.name &&
+      isPlain(run[0]!, options) &&
+      isPlain(section, options)
+    ) {
+      run.push(section);
+    } else runs.push([section]);
+  }
+  return runs;
+}
+
+function isPlain({ name, sections, content }: ContentSection, { fields, bytes }: RenderOptions): boolean {
+  return fields !== true && bytes === undefined && name !== null && sections.length === 0 && content === null;
+}
+
+function runLine(run: readonly ContentSection[], prefix: string): string {
+  const { name, offset } = run[0]!;
+  const times = run.length === 1 ? '' : ` ×${run.length}`;
+  const title = `${prefix}${name === null ? 'unknown' : printable(name)}`;
+  const size = run.reduce((sum, section) => sum + section.size, 0);
+  const named = clip(title, NAME_COLUMNS - times.length) + times;
+  return `${named.padEnd(NAME_COLUMNS)} ${bytesText(size).padStart(11)} @${offset}`;
+}
+
+function insideLines(section: ContentSection, prefix: string, options: RenderOptions): string[] {
+  const { first, sections, content } = section;
+  const inner = [
+    ...(options.fields === true ? fieldLines(section.fields, prefix) : []),
+    ...sectionLines(sections, prefix, options),
+    ...(content === null ? [] : contentLines(content, prefix, options)),
+  ];
+  if (options.bytes !== undefined && sections.length === 0 && content === null) {
+    const bytes = options.bytes(section.offset, Math.min(section.size, HEX_LENGTH));
+    return [...inner, ...hexLines(bytes, section.size, prefix)];
+  }
+  if (first !== null && first !== '') inner.push(`${prefix}└─ ${spaced(first)}`);
+  return inner;
+}
+
+/** What a section's bytes are in themselves. */
+function contentLines(content: ContentReport, prefix: string, options: RenderOptions): string[] {
+  const { kind, fields, sections, error } = content;
+  return [
+    `${prefix}is ${kind}${describe(fields)}`,
+    ...(options.fields === true ? fieldLines(fields, prefix) : []),
+    ...sectionLines(sections, prefix, options),
+    ...(error === null ? [] : [`${prefix}${error.code}: ${printable(error.message)}`]),
+  ];
+}
+
+/** Of a blob of ours, which. */
+function describe({ format }: ContentReport['fields']): string {
+  if (typeof format !== 'object' || format === null || Array.isArray(format)) return '';
+  const { name, uuid, version } = format;
+  return typeof version === 'string' ? ` of ${printable(String(name ?? uuid))} ${version}` : '';
+}

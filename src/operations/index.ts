@@ -9,7 +9,7 @@ export {
   checkDevices,
 } from './check-devices.js';
 export type { ProtocolChoice } from './device-socket.js';
-export { type LoadOptions, load, readInput } from './load.js';
+export { type LoadOptions, load } from './load.js';
 export { type MigrateHooks, migrate } from './migrate/migrate.js';
 export type {
   DevicePair,

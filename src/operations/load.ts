@@ -4,10 +4,10 @@
  * formats: then what is no blob may be what another such device has saved.
  */
 
-import { createReadStream } from 'node:fs';
-import { DevstateError } from '../errors.js';
+import type { MigrationClient } from '../client/index.js';
 import { MigrationState } from '../wire/index.js';
 import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
+import { type InputFile, withInput } from './files/input.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
@@ -20,8 +20,6 @@ export interface LoadOptions extends FormatOptions, DeviceSocketOptions {
   readonly afterwards: 'run' | 'stop';
 }
 
-const READ_LENGTH = 1024 * 1024;
-
 /**
  * A state in a format that the device does not have is converted on the way, if that loses nothing (or may).
  * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE before the device is touched (what comes from
@@ -30,19 +28,31 @@ const READ_LENGTH = 1024 * 1024;
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
   const { device } = await openDeviceSocket(options.migrationSocket, options);
+  try {
+    return await withInput(options.input, (input) => loadFrom(input, device, options));
+  } finally {
+    device.close();
+  }
+}
+
+async function loadFrom(
+  input: InputFile,
+  device: MigrationClient,
+  options: LoadOptions,
+): Promise<{ bytes: number }> {
   let sink: StateSink | undefined;
   try {
     const peer = await askPeer(device);
-    if (options.input !== '-') {
+    if (input.size !== undefined) {
       const checked = openSavedState(peer, options);
-      for await (const chunk of readInput(options.input)) checked.push(chunk);
+      for await (const chunk of input.chunks()) checked.push(chunk);
       checked.finish();
     }
     const state = openSavedState(peer, options);
     /** What came before it was known how to give it. */
     const held: Uint8Array[] = [];
-    const give = async (): Promise<void> => {
-      if (state.plan === undefined) return;
+    const give = async (): Promise<StateSink | undefined> => {
+      if (state.plan === undefined) return undefined;
       if (sink === undefined) {
         const taken = state.plan.negotiation?.taken;
         if (taken !== undefined && peer.interface === 'formats') await device.selectFormat(taken.to, 'load');
@@ -50,13 +60,16 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
         await device.setState(MigrationState.RESUMING);
       }
       for (const piece of held.splice(0)) await sink.write(piece);
+      return sink;
     };
     let bytes = 0;
-    for await (const chunk of readInput(options.input)) {
+    for await (const chunk of input.chunks()) {
       state.push(chunk);
       bytes += chunk.length;
-      held.push(chunk);
-      await give();
+      const taker = await give();
+      // A chunk is ours only until the next.
+      if (taker === undefined) held.push(chunk.slice());
+      else await taker.write(chunk);
     }
     state.finish();
     await give();
@@ -67,18 +80,5 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
     // A load that was begun can only be given up.
     if (sink !== undefined) await device.reset().catch(() => {});
     throw error;
-  } finally {
-    device.close();
-  }
-}
-
-/** The bytes of a file or of stdin. @throws DEVSTATE_E_INPUT */
-export async function* readInput(path: string): AsyncGenerator<Uint8Array> {
-  const stream = path === '-' ? process.stdin : createReadStream(path, { highWaterMark: READ_LENGTH });
-  try {
-    for await (const chunk of stream) yield chunk as Buffer;
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new DevstateError('DEVSTATE_E_INPUT', `cannot read ${path}: ${why}`, { cause });
   }
 }

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Saves a device's state to a file. The device stops for it, and by default runs on. */
 
-import { createWriteStream } from 'node:fs';
-import { open, rename, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import { isSameName } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
+import { withOutput } from './files/output.js';
 import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
 import { readPeer } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
@@ -50,8 +47,14 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
       // Somebody may have begun to save and died: what is left of that is no whole state.
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
       await unlessAborted(device.setState(MigrationState.STOP_COPY), signal);
-      const bytes = await writeOut(options.output, readPeer(peer, device, signal));
-      signal?.throwIfAborted();
+      const bytes = await withOutput(options.output, async (output) => {
+        for await (const chunk of readPeer(peer, device, signal)) {
+          output.write(chunk);
+          await output.flush();
+        }
+        signal?.throwIfAborted();
+        return output.bytes;
+      });
       await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
       return { bytes, stoppedMs: performance.now() - started };
     } catch (error) {
@@ -81,39 +84,4 @@ async function select(
   // Selected even if it is the device's first: one that copies another make has, for who selects nothing, no envelope.
   if (how !== 'formats' || offer === undefined) return;
   await device.selectFormat(offer, 'save', compress ? bestFeature(offer.features) : []);
-}
-
-/** Writes all chunks, and makes the file appear under its name only when it is whole and on disk. */
-async function writeOut(path: string, chunks: AsyncIterable<Uint8Array>): Promise<number> {
-  let bytes = 0;
-  // Chunks share a buffer, so a stream that holds on to them needs copies.
-  async function* counted(): AsyncGenerator<Uint8Array> {
-    for await (const chunk of chunks) {
-      bytes += chunk.length;
-      yield chunk.slice();
-    }
-  }
-  const partial = path === '-' ? undefined : `${path}.partial-${process.pid}`;
-  try {
-    if (partial === undefined) {
-      await pipeline(counted(), process.stdout, { end: false });
-      return bytes;
-    }
-    await pipeline(counted(), createWriteStream(partial, { flush: true, mode: 0o600 }));
-    await rename(partial, path);
-    const directory = await open(dirname(path), 'r');
-    await directory.sync().finally(() => directory.close());
-    return bytes;
-  } catch (cause) {
-    if (partial !== undefined) await rm(partial, { force: true }).catch(() => {});
-    if (cause instanceof DevstateError) throw cause;
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new DevstateError(
-      'DEVSTATE_E_OUTPUT',
-      `cannot write ${path === '-' ? 'to stdout' : path}: ${why}`,
-      {
-        cause,
-      },
-    );
-  }
 }

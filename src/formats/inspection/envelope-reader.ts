@@ -132,6 +132,8 @@ export class EnvelopeReader {
       work();
     } catch (cause) {
       const { code, message } = asDevstateError(cause);
+      // Not the blob's fault.
+      if (code === 'DEVSTATE_E_OUTPUT') throw cause;
       const at = cause instanceof EnvelopeError ? cause : undefined;
       this.#error = { code, message, offset: at?.offset ?? null, record: at?.record ?? null };
     }

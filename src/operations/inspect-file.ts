@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What a file is and holds: our own blobs, and what others have written. */
+
+import { formatDescriptions } from '../devices/catalogue.js';
+import { contentKinds, type Inspection, inspect } from '../formats/index.js';
+import { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
+import type { InputFile, ReadProgress } from './files/input.js';
+
+export interface InspectFileOptions {
+  /** A directory for what is found inside. Default: nothing is written. */
+  readonly extractTo?: string | undefined;
+  readonly progress?: ReadProgress | undefined;
+}
+
+export interface InspectedFile {
+  readonly inspection: Inspection;
+  readonly extracted: readonly ExtractedFile[];
+}
+
+/** @throws DEVSTATE_E_INPUT, DEVSTATE_E_OUTPUT; what is wrong with the content is in the inspection */
+export async function inspectFile(
+  input: InputFile,
+  { extractTo, progress }: InspectFileOptions = {},
+): Promise<InspectedFile> {
+  const extraction = extractTo === undefined ? undefined : new DirectoryExtraction(extractTo);
+  const inspection = await inspect(input.chunks(progress), {
+    formats: formatDescriptions,
+    kinds: contentKinds,
+    file: input.content,
+    extraction,
+  });
+  return { inspection, extracted: extraction?.files ?? [] };
+}

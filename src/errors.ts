@@ -127,6 +127,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_TIMEOUT: ExitCode.cancelled,
   /** A migration failed and the source could not be put back by itself. */
   DEVSTATE_E_ROLLBACK: ExitCode.failed,
+  /** What was to be selected with `--path` is no JSONPath. */
+  DEVSTATE_E_PATH: ExitCode.usage,
   /** A file could not be written. */
   DEVSTATE_E_OUTPUT: ExitCode.failed,
   /** A file could not be read. */

@@ -1,23 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
-/** `devstate inspect`: what a saved state is and holds. */
+/** `devstate inspect`: what a saved state, or a stream that others have written, is and holds. */
 
 import { Command } from 'commander';
-import { formatDescriptions } from '../devices/catalogue.js';
-import { ExitCode } from '../errors.js';
-import { inspect, renderInspection } from '../formats/index.js';
-import { readInput } from '../operations/index.js';
+import { jsonpath } from 'json-p3';
+import { DevstateError, ExitCode } from '../errors.js';
+import { renderInspection, withHex } from '../formats/index.js';
+import { type ExtractedFile, type InputFile, inspectFile, withInput } from '../operations/index.js';
+import { readProgress } from './byte-progress.js';
 import { outputOption } from './options.js';
-import { printJson } from './output.js';
+import { formatBytes, printJson } from './output.js';
+
+interface InspectCommandOptions {
+  fields?: boolean;
+  hex?: boolean;
+  path?: string;
+  extract?: string;
+  output: 'text' | 'json';
+}
 
 export function inspectCommand(): Command {
   return new Command('inspect')
-    .description('show what a saved state is and holds')
-    .argument('<file>', 'a saved state; - for stdin')
+    .description('show what a saved state or a migration stream is and holds')
+    .argument('<file>', 'the file; - for stdin')
+    .option('--fields', 'with the fields of every record and section')
+    .option('--hex', 'with the first bytes of every record and section, 4 KiB of each')
+    .option('--path <expr>', 'only what this JSONPath (RFC 9535) selects in the JSON, as JSON')
+    .option('--extract <dir>', 'write what is found inside to files in this directory')
     .addOption(outputOption())
-    .action(async (input: string, options: { output: 'text' | 'json' }) => {
-      const inspection = await inspect(readInput(input), { formats: formatDescriptions });
-      if (options.output === 'json') printJson(inspection);
-      else process.stdout.write(renderInspection(inspection));
-      if (inspection.error !== null) process.exitCode = ExitCode.corrupt;
-    });
+    .action((path: string, options: InspectCommandOptions) =>
+      withInput(path, (input) => inspectInput(input, options)),
+    );
+}
+
+async function inspectInput(input: InputFile, options: InspectCommandOptions): Promise<void> {
+  const select = options.path === undefined ? undefined : parsePath(options.path);
+  const bytes = options.hex === true ? bytesOf(input) : undefined;
+  const progress = readProgress();
+  const { inspection, extracted } = await inspectFile(input, {
+    extractTo: options.extract,
+    progress: progress.update,
+  }).finally(progress.end);
+  const json = () => (bytes === undefined ? inspection : withHex(inspection, bytes));
+  if (select !== undefined) printJson(select(json()));
+  else if (options.output === 'json') printJson(json());
+  else {
+    const shown = bytes === undefined ? {} : { bytes };
+    process.stdout.write(renderInspection(inspection, { fields: options.fields === true, ...shown }));
+  }
+  reportExtracted(extracted, options.extract);
+  if (inspection.error !== null) process.exitCode = ExitCode.corrupt;
+}
+
+/** @throws DEVSTATE_E_PATH */
+function parsePath(text: string): (value: unknown) => unknown {
+  // `records[0].name` is as good as `$.records[0].name`.
+  const full = text.startsWith('$') ? text : text.startsWith('[') ? `$${text}` : `$.${text}`;
+  try {
+    const query = jsonpath.compile(full);
+    return (value) => {
+      const values = query.query(JSON.parse(JSON.stringify(value))).values();
+      return query.singularQuery() ? (values[0] ?? null) : values;
+    };
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new DevstateError(
+      'DEVSTATE_E_PATH',
+      `${JSON.stringify(text)} is no JSONPath: ${why}. Try format.name or records[*].name`,
+      { cause },
+    );
+  }
+}
+
+/** @throws DEVSTATE_E_INPUT for what can be read only once */
+function bytesOf(input: InputFile): (offset: number, length: number) => Uint8Array {
+  if (input.size !== undefined) return (offset, length) => input.bytesAt(offset, length);
+  throw new DevstateError('DEVSTATE_E_INPUT', `--hex looks at ${input.path} twice: save it to a file first`);
+}
+
+function reportExtracted(files: readonly ExtractedFile[], directory: string | undefined): void {
+  if (directory === undefined) return;
+  if (files.length === 0) process.stderr.write('nothing to extract was found\n');
+  for (const { name, size } of files) process.stderr.write(`${directory}/${name}  ${formatBytes(size)}\n`);
 }

@@ -6,6 +6,9 @@ import { Command, CommanderError } from 'commander';
 import { DevstateError, ExitCode } from '../errors.js';
 import { VERSION } from '../version.js';
 import { checkCommand } from './check.js';
+import { convertCommand } from './convert.js';
+import { diffCommand } from './diff.js';
+import { formatsCommand } from './formats.js';
 import { inspectCommand } from './inspect.js';
 import { loadCommand } from './load.js';
 import { migrateCommand } from './migrate.js';
@@ -13,6 +16,8 @@ import { printError } from './output.js';
 import { recoverCommand } from './recover.js';
 import { saveCommand } from './save.js';
 import { serveCommand } from './serve.js';
+import { verifyCommand } from './verify.js';
+import { unwrapCommand, wrapCommand } from './wrap.js';
 
 const program = new Command('devstate')
   .description('Live migration and device state for vfio-user devices')
@@ -28,6 +33,12 @@ for (const add of [
   saveCommand,
   loadCommand,
   inspectCommand,
+  verifyCommand,
+  diffCommand,
+  convertCommand,
+  formatsCommand,
+  wrapCommand,
+  unwrapCommand,
 ]) {
   program.addCommand(add());
 }

@@ -21,6 +21,14 @@ export function printColumns(rows: readonly (readonly [key: string, value: strin
   }
 }
 
+/** Lines that fit the screen, the first one behind `prefix`, the others as far in. */
+export function printWrapped(text: string, prefix: string): void {
+  const lines = wrap(text, COLUMNS - prefix.length);
+  for (const [index, line] of lines.entries()) {
+    process.stdout.write(`${index === 0 ? prefix : ' '.repeat(prefix.length)}${line}\n`);
+  }
+}
+
 /** Lines of at most `columns`, unless a word is longer. */
 function wrap(text: string, columns: number): string[] {
   const lines: string[] = [];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Progress on stderr: a bar on a terminal, JSON lines with `-o json`, else a line for each phase. */
 
-import { styleText } from 'node:util';
 import type { MigrateProgress } from '../operations/index.js';
+import { gauge } from './gauge.js';
 import { formatBytes } from './output.js';
 
 export interface ProgressView {
@@ -11,7 +11,6 @@ export interface ProgressView {
   readonly end: () => void;
 }
 
-const BAR_WIDTH = 24;
 /** Clears from the cursor to the end of the line: what a longer text has left. */
 const CLEAR_LINE = '\x1b[K';
 
@@ -54,11 +53,8 @@ export function barText(progress: MigrateProgress, width: number): string {
   const { phase, ramTotal = 0, ramRemaining = 0, bitsPerSecond = 0, deviceBytes = 0 } = progress;
   const name = phase.padEnd(10);
   if (phase !== 'precopy' || ramTotal === 0) return name.slice(0, width - 1);
-  const done = Math.min(1, Math.max(0, 1 - ramRemaining / ramTotal));
-  const filled = Math.round(done * BAR_WIDTH);
-  const gauge = `[${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${String(Math.round(done * 100)).padStart(3)} %`;
   const rate = `${formatBytes(bitsPerSecond / 8)}/s`;
   const device = deviceBytes > 0 ? `  device ${formatBytes(deviceBytes)}` : '';
-  const text = `${name} ${gauge}  ${rate}${device}`.slice(0, width - 1);
-  return process.env.NO_COLOR === undefined ? text.replace(gauge, styleText('cyan', gauge)) : text;
+  const text = `${rate}${device}`;
+  return `${name} ${gauge(1 - ramRemaining / ramTotal, text, width - name.length - 1)}`;
 }

@@ -30,6 +30,7 @@ export { envelopeKind } from './inspection/envelope-kind.js';
 export { type InspectOptions, inspect } from './inspection/inspect.js';
 export { type RenderOptions, renderInspection } from './inspection/render.js';
 export type * from './inspection/types.js';
+export { withHex } from './inspection/with-hex.js';
 export * from './model.js';
 export * from './negotiation.js';
 export * from './nvme/controller-state.js';

@@ -9,6 +9,19 @@ export {
   checkDevices,
 } from './check-devices.js';
 export type { ProtocolChoice } from './device-socket.js';
+export { type ConvertOptions, type ConvertResult, convertFile } from './convert-file.js';
+export { type Difference, type DiffResult, diffFiles } from './diff-files.js';
+export { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
+export { InputFile, type ReadProgress, withInput } from './files/input.js';
+export { OutputFile, withOutput } from './files/output.js';
+export { type InspectedFile, type InspectFileOptions, inspectFile } from './inspect-file.js';
+export {
+  type ConvertibleFormat,
+  type KnownContent,
+  type KnownFormat,
+  listContentKinds,
+  listFormats,
+} from './list-formats.js';
 export { type LoadOptions, load } from './load.js';
 export { type MigrateHooks, migrate } from './migrate/migrate.js';
 export type {
@@ -23,3 +36,5 @@ export type {
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
 export { type SaveOptions, type SaveResult, save } from './save.js';
 export type { FormatOptions, NegotiationSummary } from './state-plan.js';
+export { type VerifyResult, verifyFile } from './verify-file.js';
+export { unwrapFile, type WrapOptions, wrapFile } from './wrap-file.js';

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a file is and holds: our own blobs, and what others have written. */
 
-import { formatDescriptions } from '../devices/catalogue.js';
-import { contentKinds, type Inspection, inspect } from '../formats/index.js';
+import { contentKinds, formatDescriptions } from '../devices/catalogue.js';
+import { type Inspection, inspect } from '../formats/index.js';
 import { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
 import type { InputFile, ReadProgress } from './files/input.js';
 

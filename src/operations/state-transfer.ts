@@ -104,7 +104,7 @@ class ConvertingSink implements StateSink {
     this.#converter = new BlobConverter({
       choose: () => way,
       producer: PRODUCER,
-      features,
+      features: () => features,
       write: (bytes) => this.#output.push(bytes.slice()),
     });
   }

@@ -23,8 +23,8 @@ export interface BlobConverterOptions {
   choose(header: EnvelopeHeader): readonly Converter[];
   /** Who converts. */
   producer: EnvelopeHeader['producer'];
-  /** Features of the blob that is written. Default: none. */
-  features?: readonly string[];
+  /** Features of the blob that is written, by what the one that is read says. Default: none. */
+  features?(header: EnvelopeHeader): readonly string[];
   /** Takes the blob that is written, piece by piece; the bytes are valid until it returns. */
   write(bytes: Uint8Array): void;
 }
@@ -79,7 +79,7 @@ export class BlobConverter {
     const way = this.#options.choose(header);
     requireStart(way, header);
     const last = way.at(-1);
-    const features = [...(this.#options.features ?? [])];
+    const features = [...(this.#options.features?.(header) ?? [])];
     let written: EnvelopeHeader = { ...header, features };
     if (last !== undefined) {
       const names = [way[0]!.from.name, formatVersionText(header.version)];

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** An inspection as text for people: at most 80 columns, a tree, safe to print whatever the bytes hold. */
+
+import { RECORD_HEADER_LENGTH } from '../envelope/layout.js';
 import type { FieldMap } from '../fields.js';
 import type { ContentReport } from '../foreign/content.js';
 import { HEX_LENGTH, hexLines } from './hex-dump.js';
@@ -22,7 +24,6 @@ export interface RenderOptions {
 
 /** Rows of records shown; a run of equal records is one row. */
 const RECORD_ROWS = 200;
-const RECORD_HEADER_LENGTH = 32;
 
 /** Lines of text, each ended by a line feed. */
 export function renderInspection(value: Inspection, options: RenderOptions = {}): string {

@@ -17,7 +17,7 @@ export class OutputFile {
   /** What it is called until it is whole; undefined of what is written in place. */
   readonly #partial: string | undefined;
   readonly #handle: FileHandle | undefined;
-  #current = new Uint8Array(BUFFER_LENGTH);
+  #current: Uint8Array = new Uint8Array(BUFFER_LENGTH);
   #used = 0;
   readonly #full: Uint8Array[] = [];
   readonly #spare: Uint8Array[] = [];

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+/** How far a long file is read: a bar on stderr, on a terminal only, and only if it takes long enough to be wondered at. */
+
+import type { ReadProgress } from '../operations/index.js';
+import { gauge } from './gauge.js';
+import { formatBytes } from './output.js';
+
+/** Nothing is drawn before, ms. */
+const PATIENCE_MS = 300;
+const REDRAW_MS = 100;
+const CLEAR_LINE = '\x1b[K';
+
+export interface ReadProgressView {
+  readonly update: ReadProgress;
+  /** Leaves the terminal as it should be. */
+  readonly end: () => void;
+}
+
+export function readProgress(): ReadProgressView {
+  if (!process.stderr.isTTY) return { update: () => {}, end: () => {} };
+  const started = performance.now();
+  let drawnAt = started + PATIENCE_MS - REDRAW_MS;
+  let drawn = false;
+  return {
+    update: (done, total) => {
+      const now = performance.now();
+      if (now - drawnAt < REDRAW_MS) return;
+      drawnAt = now;
+      drawn = true;
+      const width = process.stderr.columns || 80;
+      process.stderr.write(`\r${progressText(done, total, now - started, width)}${CLEAR_LINE}`);
+    },
+    end: () => {
+      if (drawn) process.stderr.write(`\r${CLEAR_LINE}`);
+    },
+  };
+}
+
+/** One line of at most `width - 1` columns. @param ms since the beginning */
+export function progressText(done: number, total: number | undefined, ms: number, width: number): string {
+  const rate = `${formatBytes(done)}  ${formatBytes((done / ms) * 1000)}/s`;
+  return total === undefined || total === 0 ? rate.slice(0, width - 1) : gauge(done / total, rate, width);
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate convert`: a saved state in another format. */
+
+import { Command } from 'commander';
+import { convertFile, withInput, withOutput } from '../operations/index.js';
+import { readProgress } from './byte-progress.js';
+import { formatBytes } from './output.js';
+
+interface ConvertCommandOptions {
+  to: string;
+  output: string;
+  allowLossy?: boolean;
+  compress?: boolean;
+}
+
+export function convertCommand(): Command {
+  return new Command('convert')
+    .description('convert a saved state to another format')
+    .requiredOption('--to <format>', 'the format: NAME or UUID, perhaps with @MAJOR or @MAJOR.MINOR')
+    .argument('<in>', 'a saved state; - for stdin')
+    .requiredOption('-o, --output <file>', 'where to; - for stdout')
+    .option('--allow-lossy', 'take a way that loses a part of the state, if there is no other')
+    .option('--compress', 'compress the result (default: as the input is)')
+    .option('--no-compress', 'do not compress the result')
+    .action(async (path: string, { to, output, allowLossy, compress }: ConvertCommandOptions) => {
+      const progress = readProgress();
+      const { way, losses, bytes } = await withInput(path, (input) =>
+        withOutput(output, (file) =>
+          convertFile(input, file, {
+            to,
+            allowLossy: allowLossy === true,
+            compress,
+            progress: progress.update,
+          }),
+        ),
+      ).finally(progress.end);
+      process.stderr.write(`wrote ${formatBytes(bytes)} to ${output}: ${way.join(' → ')}\n`);
+      for (const loss of losses) process.stderr.write(`lost: ${loss}\n`);
+    });
+}

@@ -2,13 +2,11 @@
 /** Everything this devstate knows of formats beyond the registry: how to explain them, convert them, take them apart. */
 
 import {
-  type ContentKind,
   type Converter,
   controllerStateDescription,
   type FormatDescription,
   nvmeDescription,
   nvmeValues,
-  qemuStreamKind,
   type ValueAdapter,
   virtioDescription,
 } from '../formats/index.js';
@@ -26,9 +24,6 @@ export const formatDescriptions: readonly FormatDescription[] = [
   controllerStateDescription,
   virtioDescription,
 ];
-
-/** What is recognised that is not ours. */
-export const contentKinds: readonly ContentKind[] = [qemuStreamKind];
 
 export const converters: readonly Converter[] = nvmeConverters;
 

@@ -8,8 +8,8 @@ export {
   type CheckedPeer,
   checkDevices,
 } from './check-devices.js';
-export type { ProtocolChoice } from './device-socket.js';
 export { type ConvertOptions, type ConvertResult, convertFile } from './convert-file.js';
+export type { ProtocolChoice } from './device-socket.js';
 export { type Difference, type DiffResult, diffFiles } from './diff-files.js';
 export { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
 export { InputFile, type ReadProgress, withInput } from './files/input.js';

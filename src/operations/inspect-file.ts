@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a file is and holds: our own blobs, and what others have written. */
 
-import { contentKinds, formatDescriptions } from '../devices/catalogue.js';
-import { type Inspection, inspect } from '../formats/index.js';
+import { formatDescriptions } from '../devices/catalogue.js';
+import { FOREIGN_KINDS, type Inspection, inspect } from '../formats/index.js';
 import { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
 import type { InputFile, ReadProgress } from './files/input.js';
 
@@ -25,7 +25,7 @@ export async function inspectFile(
   const extraction = extractTo === undefined ? undefined : new DirectoryExtraction(extractTo);
   const inspection = await inspect(input.chunks(progress), {
     formats: formatDescriptions,
-    kinds: contentKinds,
+    kinds: FOREIGN_KINDS,
     file: input.content,
     extraction,
   });

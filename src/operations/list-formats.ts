@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The formats that are registered, and what can be done with each here. */
 
-import { contentKinds, converters, formatDescriptions, valueAdapters } from '../devices/catalogue.js';
+import { converters, formatDescriptions, valueAdapters } from '../devices/catalogue.js';
 import {
   type Converter,
+  FOREIGN_KINDS,
   formatVersionText,
   REGISTERED_FORMATS,
   type RegisteredFormat,
@@ -45,7 +46,7 @@ export function listFormats(wanted?: string): KnownFormat[] {
 }
 
 export function listContentKinds(): KnownContent[] {
-  return contentKinds.map(({ name, title }) => ({ kind: name, title }));
+  return FOREIGN_KINDS.map(({ name, title }) => ({ kind: name, title }));
 }
 
 function writtenBy({ to, losses }: Converter): ConvertibleFormat {

@@ -7,6 +7,7 @@ import type { Crc32c } from '../envelope/crc32c.js';
 import { hasMagic } from '../envelope/header.js';
 import { HEADER_INVARIANT_LENGTH } from '../envelope/layout.js';
 import type { ContentFile, ContentKind, ContentReader, Extraction } from '../foreign/content.js';
+import { detectContent, probeLengthOf } from '../foreign/index.js';
 import { envelopeKind } from './envelope-kind.js';
 import { EnvelopeReader } from './envelope-reader.js';
 import type { FormatDescription, Inspection } from './types.js';
@@ -52,8 +53,7 @@ class InputReader implements Reading {
 
   constructor(options: InspectOptions) {
     this.#options = options;
-    const lengths = (options.kinds ?? []).map(({ probeLength }) => probeLength);
-    this.#probeLength = Math.max(HEADER_INVARIANT_LENGTH, ...lengths);
+    this.#probeLength = Math.max(HEADER_INVARIANT_LENGTH, probeLengthOf(options.kinds ?? []));
   }
 
   push(chunk: Uint8Array): void {
@@ -72,9 +72,7 @@ class InputReader implements Reading {
   #begin(): Reading {
     const probe = this.#probe;
     const { kinds = [], file, formats = [], extraction } = this.#options;
-    const kind = hasMagic(probe)
-      ? undefined
-      : kinds.find((kind) => kind.matches(probe.subarray(0, kind.probeLength)));
+    const kind = hasMagic(probe) ? undefined : detectContent(probe, kinds);
     // Content that is not ours may hold blobs that are.
     const within = [envelopeKind(formats), ...kinds];
     this.#reading =

@@ -7,7 +7,7 @@ import { DevstateError } from '../../errors.js';
 import type { FormatRecord } from '../conversion/index.js';
 import { RECORD_LENGTH_MAX } from '../envelope/layout.js';
 import type { FieldMap, FieldValue } from '../fields.js';
-import type { FormatDescription } from '../inspection/inspect.js';
+import type { FormatDescription } from '../inspection/types.js';
 import { NVME_CONTROLLER_STATE } from '../registry.js';
 import { UUID_LENGTH, type Uuid, uuidFromBytes, uuidToBytes } from '../uuid.js';
 import {

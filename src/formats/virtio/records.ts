@@ -3,7 +3,7 @@
 import { DevstateError } from '../../errors.js';
 import type { FormatRecord } from '../conversion/index.js';
 import type { FieldMap, FieldValue } from '../fields.js';
-import type { FormatDescription } from '../inspection/inspect.js';
+import type { FormatDescription } from '../inspection/types.js';
 import { VIRTIO_DEVICE_PARTS } from '../registry.js';
 import { deviceConfigFields, macText } from './device-config.js';
 import { decodeDeviceParts, encodeDeviceParts, type VirtioDevicePart } from './device-parts.js';

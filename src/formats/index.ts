@@ -33,7 +33,14 @@ export type * from './inspection/types.js';
 export { withHex } from './inspection/with-hex.js';
 export * from './model.js';
 export * from './negotiation.js';
-export * from './nvme/controller-state.js';
+export {
+  decodeControllerState,
+  encodeControllerState,
+  type NvmeControllerState,
+  type NvmeIoCompletionQueue,
+  type NvmeIoQueues,
+  type NvmeIoSubmissionQueue,
+} from './nvme/controller-state.js';
 export {
   CONTROLLER_STATE_FORMAT_VERSION,
   controllerStateDescription,

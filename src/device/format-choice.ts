@@ -8,6 +8,7 @@ import {
   formatVersionText,
   isSameName,
   modelDifferences,
+  type Uuid,
   uuidFromBytes,
   uuidToBytes,
 } from '../formats/index.js';
@@ -96,7 +97,7 @@ export function chooseFormat(offer: StateOffer, choice: FormatChoice, selection:
     throw new RequestError(Errno.EINVAL, 'a format is selected to save, to load, or both');
   }
   const uuid = uuidFromBytes(selection.uuid);
-  const format = offer.formats.find((offered) => offered.uuid === uuid);
+  const format = findFormat(offer.formats, uuid, selection.major);
   const version = formatVersionText(selection);
   if (format === undefined) throw new RequestError(Errno.ENOTSUP, `format ${uuid} is not offered here`);
   if (format.version.major !== selection.major) {
@@ -124,7 +125,7 @@ export function formatFor(
   header: EnvelopeHeader,
 ): StateFormat {
   const reasons = modelDifferences({ uri: header.model, parameters: header.parameters }, model);
-  const format = formats.find(({ uuid }) => uuid === header.format);
+  const format = findFormat(formats, header.format, header.version.major);
   if (format === undefined) reasons.push(`format ${header.format} is not known here`);
   else if (format.version.major !== header.version.major) {
     reasons.push(
@@ -135,6 +136,12 @@ export function formatFor(
   }
   if (format === undefined || reasons.length > 0) throw new RequestError(Errno.EINVAL, reasons.join('; '));
   return format;
+}
+
+/** A device may have several major versions of one format. @returns another version if it does not have this one */
+function findFormat(formats: readonly StateFormat[], uuid: Uuid, major: number): StateFormat | undefined {
+  const versions = formats.filter((format) => format.uuid === uuid);
+  return versions.find(({ version }) => version.major === major) ?? versions[0];
 }
 
 /** @throws RequestError ENOTSUP for a feature that is not available */

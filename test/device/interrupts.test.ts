@@ -235,6 +235,33 @@ t.test('INTx while the device is held', async (t) => {
   t.equal(line.take(), 0, 'rose and fell meanwhile');
 });
 
+t.test('INTx as an edge', async (t) => {
+  const interrupts = new Interrupts(COUNTS, { edgeIntx: true });
+  const line = new Line();
+  t.equal(interrupts.intxPending, false);
+  interrupts.triggerIntx();
+  t.equal(interrupts.intxPending, true);
+  assign(interrupts, PciIrq.INTX, [line]);
+  t.equal(line.take(), 1, 'from before there was an eventfd');
+  t.equal(interrupts.intxPending, false);
+  interrupts.triggerIntx();
+  interrupts.triggerIntx();
+  t.equal(line.take(), 2, 'each time, without being unmasked');
+  act(interrupts, PciIrq.INTX, ACTION_UNMASK);
+  t.equal(line.take(), 0, 'and not again');
+  act(interrupts, PciIrq.INTX, ACTION_MASK);
+  interrupts.triggerIntx();
+  t.equal(line.take(), 0);
+  act(interrupts, PciIrq.INTX, ACTION_UNMASK);
+  t.equal(line.take(), 1, 'kept while masked');
+  interrupts.hold();
+  interrupts.triggerIntx();
+  t.equal(line.take(), 0);
+  interrupts.release();
+  t.equal(line.take(), 1);
+  t.equal(interrupts.intxAsserted, false, 'it is no level');
+});
+
 t.test('reset forgets what is pending and keeps the eventfds', async (t) => {
   const interrupts = new Interrupts(COUNTS);
   const line = new Line();

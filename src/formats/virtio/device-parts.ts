@@ -21,6 +21,8 @@ export const DevicePartType = {
 } as const;
 
 export const DEVICE_PART_HEADER_LENGTH = 16;
+/** Parts in one list. An empty part takes 16 bytes there and ten times that here. */
+export const DEVICE_PARTS_MAX = 65536;
 
 interface Part {
   /** VIRTIO_DEV_PART_F_OPTIONAL: a device need not write it when it is restored. */
@@ -151,6 +153,7 @@ export function devicePartName(type: number): keyof typeof DevicePartType | unde
 export function encodeDeviceParts(parts: Iterable<VirtioDevicePart>): Uint8Array {
   const pieces: Uint8Array[] = [];
   for (const part of parts) {
+    if (pieces.length === 2 * DEVICE_PARTS_MAX) throw unfit(`more than ${DEVICE_PARTS_MAX} parts`);
     const { type, selector, value } = rawOf(part);
     const header = Buffer.alloc(DEVICE_PART_HEADER_LENGTH);
     header.writeUInt16LE(checked('type', type, U16_MAX), Header.type);
@@ -166,11 +169,14 @@ export function encodeDeviceParts(parts: Iterable<VirtioDevicePart>): Uint8Array
 /**
  * Takes parts apart; `encodeDeviceParts` gives the same bytes again. Nothing in the result shares memory with `bytes`.
  * @throws DevstateError DEVSTATE_E_STATE_RECORD for a part that is cut, has another length than its type's, has
- *   reserved bits or bytes set, or an address from 2^53
+ *   reserved bits or bytes set, or an address from 2^53, and for more than `DEVICE_PARTS_MAX` parts
  */
 export function decodeDeviceParts(bytes: Uint8Array): VirtioDevicePart[] {
   const parts: VirtioDevicePart[] = [];
   for (let at = 0; at < bytes.length; ) {
+    if (parts.length === DEVICE_PARTS_MAX) {
+      throw new DevstateError('DEVSTATE_E_STATE_RECORD', `there are more than ${DEVICE_PARTS_MAX} parts`);
+    }
     const header = decodeDevicePartHeader(bytes.subarray(at, at + DEVICE_PART_HEADER_LENGTH));
     at += DEVICE_PART_HEADER_LENGTH;
     const value = bytes.subarray(at, at + header.length);

@@ -11,6 +11,7 @@ const U16_MAX = 0xffff;
 const DEVICE_HEADER_LENGTH = 8;
 const CONFIG_LENGTH_MAX = 65536;
 const RING_LENGTH = 8;
+const RINGS_MAX = 65536;
 const PCI_HEADER_LENGTH = 16;
 const PCI_CONFIG_LENGTHS = [256, 4096];
 const MSIX_ENTRY_LENGTH = 16;
@@ -53,7 +54,9 @@ export function encodeRings(rings: readonly VirtioRing[]): Uint8Array {
 
 export function decodeRings(payload: Uint8Array): VirtioRing[] {
   const bytes = bufferOf(payload, 'rings', 0);
-  if (bytes.length % RING_LENGTH !== 0) throw malformed('rings', `${bytes.length} bytes of rings of 8`);
+  if (bytes.length % RING_LENGTH !== 0 || bytes.length > RINGS_MAX * RING_LENGTH) {
+    throw malformed('rings', `${bytes.length} bytes of up to ${RINGS_MAX} rings of 8`);
+  }
   return Array.from({ length: bytes.length / RING_LENGTH }, (_, index) => {
     const at = index * RING_LENGTH;
     checkReserved('rings', bytes.subarray(at + 6, at + RING_LENGTH));
@@ -140,9 +143,10 @@ export function decodeNetControl(payload: Uint8Array): VirtioNetControl {
     bytes.readUInt32LE(12),
   ];
   const tables = partsOf('netControl', bytes.subarray(NET_HEADER_LENGTH), lengths);
-  const vlans = Array.from(new Uint16Array(lengths[2]! / 2), (_, index) =>
-    Buffer.from(tables[2]!).readUInt16LE(2 * index),
-  );
+  const vlans = Array.from({ length: lengths[2]! / 2 }, (_, index) => {
+    const at = NET_HEADER_LENGTH + lengths[0]! + lengths[1]! + 2 * index;
+    return bytes.readUInt16LE(at);
+  });
   if (vlans.some((vlan) => vlan > VLAN_MAX)) throw malformed('netControl', 'a VLAN above 4095');
   if (lengths[3]! > RSS_LENGTH_MAX) throw malformed('netControl', `${lengths[3]} bytes of RSS configuration`);
   return {

@@ -6,7 +6,12 @@ import type { FieldMap, FieldValue } from '../fields.js';
 import type { FormatDescription } from '../inspection/types.js';
 import { VIRTIO_DEVICE_PARTS } from '../registry.js';
 import { deviceConfigFields, macText } from './device-config.js';
-import { decodeDeviceParts, encodeDeviceParts, type VirtioDevicePart } from './device-parts.js';
+import {
+  DEVICE_PARTS_MAX,
+  decodeDeviceParts,
+  encodeDeviceParts,
+  type VirtioDevicePart,
+} from './device-parts.js';
 import {
   decodeDevice,
   decodeNetControl,
@@ -65,8 +70,10 @@ export function decodeVirtioState(records: Iterable<FormatRecord>): VirtioState 
       if (optional) continue;
       throw wrong(`record type 0x${type.toString(16)} is not known, and not optional`);
     }
-    if (type === VirtioRecord.parts) parts.push(...decodeDeviceParts(payload));
-    else if (single.has(type)) throw wrong(`the record ${name} came twice`);
+    if (type === VirtioRecord.parts) {
+      for (const part of decodeDeviceParts(payload)) parts.push(part);
+      if (parts.length > DEVICE_PARTS_MAX) throw wrong(`more than ${DEVICE_PARTS_MAX} parts`);
+    } else if (single.has(type)) throw wrong(`the record ${name} came twice`);
     else single.set(type, payload);
   }
   const device = single.get(VirtioRecord.device);

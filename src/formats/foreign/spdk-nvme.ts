@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * State of an NVMe controller of SPDK's vfio-user target, as releases 22.05 to 25.05 migrated it (lib/nvmf/vfio_user.c,
+ * State of an NVMe controller of SPDK's vfio-user target, as releases 22.09 to 25.05 migrated it (lib/nvmf/vfio_user.c,
  * include/spdk/nvmf_transport.h): C structures in the byte order of the host.
  *
  *        0 │ header, 4096 bytes: magic, and where each of the following is │
  *     4096 │ state of the NVMe-oF controller, 4096 bytes: registers, features, asynchronous events │
  *          │ queue pairs, 56 bytes each, by queue identifier │ doorbells │ PCI configuration space │ zeros │
  *
- * Version and size in the header were never written. Release 22.01 had another header behind the same magic; where
+ * Version and size in the header were never written. Releases 22.01 and 22.05 had other headers behind the same magic; where
  * the controller's state is tells them apart.
  */
 import type { FieldMap } from '../fields.js';
@@ -36,8 +36,8 @@ const HEADER: Layout = [
   ['queuePairsLength', 'u64', 184],
   ['ioQueues', 'u32', 192],
 ];
-/** What the header has from 22.05 on. */
-const HEADER_2205: Layout = [
+/** What the header has from 22.09 on. */
+const HEADER_2209: Layout = [
   ['controllerOffset', 'u64', Header.controllerOffset],
   ['controllerLength', 'u64', 208],
   ['shadowDoorbells', 'u32', 216],
@@ -133,14 +133,14 @@ export const spdkNvmeKind = walkedKind({
       if (bytes.readUInt32LE(0) !== MAGIC)
         throw damaged(input.offset, 'it does not begin with SPDK’s magic number');
       const known = u64At(bytes, Header.controllerOffset) === HEADER_LENGTH;
-      fields.layout = known ? '22.05' : null;
+      fields.layout = known ? '22.09' : null;
       if (known) regions = regionsOf(context, bytes);
-      return { ...fieldsOf(HEADER, bytes), ...(known ? fieldsOf(HEADER_2205, bytes) : {}) };
+      return { ...fieldsOf(HEADER, bytes), ...(known ? fieldsOf(HEADER_2209, bytes) : {}) };
     });
     if (fields.layout === null) {
       throw unsupported(
         input.offset,
-        'the header is not that of SPDK 22.05 or later, and its regions are not followed',
+        'the header is not that of SPDK 22.09 or later, and its regions are not followed',
       );
     }
     const { origin } = input;

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+/** A guest's disk goes from a server of one migration protocol to one of the other and back, under load. */
+import t from 'tap';
+import { Devstate } from './harness/devstate-process.js';
+import { MigrationLab } from './harness/lab.js';
+
+t.setTimeout(300_000);
+
+const V1 = ['--migration', 'v1'];
+const MAPPED = [...V1, '--migration-mapped'];
+
+for (const { name, append } of [
+  { name: 'MSI-X', append: '' },
+  { name: 'INTx', append: 'pci=nomsi' },
+]) {
+  t.test(`v2 → v1 → v1 mapped → v2, with ${name}`, async (t) => {
+    const lab = await MigrationLab.create(t, { append, cpus: 2 });
+    if (lab === undefined) return;
+    let server = await lab.serve('v2');
+    let vm = await lab.startVm({ server });
+    await lab.guestWrites(vm);
+    for (const [to, args] of [
+      ['v1', V1],
+      ['v1-mapped', MAPPED],
+      ['v2-again', []],
+    ] as const) {
+      const next = await lab.serve(to, { incoming: true, args });
+      const check = new Devstate([
+        'check',
+        '--source',
+        server.migrationSocket,
+        '--dest',
+        next.migrationSocket,
+      ]);
+      t.equal(await check.exited, 0);
+      const said = check.stdout.replace(/\s+/g, ' ');
+      t.equal(/the destination \S+ has no P2P state/.test(said), to !== 'v2-again', said);
+      const destination = await lab.startVm({ server: next, incoming: true });
+      const { code, result, stderr } = await lab.migrate(vm, destination);
+      t.equal(code, 0, `to ${to}`, { stderr });
+      t.equal(result?.status, 'completed');
+      await lab.guestWrites(destination);
+      t.same(await lab.lockHolders(), [next.name]);
+      await vm.kill();
+      await server.process.end();
+      [vm, server] = [destination, next];
+    }
+    t.same(await lab.finishAndCheck(vm), []);
+  });
+}

@@ -294,7 +294,10 @@ export function decodeDevicePart(header: DevicePartHeader, value: Uint8Array): V
 
 /** A part as its header and value have it. */
 function rawOf(part: VirtioDevicePart): { type: number; selector: Uint8Array; value: Uint8Array } {
-  if (part.part === 'opaque') return part;
+  if (part.part === 'opaque') {
+    if (hasKnownLayout(part)) throw unfit(`an opaque part of type ${devicePartName(part.type)}`);
+    return part;
+  }
   const type = DevicePartType[part.part];
   switch (part.part) {
     case 'DEV_FEATURES':
@@ -335,6 +338,15 @@ function rawOf(part: VirtioDevicePart): { type: number; selector: Uint8Array; va
       return { type, selector: selectorOf(checked('queue', part.queue, U16_MAX)), value };
     }
   }
+}
+
+/** Whether a reader would take these bytes for more than an opaque part. */
+function hasKnownLayout({ type, selector }: OpaquePart): boolean {
+  const name = devicePartName(type);
+  if (name !== 'PCI_COMMON_CFG') return name !== undefined;
+  return (
+    selector.length === SELECTOR_LENGTH && PCI_COMMON_CONFIG_FIELDS.has(bufferOf(selector).readUInt32LE(0))
+  );
 }
 
 function selectorOf(number: number): Uint8Array {

@@ -189,6 +189,8 @@ t.test('what cannot be is named', async (t) => {
     [{ part: 'PCI_COMMON_CFG', optional: false, offset: 20, value: 256 }, /device_status is 256/],
     [{ ...opaque, selector: new Uint8Array(7) }, /selector of 7 bytes/],
     [{ ...opaque, type: 65536 }, /type is 65536/],
+    [{ ...opaque, type: 0x103 }, /an opaque part of type DEVICE_STATUS/],
+    [{ ...opaque, type: 0x102, selector: new Uint8Array(8) }, /an opaque part of type PCI_COMMON_CFG/],
   ];
   for (const [part, message] of unfit) {
     t.throws(() => encodeDeviceParts([part]), { code: 'DEVSTATE_E_STATE_VALUE', message });

@@ -8,7 +8,7 @@ export function negotiationRows(summary: NegotiationSummary, key: string): [key:
   const { taken, reason, features, candidates } = summary;
   const compressed = features.length === 0 ? '' : `, compressed (${features.join(', ')})`;
   return [
-    [key, taken === null ? 'format unknown' : `${taken}${compressed}`],
+    [key, taken === null ? (candidates.length > 0 ? 'none' : 'format unknown') : `${taken}${compressed}`],
     ['  because', reason],
     ...candidates
       .filter((candidate) => !candidate.taken)

@@ -45,7 +45,7 @@ export interface FormatOptions {
 
 /** What a negotiation came to, for people and for JSON. */
 export interface NegotiationSummary {
-  /** The formats passed through; null between peers that do not say which they have. */
+  /** The formats passed through; null if none can be used, and between peers that do not say which they have. */
   readonly taken: string | null;
   readonly reason: string;
   readonly losses: readonly string[];
@@ -162,14 +162,20 @@ export async function selectFormats(
 /** Why a plan does not hold, and what to do about it, as sentences; empty if it holds. */
 export function planReasons({ reasons, remedies: fixes }: Planned): string[] {
   if (fixes.length === 0) return [...reasons];
-  return [...reasons, `start the destination with --param ${fixes.join(' --param ')}`];
+  return [...reasons, `start the destination with --param ${fixes.map(shellWord).join(' --param ')}`];
 }
 
-export function summarisePlan({ negotiation, features }: StatePlan): NegotiationSummary {
+/** As it is typed: a serial number may have blanks. */
+function shellWord(text: string): string {
+  return /^[\w.,:=@%+/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+export function summarisePlan(plan: StatePlan): NegotiationSummary {
+  const { negotiation, features } = plan;
   const taken = negotiation?.taken;
   return {
     taken: taken === undefined ? null : candidateName(taken),
-    reason: taken?.reason ?? 'the stream is passed on as it is: neither end says which formats it has',
+    reason: taken?.reason ?? whyNoneTaken(plan),
     losses: taken?.losses ?? [],
     features,
     candidates: (negotiation?.candidates ?? []).map((candidate) => ({
@@ -179,4 +185,10 @@ export function summarisePlan({ negotiation, features }: StatePlan): Negotiation
       losses: candidate.losses,
     })),
   };
+}
+
+function whyNoneTaken({ source, destination, negotiation }: StatePlan): string {
+  if (negotiation !== undefined) return 'no format of the source can be used at the destination';
+  if (source.interface !== destination.interface) return 'only one of the two ends says which formats it has';
+  return 'the stream is passed on as it is: neither end says which formats it has';
 }

@@ -61,7 +61,7 @@ export function createSink(plan: StatePlan, destination: MigrationClient): Conve
   const taken = plan.negotiation?.taken;
   const sink =
     plan.destination.interface === 'values' && taken !== undefined
-      ? new ValuesWriter(destination, taken.to.uuid)
+      ? new ValuesWriter(destination, taken.to)
       : streamSink(destination);
   return new ConvertingSink(taken?.way ?? [], plan.features, sink);
 }

@@ -8,12 +8,13 @@ import {
   type DeviceModel,
   EnvelopeDecoder,
   EnvelopeEncoder,
+  type EnvelopeHeader,
   FORMAT_RECORD_TYPES,
   type FormatOffer,
   type FormatRecord,
+  formatVersionText,
   newUuid,
   RecordFlag,
-  type Uuid,
   type ValueAdapter,
 } from '../formats/index.js';
 import { PRODUCER } from '../version.js';
@@ -23,16 +24,19 @@ import { unlessAborted } from './waiting.js';
 /** Values asked for, or given, before the first of them is answered. */
 const AT_ONCE = 64;
 
+/** The format that the values are named after. */
+type ValueFormat = Pick<FormatOffer, 'uuid' | 'version'>;
+
 /** The state of a device in STOP_COPY as a blob, in pieces. */
 export async function* readValuesAsBlob(
   device: MigrationClient,
   model: DeviceModel,
-  { uuid, version }: Pick<FormatOffer, 'uuid' | 'version'>,
+  { uuid, version }: ValueFormat,
   signal?: AbortSignal,
 ): AsyncGenerator<Uint8Array> {
   const { names } = await unlessAborted(device.valueNames(), signal);
   const values = new Map<string, StateValue>();
-  await inBatches(names, async (name) => values.set(name, await unlessAborted(device.value(name), signal)));
+  await inBatches(names, async (name) => values.set(name, await device.value(name)), signal);
   const encoder = new EnvelopeEncoder({
     format: uuid,
     version,
@@ -44,7 +48,9 @@ export async function* readValuesAsBlob(
     other: {},
   });
   // In the device's order, whichever was answered first.
-  const records = adapterFor(uuid).toRecords(new Map(names.map((name) => [name, values.get(name)!])));
+  const records = adapterFor({ uuid, version }).toRecords(
+    new Map(names.map((name) => [name, values.get(name)!])),
+  );
   yield encoder.header();
   for (const { type, optional, formatFlags = 0, payload } of records) {
     yield* encoder.record(type, ((optional ? RecordFlag.optional : 0) | formatFlags) >>> 0, payload);
@@ -59,13 +65,18 @@ export class ValuesWriter {
   readonly #records: FormatRecord[] = [];
   readonly #decoder: EnvelopeDecoder;
 
-  constructor(device: MigrationClient, format: Uuid) {
+  constructor(device: MigrationClient, format: ValueFormat) {
     this.#device = device;
     this.#adapter = adapterFor(format);
     this.#decoder = new EnvelopeDecoder({
+      onHeader: (header) => requireFormat(header, format),
       onRecord: ({ type, flags, payload }) => {
-        if (type < FORMAT_RECORD_TYPES) return;
         const optional = (flags & RecordFlag.optional) !== 0;
+        if (type < FORMAT_RECORD_TYPES) {
+          if (optional) return;
+          const message = `record type ${type} of the envelope cannot be given value by value`;
+          throw new DevstateError('DEVSTATE_E_ENVELOPE_RECORD_UNKNOWN', message);
+        }
         this.#records.push({ type, optional, payload: payload.slice() });
       },
     });
@@ -77,22 +88,35 @@ export class ValuesWriter {
 
   async finish(signal?: AbortSignal): Promise<void> {
     this.#decoder.finish();
-    await inBatches([...this.#adapter.toValues(this.#records)], ([name, value]) =>
-      unlessAborted(this.#device.setValue(name, value), signal),
-    );
+    const values = [...this.#adapter.toValues(this.#records)];
+    await inBatches(values, ([name, value]) => this.#device.setValue(name, value), signal);
   }
 }
 
-function adapterFor(format: Uuid): ValueAdapter {
-  const adapter = valueAdapters.find(({ uuid }) => uuid === format);
+/** What was agreed on may not be what comes. @throws DEVSTATE_E_FORMAT_VERSION */
+function requireFormat(header: EnvelopeHeader, { uuid, version }: ValueFormat): void {
+  if (header.format === uuid && header.version.major === version.major) return;
+  const is = `format ${header.format} ${formatVersionText(header.version)}`;
+  const message = `the state is of ${is}, the device takes values of ${uuid} ${formatVersionText(version)}`;
+  throw new DevstateError('DEVSTATE_E_FORMAT_VERSION', message);
+}
+
+function adapterFor({ uuid, version }: ValueFormat): ValueAdapter {
+  const adapter = valueAdapters.find((one) => one.uuid === uuid && one.version.major === version.major);
   if (adapter !== undefined) return adapter;
   throw new DevstateError(
     'DEVSTATE_E_FORMAT_UNKNOWN',
-    `the device gives its state as values of format ${format}, which this devstate cannot put together: update devstate`,
+    `the device gives its state as values of format ${uuid} ${formatVersionText(version)}, which this devstate cannot put together: update devstate`,
   );
 }
 
-async function inBatches<T>(items: readonly T[], work: (item: T) => Promise<unknown>): Promise<void> {
-  for (let at = 0; at < items.length; at += AT_ONCE)
-    await Promise.all(items.slice(at, at + AT_ONCE).map(work));
+async function inBatches<T>(
+  items: readonly T[],
+  work: (item: T) => Promise<unknown>,
+  signal?: AbortSignal,
+): Promise<void> {
+  for (let at = 0; at < items.length; at += AT_ONCE) {
+    const batch = Promise.all(items.slice(at, at + AT_ONCE).map(work));
+    await unlessAborted(batch, signal);
+  }
 }

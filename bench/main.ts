@@ -12,6 +12,7 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { asDevstateError } from '../src/errors.js';
+import { files } from './files.js';
 import { latency } from './latency.js';
 import { memory } from './memory.js';
 import { nvme } from './nvme.js';
@@ -19,7 +20,7 @@ import { pause } from './pause.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [latency, transfer, memory, nvme, pause];
+const sections: readonly Section[] = [latency, transfer, memory, files, nvme, pause];
 
 interface Options {
   only: string[];

@@ -12,7 +12,7 @@ import { EnvelopeRecord, FORMAT_RECORD_TYPES, RecordFlag } from '../envelope/lay
 import { formatVersionText } from '../registry.js';
 import { newUuid } from '../uuid.js';
 import type { Converter, FormatRecord, RecordConverter } from './converter.js';
-import { KeptRecords, keep } from './kept-record.js';
+import { KeptRecords, RecordKeeper } from './kept-record.js';
 import type { FormatPoint } from './path.js';
 
 /** The bits of a record's flags that are the format's own. */
@@ -38,6 +38,7 @@ export class BlobConverter {
   readonly #options: BlobConverterOptions;
   readonly #decoder: EnvelopeDecoder;
   readonly #kept = new KeptRecords();
+  readonly #keeper = new RecordKeeper();
   #stages: Stage[] = [];
   #encoder: EnvelopeEncoder | undefined;
   #written: EnvelopeHeader | undefined;
@@ -173,7 +174,7 @@ export class BlobConverter {
   }
 
   #writeKept(record: FormatRecord, point: FormatPoint): void {
-    for (const payload of keep(record, point)) {
+    for (const payload of this.#keeper.keep(record, point)) {
       this.#write(EnvelopeRecord.kept, RecordFlag.optional, payload);
     }
   }

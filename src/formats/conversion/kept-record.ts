@@ -15,24 +15,33 @@ const HEAD_LENGTH = 32;
 
 type Where = { offset: number; record?: number };
 
-/** `record` of format `point` as the payloads of one or two `kept` records. */
-export function keep(record: FormatRecord, point: FormatPoint): Uint8Array[] {
-  const payloads: Uint8Array[] = [];
-  let rest = record.payload;
-  do {
-    const piece = rest.subarray(0, RECORD_LENGTH_MAX - HEAD_LENGTH);
-    rest = rest.subarray(piece.length);
-    const payload = new Uint8Array(HEAD_LENGTH + piece.length);
-    const view = new DataView(payload.buffer);
-    payload.set(uuidToBytes(point.uuid), Offset.format);
-    view.setUint16(Offset.major, point.major, true);
-    view.setUint32(Offset.type, record.type, true);
-    view.setUint32(Offset.flags, record.formatFlags ?? 0, true);
-    view.setUint32(Offset.continues, rest.length > 0 ? 1 : 0, true);
-    payload.set(piece, HEAD_LENGTH);
-    payloads.push(payload);
-  } while (rest.length > 0);
-  return payloads;
+/** Makes `kept` records. One buffer serves for all of them: a new one each time would cost more than what is copied. */
+export class RecordKeeper {
+  #buffer = new Uint8Array(0);
+
+  /** `record` of format `point` as the payloads of one or two `kept` records; each is valid until the next is asked for. */
+  *keep(record: FormatRecord, point: FormatPoint): Generator<Uint8Array> {
+    let rest = record.payload;
+    do {
+      const piece = rest.subarray(0, RECORD_LENGTH_MAX - HEAD_LENGTH);
+      rest = rest.subarray(piece.length);
+      const payload = this.#take(HEAD_LENGTH + piece.length);
+      const view = new DataView(payload.buffer);
+      payload.set(uuidToBytes(point.uuid), Offset.format);
+      view.setUint16(Offset.major, point.major, true);
+      view.setUint16(Offset.reserved, 0, true);
+      view.setUint32(Offset.type, record.type, true);
+      view.setUint32(Offset.flags, record.formatFlags ?? 0, true);
+      view.setUint32(Offset.continues, rest.length > 0 ? 1 : 0, true);
+      payload.set(piece, HEAD_LENGTH);
+      yield payload;
+    } while (rest.length > 0);
+  }
+
+  #take(length: number): Uint8Array {
+    if (this.#buffer.length < length) this.#buffer = new Uint8Array(length);
+    return this.#buffer.subarray(0, length);
+  }
 }
 
 /** What the first bytes of a `kept` record's payload say. */

@@ -47,13 +47,15 @@ function envelopeLines(value: EnvelopeInspection): string[] {
   const { uuid, name, kind, version } = value.format;
   const title = name === null ? `unknown, version ${version}` : `${name} ${version} (${kind})`;
   const parameters = fieldLines(value.parameters, pair('', ''));
-  const other = fieldLines(value.other, pair('', ''));
+  const { converted_from: origin, ...unknown } = value.other;
+  const other = fieldLines(unknown, pair('', ''));
   return [
     pair('Format', title),
     pair('', uuid),
     pair('Model', printable(value.model)),
     ...parameters,
     pair('Producer', printable(`${value.producer.name} ${value.producer.version}`)),
+    ...(origin === undefined ? [] : [pair('Converted', `from ${printable(String(origin))}`)]),
     pair('Stream', value.stream),
     pair('Features', value.features.length === 0 ? 'none' : value.features.join(', ')),
     ...(other.length === 0 ? [] : [pair('Metadata', 'of names unknown here'), ...other]),

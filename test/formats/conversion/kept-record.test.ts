@@ -3,12 +3,16 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { KeptRecords, keep } from '../../../src/formats/conversion/kept-record.js';
+import { KeptRecords, RecordKeeper } from '../../../src/formats/conversion/kept-record.js';
 import { RECORD_LENGTH_MAX } from '../../../src/formats/index.js';
 import { uuidFromBytes } from '../../../src/formats/uuid.js';
 import { hex, sameBytes, toHex } from '../../support/hex.js';
 import { codeThrownBy } from '../blobs.js';
 import { OAK } from './rune.js';
+
+function keep(...args: Parameters<RecordKeeper['keep']>): Uint8Array[] {
+  return Array.from(new RecordKeeper().keep(...args), (payload) => payload.slice());
+}
 
 const DAMAGED = 'DEVSTATE_E_ENVELOPE_RECORD';
 const WHERE = { offset: 1000, record: 3 };

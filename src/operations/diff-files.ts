@@ -77,7 +77,7 @@ async function inspectBlob(input: InputFile, way: readonly Converter[] = []): Pr
 
 async function* converted(input: InputFile, way: readonly Converter[]): AsyncGenerator<Uint8Array> {
   const parts: Uint8Array[] = [];
-  const write = (bytes: Uint8Array) => parts.push(bytes.slice());
+  const write = (bytes: Uint8Array) => parts.push(new Uint8Array(bytes));
   const converter = new BlobConverter({ choose: () => way, producer: PRODUCER, write });
   for await (const chunk of input.chunks()) {
     converter.push(chunk);

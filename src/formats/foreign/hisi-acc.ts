@@ -8,8 +8,9 @@
  *
  * The magic number is the version: V2 has its own inside as well.
  */
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
+
 import { fieldsOf, type Layout, listOf } from './layout.js';
+import { damaged, unsupported } from './section-context.js';
 import { walkedKind } from './walk-reader.js';
 import { structure } from './walk-steps.js';
 

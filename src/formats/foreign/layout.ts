@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Structures of fixed layout, little endian, as tables of their fields. */
 import type { FieldMap, FieldValue } from '../fields.js';
-import { hex } from '../qemu-stream/text.js';
+import { hex } from './text.js';
 
 export type FieldType = 'u8' | 'u16' | 'u32' | 'u64';
 /** Name, type and offset in bytes of each field that is shown. */

@@ -6,8 +6,9 @@
  *       0 │ magic u64 │ major u32 │ minor u32 │ ports u32 │ flags u32 │
  *      24 │ a port, 36 bytes: registers, loop-back buffer, divisor, FIFO control │ … │
  */
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
+
 import { fieldsOf, type Layout, listOf } from './layout.js';
+import { damaged, unsupported } from './section-context.js';
 import { walkedKind } from './walk-reader.js';
 import { structure } from './walk-steps.js';
 

@@ -18,8 +18,8 @@ import {
   IO_QUEUE_LENGTH,
   NVME_STATE_HEADER_LENGTH,
 } from '../nvme/controller-state.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
+import type { Pull } from './pushed-input.js';
+import { damaged, unsupported } from './section-context.js';
 import { type WalkContext, walkedKind } from './walk-reader.js';
 import { structure, unknown, unused } from './walk-steps.js';
 

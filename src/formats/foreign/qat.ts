@@ -8,10 +8,10 @@
  *         │ section: id, 8 characters │ size u32 │ sub-sections u32 │ data, or sub-sections │ …
  */
 import type { FieldMap } from '../fields.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
-import { hex } from '../qemu-stream/text.js';
 import { type FieldType, fieldsOf, type Layout, listOf, textOf } from './layout.js';
+import type { Pull } from './pushed-input.js';
+import { damaged, unsupported } from './section-context.js';
+import { hex } from './text.js';
 import { type WalkContext, walkedKind } from './walk-reader.js';
 import { peek, structure, unknown, unknownBytes, unused } from './walk-steps.js';
 

@@ -11,9 +11,9 @@
  * the controller's state is tells them apart.
  */
 import type { FieldMap } from '../fields.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
 import { fieldsOf, type Layout, listOf, u64At } from './layout.js';
+import type { Pull } from './pushed-input.js';
+import { damaged, unsupported } from './section-context.js';
 import { type WalkContext, walkedKind } from './walk-reader.js';
 import { structure, unknown, unused } from './walk-steps.js';
 

@@ -8,10 +8,10 @@
  * Nothing else: no magic, no version, no end.
  */
 import type { FieldMap } from '../fields.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged } from '../qemu-stream/section-context.js';
-import type { OpenSection } from '../qemu-stream/section-tree.js';
 import { u64At } from './layout.js';
+import type { Pull } from './pushed-input.js';
+import { damaged } from './section-context.js';
+import type { OpenSection } from './section-tree.js';
 import type { WalkContext } from './walk-reader.js';
 import { peek, unknownBytes } from './walk-steps.js';
 

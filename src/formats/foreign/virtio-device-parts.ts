@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Device parts of virtio 1.4 as a device gives them (see `../virtio/device-parts.ts`), without anything around them. */
 import { DevstateError } from '../../errors.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged } from '../qemu-stream/section-context.js';
-import { hex } from '../qemu-stream/text.js';
 import {
   DEVICE_PART_HEADER_LENGTH,
   type DevicePartHeader,
@@ -13,6 +10,9 @@ import {
   devicePartName,
 } from '../virtio/device-parts.js';
 import { devicePartFields } from '../virtio/part-fields.js';
+import type { Pull } from './pushed-input.js';
+import { damaged } from './section-context.js';
+import { hex } from './text.js';
 import { type WalkContext, walkedKind } from './walk-reader.js';
 import { peek, unknownBytes } from './walk-steps.js';
 

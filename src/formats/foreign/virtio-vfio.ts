@@ -3,7 +3,7 @@
  * State of a virtio virtual function, from Linux's virtio-vfio-pci (drivers/vfio/pci/virtio/common.h, migrate.c): records as
  * in tagged-records.ts; in practice one, with the device parts as the device gave them.
  */
-import { Nesting } from '../qemu-stream/nested-content.js';
+import { Nesting } from './nested-content.js';
 import {
   RECORD_HEADER_LENGTH,
   RecordFlag,

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A reading of content by a walk: a generator that follows the bytes as they are pushed, and a tree of what it finds. */
 import type { FieldMap } from '../fields.js';
-import { StreamDefect } from '../qemu-stream/defect.js';
-import { Nesting } from '../qemu-stream/nested-content.js';
-import { type Pull, PushedInput } from '../qemu-stream/pushed-input.js';
-import { damaged } from '../qemu-stream/section-context.js';
-import { SectionTree } from '../qemu-stream/section-tree.js';
-import { FIRST_BYTES, hex } from '../qemu-stream/text.js';
 import type { ContentError, ContentKind, ContentReader, ContentReport } from './content.js';
+import { StreamDefect } from './defect.js';
+import { Nesting } from './nested-content.js';
+import { type Pull, PushedInput } from './pushed-input.js';
+import { damaged } from './section-context.js';
+import { SectionTree } from './section-tree.js';
+import { FIRST_BYTES, hex } from './text.js';
 
 /** What a walk works with. */
 export interface WalkContext {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Steps that the walks over several kinds have in common. Each makes one section. */
 import type { FieldMap } from '../fields.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { FIRST_BYTES, firstBytes, hex } from '../qemu-stream/text.js';
+import type { Pull } from './pushed-input.js';
+import { FIRST_BYTES, firstBytes, hex } from './text.js';
 import type { WalkContext } from './walk-reader.js';
 
 /** A structure of `length` bytes, all held at once. What `describe` throws ends the walk before the structure. */

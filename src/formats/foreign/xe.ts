@@ -7,9 +7,9 @@
  *      24 │ data, size bytes │
  */
 import type { FieldMap } from '../fields.js';
-import type { Pull } from '../qemu-stream/pushed-input.js';
-import { damaged, unsupported } from '../qemu-stream/section-context.js';
 import { fieldsOf, type Layout, listOf, u64At } from './layout.js';
+import type { Pull } from './pushed-input.js';
+import { damaged, unsupported } from './section-context.js';
 import { type WalkContext, walkedKind } from './walk-reader.js';
 import { peek, unknownBytes } from './walk-steps.js';
 

@@ -11,7 +11,7 @@ import { DIGEST_ALGORITHM, EnvelopeRecord, RecordFlag } from '../envelope/layout
 import { isMetadataMap, type MetadataValue } from '../envelope/msgpack.js';
 import type { FieldMap, FieldValue } from '../fields.js';
 import type { ContentKind, Extraction } from '../foreign/content.js';
-import { type NestedContent, Nesting } from '../qemu-stream/nested-content.js';
+import { type NestedContent, Nesting } from '../foreign/nested-content.js';
 import { findFormat, formatVersionText } from '../registry.js';
 import type {
   EnvelopeInspection,

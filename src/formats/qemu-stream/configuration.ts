@@ -8,10 +8,10 @@
  *     configuration/uuid              16 bytes
  */
 import type { FieldMap } from '../fields.js';
+import type { Pull } from '../foreign/pushed-input.js';
+import { damaged, type SectionContext, unsupported } from '../foreign/section-context.js';
 import { uuidFromBytes } from '../uuid.js';
 import { ElementType } from './constants.js';
-import type { Pull } from './pushed-input.js';
-import { damaged, type SectionContext, unsupported } from './section-context.js';
 import { isPageSize } from './vm-description.js';
 
 const MACHINE_NAME_MAX = 1024;

@@ -9,9 +9,9 @@
  * A helper whose Save() failed is counted, and missing.
  */
 import type { FieldMap } from '../fields.js';
-import type { Pull, PushedInput } from './pushed-input.js';
-import { damaged, type SectionContext } from './section-context.js';
-import { extractName, firstBytes } from './text.js';
+import type { Pull, PushedInput } from '../foreign/pushed-input.js';
+import { damaged, type SectionContext } from '../foreign/section-context.js';
+import { extractName, firstBytes } from '../foreign/text.js';
 
 /** QEMU's own bound. */
 const ID_LENGTH_MAX = 255;

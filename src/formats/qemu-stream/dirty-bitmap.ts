@@ -7,9 +7,9 @@
  *            BITS be64 first sector, be32 sectors, and unless ZEROES be64 length, bytes
  */
 import type { FieldMap } from '../fields.js';
+import type { Pull } from '../foreign/pushed-input.js';
+import type { SectionContext } from '../foreign/section-context.js';
 import { DirtyBitmapFlag } from './constants.js';
-import type { Pull } from './pushed-input.js';
-import type { SectionContext } from './section-context.js';
 
 /** Bitmaps named in the report. */
 const BITMAPS_LISTED = 256;

@@ -3,9 +3,10 @@
  * The end of a section whose length nobody says: its footer (u8 0x7e, be32 the section's id) where something follows
  * that can follow a section. By chance, that is there once in 2^50 bytes or so.
  */
+
+import type { Pull, PushedInput } from '../foreign/pushed-input.js';
+import { damaged } from '../foreign/section-context.js';
 import { COMMAND_NAMES, ElementType, FOOTER_LENGTH, SECTION_KINDS } from './constants.js';
-import type { Pull, PushedInput } from './pushed-input.js';
-import { damaged } from './section-context.js';
 
 /** Type, id, and a name of up to 255 bytes with its length. */
 const NEXT_HEADER_MAX = 1 + 4 + 1 + 255;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** QEMU's migration stream, as `migrate file:PATH` or `migrate exec:cat>PATH` write it, as a kind of content. */
 import type { ContentKind, ContentReader, ContentReaderOptions } from '../foreign/content.js';
+import { Nesting } from '../foreign/nested-content.js';
 import { WalkReader } from '../foreign/walk-reader.js';
 import { FILE_HEADER_LENGTH, QEMU_VM_FILE_MAGIC, QEMU_VM_FILE_VERSION } from './constants.js';
-import { Nesting } from './nested-content.js';
 import { StreamWalk } from './stream-walk.js';
 import { readVmDescription, type VmDescription } from './vm-description.js';
 

@@ -11,9 +11,9 @@
  * behind their block's name, at their address, with holes between them.
  */
 import type { FieldMap } from '../fields.js';
+import type { Pull } from '../foreign/pushed-input.js';
+import { damaged, type SectionContext, unsupported } from '../foreign/section-context.js';
 import { ENCODING_FLAG_XBZRLE, RamFlag } from './constants.js';
-import type { Pull } from './pushed-input.js';
-import { damaged, type SectionContext, unsupported } from './section-context.js';
 import { isPageSize } from './vm-description.js';
 
 const ITEM = RamFlag.ZERO | RamFlag.PAGE | RamFlag.XBZRLE | RamFlag.COMPRESS_PAGE;

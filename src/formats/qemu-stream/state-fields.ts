@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The bytes of a device section, taken apart as its description says. */
 import type { FieldMap, FieldValue } from '../fields.js';
+import type { SectionTree } from '../foreign/section-tree.js';
+import { hex } from '../foreign/text.js';
 import { ElementType } from './constants.js';
-import type { SectionTree } from './section-tree.js';
 import { type Structure, type StructureField, subsectionHeaderLength } from './structure.js';
-import { hex } from './text.js';
 
 /** Elements shown of a list, and bytes of a buffer. */
 const ELEMENTS_SHOWN = 32;

@@ -17,6 +17,16 @@
  * as in a stream that was cut; or it does not fit) the footer is searched, and the section is shown without fields.
  */
 import type { FieldMap } from '../fields.js';
+import type { Nesting } from '../foreign/nested-content.js';
+import { type Pull, PushedInput } from '../foreign/pushed-input.js';
+import {
+  damaged,
+  type SectionContext,
+  type StreamProperties,
+  unsupported,
+} from '../foreign/section-context.js';
+import { type OpenSection, SectionTree } from '../foreign/section-tree.js';
+import { FIRST_BYTES, firstBytes } from '../foreign/text.js';
 import { walkConfiguration } from './configuration.js';
 import {
   COMMAND_NAMES,
@@ -32,14 +42,9 @@ import {
 import { isDbusVmstateSection, walkDbusVmstate } from './dbus-vmstate.js';
 import { walkDirtyBitmap } from './dirty-bitmap.js';
 import { passToFooter } from './footer-search.js';
-import type { Nesting } from './nested-content.js';
-import { type Pull, PushedInput } from './pushed-input.js';
 import { walkRam } from './ram.js';
-import { damaged, type SectionContext, type StreamProperties, unsupported } from './section-context.js';
-import { type OpenSection, SectionTree } from './section-tree.js';
 import { type FieldBudget, LayoutMismatch, readState } from './state-fields.js';
 import type { Structure } from './structure.js';
-import { FIRST_BYTES, firstBytes } from './text.js';
 import { describeVfioConfig, isVfioSection, VfioDevices } from './vfio.js';
 import { DESCRIPTION_LENGTH_MAX, descriptionAtEnd, VmDescription } from './vm-description.js';
 

@@ -8,12 +8,13 @@
  *
  * What the device's driver gave and will be given is the data of all its sections, one after the other.
  */
+
+import type { NestedContent } from '../foreign/nested-content.js';
+import type { Pull } from '../foreign/pushed-input.js';
+import { damaged, type SectionContext } from '../foreign/section-context.js';
+import type { OpenSection } from '../foreign/section-tree.js';
+import { extractName, firstBytes } from '../foreign/text.js';
 import { VFIO_TAG_HIGH, VfioTag } from './constants.js';
-import type { NestedContent } from './nested-content.js';
-import type { Pull } from './pushed-input.js';
-import { damaged, type SectionContext } from './section-context.js';
-import type { OpenSection } from './section-tree.js';
-import { extractName, firstBytes } from './text.js';
 
 const TAG_LENGTH = 8;
 /**

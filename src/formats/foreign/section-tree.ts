@@ -4,7 +4,7 @@
  * how many they are, so that sizes still add up.
  */
 import type { FieldMap } from '../fields.js';
-import type { ContentReport, ContentSection } from '../foreign/content.js';
+import type { ContentReport, ContentSection } from './content.js';
 
 /** Sections listed on the top level; of those that repeat, as a migration goes on for hours; and below, in all. */
 const LISTED = 10_000;

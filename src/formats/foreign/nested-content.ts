@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Content within the stream: state of a device or a helper, extracted and looked into as its bytes pass by. */
-import type { ContentKind, ContentReader, ContentReport, Extraction } from '../foreign/content.js';
+import type { ContentKind, ContentReader, ContentReport, Extraction } from './content.js';
 import { FIRST_BYTES, hex } from './text.js';
 
 /** Pieces of content that are extracted and looked into; no machine has so many. */

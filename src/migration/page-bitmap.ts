@@ -7,8 +7,14 @@ import type { DmaRange } from '../wire/index.js';
 const CHUNK_PAGES = 2 ** 15;
 const CHUNK_WORDS = CHUNK_PAGES / 32;
 
+interface Chunk {
+  readonly words: Uint32Array;
+  /** Pages in it; a chunk that has none is given up. */
+  count: number;
+}
+
 export class PageBitmap {
-  readonly #chunks = new Map<number, Uint32Array>();
+  readonly #chunks = new Map<number, Chunk>();
   #count = 0;
 
   /** Pages in the set. */
@@ -18,19 +24,28 @@ export class PageBitmap {
 
   /** Adds pages `first` to `last`. */
   add(first: number, last: number): void {
-    for (let page = first; page <= last; page++) {
+    for (let page = first; page <= last; ) {
       const index = Math.floor(page / CHUNK_PAGES);
+      const base = index * CHUNK_PAGES;
       let chunk = this.#chunks.get(index);
       if (chunk === undefined) {
-        chunk = new Uint32Array(CHUNK_WORDS);
+        chunk = { words: new Uint32Array(CHUNK_WORDS), count: 0 };
         this.#chunks.set(index, chunk);
       }
-      const bit = page % CHUNK_PAGES;
-      const word = chunk[bit >>> 5]!;
-      const mask = 1 << (bit & 31);
-      if ((word & mask) !== 0) continue;
-      chunk[bit >>> 5] = word | mask;
-      this.#count++;
+      this.#addTo(chunk, page - base, Math.min(last - base, CHUNK_PAGES - 1));
+      page = base + CHUNK_PAGES;
+    }
+  }
+
+  #addTo(chunk: Chunk, first: number, last: number): void {
+    const { words } = chunk;
+    for (let word = first >>> 5; word <= last >>> 5; word++) {
+      const added = maskOf(word, first, last) & ~words[word]!;
+      if (added === 0) continue;
+      words[word]! |= added;
+      const count = bitCount(added);
+      chunk.count += count;
+      this.#count += count;
     }
   }
 
@@ -42,26 +57,27 @@ export class PageBitmap {
       if (index < firstChunk || index > lastChunk) continue;
       const base = index * CHUNK_PAGES;
       this.#visitChunk(chunk, base, Math.max(first - base, 0), Math.min(last - base, CHUNK_PAGES - 1), found);
-      if (chunk.every((word) => word === 0)) this.#chunks.delete(index);
+      if (chunk.count === 0) this.#chunks.delete(index);
     }
   }
 
   #visitChunk(
-    chunk: Uint32Array,
+    chunk: Chunk,
     base: number,
     first: number,
     last: number,
     found: (page: number) => boolean,
   ): void {
+    const { words } = chunk;
     for (let word = first >>> 5; word <= last >>> 5; word++) {
-      let bits = chunk[word]!;
-      if (word === first >>> 5) bits &= -1 << (first & 31);
-      if (word === last >>> 5 && (last & 31) !== 31) bits &= (1 << ((last & 31) + 1)) - 1;
+      if (words[word] === 0) continue;
+      let bits = words[word]! & maskOf(word, first, last);
       while (bits !== 0) {
         const lowest = bits & -bits;
         bits &= bits - 1;
         if (!found(base + word * 32 + 31 - Math.clz32(lowest))) continue;
-        chunk[word]! &= ~lowest;
+        words[word]! &= ~lowest;
+        chunk.count--;
         this.#count--;
       }
     }
@@ -81,4 +97,19 @@ export class PageBitmap {
     }
     return ranges;
   }
+}
+
+/** The bits of a word that lie between the bits `first` and `last` of its chunk. */
+function maskOf(word: number, first: number, last: number): number {
+  let mask = -1;
+  if (word === first >>> 5) mask &= -1 << (first & 31);
+  if (word === last >>> 5) mask &= -1 >>> (31 - (last & 31));
+  return mask;
+}
+
+/** Bits that are set, counted in pairs, then in fours, then in bytes. */
+function bitCount(bits: number): number {
+  const pairs = bits - ((bits >>> 1) & 0x55555555);
+  const fours = (pairs & 0x33333333) + ((pairs >>> 2) & 0x33333333);
+  return Math.imul((fours + (fours >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }

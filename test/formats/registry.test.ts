@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** UUIDs, the registry and its published list, and the checksum. */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
 import { crc32c, crc32cTable } from '../../src/formats/envelope/crc32c.js';
 import {
   findFormat,
+  formatVersionText,
+  isSameName,
   NVME_ALDER,
   REGISTERED_FORMATS,
   requireFormat,
@@ -82,6 +84,31 @@ t.test('registry: found by name or UUID', async (t) => {
   for (const name of ['org.example.none', newUuid()]) {
     t.equal(findFormat(name), undefined);
     t.throws(() => requireFormat(name), { code: 'DEVSTATE_E_FORMAT_UNKNOWN', exitCode: 3, message: name });
+  }
+});
+
+t.test('registry: names as users give them', async (t) => {
+  const format = { uuid: NVME_ALDER.uuid, name: 'org.devstate.nvme.alder' };
+  for (const given of [format.name, format.uuid, format.uuid.toUpperCase()])
+    t.equal(isSameName(format, given), true, given);
+  for (const given of ['org.devstate.nvme', format.name.toUpperCase(), `${format.name}@1`, newUuid(), ''])
+    t.equal(isSameName(format, given), false, given);
+  t.equal(formatVersionText({ major: 1, minor: 10 }), '1.10');
+  for (const one of REGISTERED_FORMATS) {
+    t.equal(requireFormat(one.name), one);
+    t.equal(requireFormat(one.uuid.toUpperCase()), one);
+    t.match(one.kind, /^(standard|vendor)$/);
+    t.match(one.stability, /^(experimental|stable)$/);
+    for (const model of one.models) t.match(model, /^[a-z.]+\/[a-z-]+$/, `${one.name}: a model's URI`);
+    if (one.kind === 'standard') t.type(one.schema, 'string', 'a standard has a published schema');
+    if (one.schema === null) continue;
+    const schema = new URL(`../../../formats/${one.schema}`, import.meta.url);
+    t.ok(existsSync(schema), `${one.schema} is there`);
+  }
+  const order = REGISTERED_FORMATS.map(({ versions }) => versions.map((one) => one.split('.').map(Number)));
+  for (const versions of order) {
+    const sorted = [...versions].sort(([a = 0, b = 0], [c = 0, d = 0]) => a - c || b - d);
+    t.strictSame(versions, sorted, 'oldest first');
   }
 });
 

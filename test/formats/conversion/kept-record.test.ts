@@ -10,10 +10,6 @@ import { hex, sameBytes, toHex } from '../../support/hex.js';
 import { codeThrownBy } from '../blobs.js';
 import { OAK } from './rune.js';
 
-function keep(...args: Parameters<RecordKeeper['keep']>): Uint8Array[] {
-  return Array.from(new RecordKeeper().keep(...args), (payload) => payload.slice());
-}
-
 const DAMAGED = 'DEVSTATE_E_ENVELOPE_RECORD';
 const WHERE = { offset: 1000, record: 3 };
 const POINT = { uuid: OAK.uuid, major: 0x0102 };
@@ -26,6 +22,15 @@ const RECORD = {
   formatFlags: 0x01800000,
   payload: new Uint8Array(Buffer.from('hello')),
 };
+
+/** A payload is valid only until the next is asked for. One keeper for all: what it kept before must not show. */
+const keeper = new RecordKeeper();
+const keep = (...args: Parameters<RecordKeeper['keep']>): Uint8Array[] =>
+  Array.from(keeper.keep(...args), (payload) => {
+    const copy = payload.slice();
+    payload.fill(0xee);
+    return copy;
+  });
 
 t.test('byte by byte', async (t) => {
   const [payload, ...others] = keep(RECORD, POINT);

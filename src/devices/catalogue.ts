@@ -7,6 +7,7 @@ import {
   type FormatDescription,
   nvmeDescription,
   nvmeValues,
+  pciFunctionDescription,
   type ValueAdapter,
   virtioDescription,
 } from '../formats/index.js';
@@ -20,6 +21,7 @@ export const formatDescriptions: readonly FormatDescription[] = [
   alderDescription,
   birchDescription,
   nvmeDescription,
+  pciFunctionDescription,
   sampleDescription,
   controllerStateDescription,
   virtioDescription,

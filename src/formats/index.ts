@@ -58,6 +58,12 @@ export {
 } from './nvme/records.js';
 export type * from './nvme/state.js';
 export { checkNvmeState } from './nvme/validate.js';
+export {
+  decodePciFunction,
+  encodePciFunction,
+  PCI_FUNCTION_VERSION,
+  pciFunctionDescription,
+} from './pci/records.js';
 export type { PciFunctionState } from './pci/state.js';
 export * from './qemu-stream/index.js';
 export {
@@ -68,6 +74,7 @@ export {
   NVME_BIRCH,
   NVME_CONTROLLER_STATE,
   NVME_STANDARD,
+  PCI_FUNCTION,
   REGISTERED_FORMATS,
   type RegisteredFormat,
   requireFormat,

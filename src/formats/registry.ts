@@ -76,6 +76,17 @@ export const NVME_CONTROLLER_STATE: RegisteredFormat = {
   stability: 'experimental',
 };
 
+/** State of a PCI function, whatever the device. */
+export const PCI_FUNCTION: RegisteredFormat = {
+  uuid: parseUuid('10dc3814-99e1-4df1-84de-2b98dbcbb70c'),
+  name: 'org.devstate.pci.function',
+  kind: 'standard',
+  models: ['devstate.org/nvme'],
+  versions: ['1.0'],
+  schema: 'pci-function.proto',
+  stability: 'experimental',
+};
+
 /** State of a virtio device of any vendor: the device parts of virtio 1.4 and what they lack. */
 export const VIRTIO_DEVICE_PARTS: RegisteredFormat = {
   uuid: parseUuid('9d0357ba-e402-4ae8-b9b7-cf618129dd63'),
@@ -92,6 +103,7 @@ export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [
   NVME_STANDARD,
   NVME_ALDER,
   NVME_BIRCH,
+  PCI_FUNCTION,
   SAMPLE,
   NVME_CONTROLLER_STATE,
   VIRTIO_DEVICE_PARTS,

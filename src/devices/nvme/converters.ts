@@ -30,6 +30,7 @@ import {
 import { BirchRecord, birchToStandard, standardToBirch } from './birch/index.js';
 import { type NvmeParameters, resolveNvmeParameters } from './spec/index.js';
 import { standardToControllerState } from './standard/to-controller-state.js';
+import { standardToPciFunction } from './standard/to-pci-function.js';
 
 /** The version that both vendors write of their formats. */
 const VENDOR_VERSION = { major: 1, minor: 0 } as const;
@@ -92,6 +93,7 @@ export const nvmeConverters: readonly Converter[] = [
   converter(birch, standard),
   converter(standard, birch),
   standardToControllerState,
+  standardToPciFunction,
 ];
 
 function converter(from: NvmeFormat, to: NvmeFormat): Converter {

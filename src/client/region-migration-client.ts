@@ -19,6 +19,7 @@ import {
   DmaUnmapFlag,
   deviceStateName,
   dirtyBitmapLength,
+  Errno,
   encodeDirtyPages,
   encodeDmaUnmap,
   encodeUnmapBitmap,
@@ -293,7 +294,8 @@ export class RegionMigrationClient extends MigrationClient {
 function legalPath(from: DeviceState, to: DeviceState): DeviceState[] {
   try {
     return deviceStatePath(from, to);
-  } catch (error) {
-    throw asDevstateError(error, 'DEVSTATE_E_REFUSED');
+  } catch (cause) {
+    const { message } = asDevstateError(cause);
+    throw new DevstateError('DEVSTATE_E_REFUSED', message, { cause, errno: Errno.EINVAL });
   }
 }

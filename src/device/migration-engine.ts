@@ -20,6 +20,7 @@ import {
   type WireFormatOffer,
 } from '../wire/index.js';
 import type { Device, ResetReason } from './device.js';
+import { EnginePort, type ServedProtocols } from './engine-port.js';
 import {
   chooseFormat,
   type FormatChoice,
@@ -29,20 +30,12 @@ import {
 } from './format-choice.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
-import { MigrationRegion, type MigrationRegionOptions } from './migration-region.js';
 import { StateSessions } from './state-sessions.js';
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
 
 /** Every device of the SDK can do all of migration v2: quiescing for P2P is the same as quiescing. */
-export const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
-
-/** What a connection can migrate the device by. */
-export interface ServedProtocols {
-  readonly v2: boolean;
-  /** For v1. */
-  readonly region?: MigrationRegionOptions | undefined;
-}
+const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY;
 
 /** Names an arc in a `switch`. */
 const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
@@ -80,6 +73,11 @@ export class MigrationEngine {
 
   get state(): MigrationState {
     return this.#machine.state;
+  }
+
+  /** `MigrationFlag` bits. */
+  get flags(): number {
+    return this.#machine.flags;
   }
 
   /** See `MigrationPort`. */
@@ -394,91 +392,4 @@ function asRequestError(error: unknown): RequestError {
   if (error instanceof RequestError) return error;
   const { errno, message } = asDevstateError(error);
   return new RequestError(errno ?? Errno.EINVAL, message);
-}
-
-/** The engine as one connection sees it. */
-class EnginePort implements MigrationPort {
-  readonly #engine: MigrationEngine;
-  readonly choice: FormatChoice = {};
-  readonly servesV2: boolean;
-  readonly region: MigrationRegion | undefined;
-
-  constructor(engine: MigrationEngine, { v2, region }: ServedProtocols) {
-    this.#engine = engine;
-    this.servesV2 = v2;
-    if (region !== undefined) this.region = new MigrationRegion(this, region);
-  }
-
-  get flags(): number {
-    return MIGRATION_FLAGS;
-  }
-
-  get state(): MigrationState {
-    return this.#engine.state;
-  }
-
-  get dataSize(): number {
-    return this.#engine.dataSize;
-  }
-
-  get generation(): number {
-    return this.#engine.generation;
-  }
-
-  setState(target: number): Promise<void> {
-    return this.#engine.setState(this, target);
-  }
-
-  breakDown(): Promise<void> {
-    return this.#engine.breakDown(this);
-  }
-
-  read(size: number): Promise<Uint8Array[]> {
-    return this.#engine.read(this, size);
-  }
-
-  write(bytes: Uint8Array): void {
-    this.#engine.write(this, bytes);
-  }
-
-  startLogging(start: DmaLoggingStart): number {
-    return this.#engine.startLogging(this, start);
-  }
-
-  stopLogging(): void {
-    this.#engine.stopLogging(this);
-  }
-
-  get logs(): boolean {
-    return this.#engine.logs(this);
-  }
-
-  writeByMessage(on: boolean): void {
-    this.#engine.writeByMessage(this, on);
-  }
-
-  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
-    this.#engine.reportLogging(this, report, bitmap);
-  }
-
-  formatOffers(): WireFormatOffer[] {
-    return this.#engine.formatOffers();
-  }
-
-  selectFormat(selection: FormatSelection): void {
-    this.#engine.selectFormat(this, selection);
-  }
-
-  get values(): ValuesPort | undefined {
-    return this.#engine.valuesFor(this);
-  }
-
-  reset(): Promise<void> {
-    return this.#engine.reset('aborted', this);
-  }
-
-  close(): Promise<void> {
-    this.region?.close();
-    return this.#engine.release(this);
-  }
 }

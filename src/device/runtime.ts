@@ -32,11 +32,12 @@ import {
 } from '../wire/index.js';
 import { openBacking } from './backing.js';
 import type { Device, DeviceHost } from './device.js';
+import type { ServedProtocols } from './engine-port.js';
 import { EventSignal } from './event-signal.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { GuestMemory } from './guest-memory.js';
 import { Interrupts } from './interrupts.js';
-import { MigrationEngine, type ServedProtocols } from './migration-engine.js';
+import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
 import { CONFIG_SPACE_SIZE } from './pci-config.js';
 

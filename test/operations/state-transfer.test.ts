@@ -212,10 +212,14 @@ t.test('given up, refused, broken', async (t) => {
     code: 'DEVSTATE_E_FORMAT_VERSION',
     message: /nvme\.alder 2\.0/,
   });
+  const parameters = { ...plan.destination.model?.parameters };
+  const strangers = ['one', 'two'].map((text) => ({ type: 0x1aaaa, flags: 1, payload: Buffer.from(text) }));
+  await destination.reset();
+  await destination.setState(RESUMING);
   await t.rejects(
-    given(encodeBlob([], { ...MINIMAL_HEADER, parameters: { ...plan.destination.model?.parameters } })),
+    given(encodeBlob(strangers, { ...MINIMAL_HEADER, parameters })),
     { code: 'DEVSTATE_E_CONVERSION' },
-    'a blob without a state in it',
+    'a blob without a state in it; what is kept of it the destination takes',
   );
   const values = { ...plan.source, interface: 'values', model: undefined } as StatePeer;
   t.throws(() => readPeer(values, source), { code: 'DEVSTATE_E_NOT_MIGRATABLE', message: /of which model/ });

@@ -155,6 +155,27 @@ t.test('features and log pages', async (t) => {
   twins.same('features and log pages');
 });
 
+t.test('what a host must not change while the controller is enabled stays as it was', async (t) => {
+  const twins = new Twins(t);
+  const registers = [0x24, 0x28, 0x2c, 0x30, 0x34];
+  const show = (rig: Rig) => registers.map((offset) => rig.read(offset));
+  for (const offset of registers) await twins.both('written', (rig) => rig.write(offset, 0x00300000));
+  t.ok((await twins.both('disabled', show)).every((value) => value === 0x00300000));
+  for (const rig of twins.rigs) await rig.enable();
+  const before = await twins.both('enabled', show);
+  for (const offset of registers) await twins.both('written', (rig) => rig.write(offset, 0x00300000));
+  t.same(await twins.both('after', show), before);
+  const cc = await twins.both('CC', (rig) => rig.read(CC));
+  await twins.both('CC with another page size, command set and arbitration', (rig) =>
+    rig.write(CC, cc ^ 0x3ff0),
+  );
+  t.equal(await twins.both('CC after', (rig) => rig.read(CC)), cc);
+  t.equal((await twins.command(0, { opcode: 6, cdw10: 1 })).status, 0, 'it goes on');
+  // What it saves it takes back.
+  for (const rig of twins.rigs) await rig.load(await rig.save());
+  t.same(await twins.both('loaded', show), before);
+});
+
 t.test('property: registers', async (t) => {
   const access = fc.record({
     region: fc.constantFrom(0, 0, 0, 4),

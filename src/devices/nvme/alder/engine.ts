@@ -342,9 +342,18 @@ export class QueueEngine {
       this.#ringFailed(`completion queue ${cq.id}`, error);
     } finally {
       cq.posting = false;
+      cq.idle?.();
       this.activity.end();
     }
     if (this.#fetching && !cq.deleted) this.#serviceBound(cq);
+  }
+
+  /** Waits for an entry that is being written: its memory is the guest's again once the queue is deleted. */
+  async drainCompletion(cq: CompletionQueue): Promise<void> {
+    if (!cq.posting) return;
+    await new Promise<void>((resolve) => {
+      cq.idle = resolve;
+    });
   }
 
   #announceLater(cq: CompletionQueue): void {

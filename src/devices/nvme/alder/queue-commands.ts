@@ -45,16 +45,17 @@ export async function deleteSubmissionQueue({ engine }: Controller, command: Com
   engine.submission[id] = undefined;
 }
 
-export function deleteCompletionQueue({ engine }: Controller, command: Command): number {
+export async function deleteCompletionQueue({ engine }: Controller, command: Command): Promise<void> {
   const id = command.dword(Dword.CDW10) & 0xffff;
   const cq = engine.completion[id];
-  if (id === 0 || cq === undefined) throw new CommandError(Status.INVALID_QUEUE_IDENTIFIER);
+  if (id === 0 || cq === undefined || cq.deleted) throw new CommandError(Status.INVALID_QUEUE_IDENTIFIER);
   if (engine.submission.some((sq) => sq?.cq === cq)) throw new CommandError(Status.INVALID_QUEUE_DELETION);
   cq.deleted = true;
   cq.held = [];
+  await engine.drainCompletion(cq);
   engine.completion[id] = undefined;
+  // Its unread entries no longer interrupt.
   engine.owner.announce(cq);
-  return 0;
 }
 
 /** Checks what both Create commands have in common. */

@@ -76,6 +76,8 @@ export class CompletionQueue {
   held: HeldCompletion[] = [];
   /** An asynchronous write of entries is under way. */
   posting = false;
+  /** Called when such a write has ended; set while the queue's deletion waits for it. */
+  idle: (() => void) | undefined;
   /** Entries were written and not yet announced. */
   due = false;
   deleted = false;

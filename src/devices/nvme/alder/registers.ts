@@ -9,7 +9,9 @@ import {
   CapHigh,
   CapLow,
   Cc,
+  configurationOf,
   DOORBELL_BASE,
+  isHeldWhileEnabled,
   MIN_PAGE_SIZE,
   MPS_MAX,
   type NvmeParameters,
@@ -124,6 +126,7 @@ export class Registers {
       this.listener.doorbell((register - DOORBELL_BASE) / 4, value);
       return;
     }
+    if (isHeldWhileEnabled(register) && (this.cc & Cc.EN) !== 0) return;
     switch (register) {
       case Register.INTMS:
         this.#setMask(this.interruptMask | value);
@@ -132,7 +135,7 @@ export class Registers {
         this.#setMask(this.interruptMask & ~value);
         return;
       case Register.CC:
-        this.#set(Register.CC, value & Cc.WRITABLE);
+        this.#set(Register.CC, configurationOf(this.cc, value));
         this.listener.configurationWritten();
         return;
       case Register.AQA:

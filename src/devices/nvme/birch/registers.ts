@@ -4,7 +4,16 @@
  * any width is turned into writes of whole dwords.
  */
 
-import { AQA_WRITABLE, Cc, Csts, DOORBELL_BASE, MIN_PAGE_SIZE, Register } from '../spec/index.js';
+import {
+  AQA_WRITABLE,
+  Cc,
+  Csts,
+  configurationOf,
+  DOORBELL_BASE,
+  isHeldWhileEnabled,
+  MIN_PAGE_SIZE,
+  Register,
+} from '../spec/index.js';
 import type { ControllerImage } from './controller-image.js';
 import { REGISTERS_AT, REGISTERS_SIZE } from './layout.js';
 
@@ -61,6 +70,7 @@ function writeDword(image: ControllerImage, offset: number, value: number, actio
     actions.doorbell((offset - DOORBELL_BASE) >>> 2, value);
     return;
   }
+  if (isHeldWhileEnabled(offset) && (image.register(Register.CC) & Cc.EN) !== 0) return;
   switch (offset) {
     case Register.INTMS:
       setInterruptMask(image, image.register(Register.INTMS) | value);
@@ -71,7 +81,7 @@ function writeDword(image: ControllerImage, offset: number, value: number, actio
       actions.interruptMaskWritten();
       return;
     case Register.CC:
-      image.setRegister(Register.CC, value & Cc.WRITABLE);
+      image.setRegister(Register.CC, configurationOf(image.register(Register.CC), value));
       actions.configurationWritten();
       return;
     case Register.AQA:

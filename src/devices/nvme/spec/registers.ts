@@ -42,6 +42,8 @@ export const Cc = {
   IOCQES_SHIFT: 20,
   /** Bits that exist. */
   WRITABLE: 0x00fffff1,
+  /** Bits that a host must not change while EN is set: they keep their value then. */
+  HELD_WHILE_ENABLED: 0x00003ff0,
 } as const;
 
 /** Controller Status. */
@@ -68,3 +70,14 @@ export const SQES = 6;
 export const CQES = 4;
 export const SQ_ENTRY_SIZE = 1 << SQES;
 export const CQ_ENTRY_SIZE = 1 << CQES;
+
+/** CC after a write of `value`. What a host must not change while the controller is enabled stays as it was. */
+export function configurationOf(cc: number, value: number): number {
+  const held = (cc & value & Cc.EN) !== 0 ? Cc.HELD_WHILE_ENABLED : 0;
+  return ((cc & held) | (value & Cc.WRITABLE & ~held)) >>> 0;
+}
+
+/** The registers of the admin queues, which a host must not write while the controller is enabled: writes have no effect. */
+export function isHeldWhileEnabled(offset: number): boolean {
+  return offset >= Register.AQA && offset < Register.ACQ + 8;
+}

@@ -15,6 +15,8 @@ import { sameBytes } from '../support/hex.js';
 import { socketFolder } from '../support/served.js';
 import { runSampleClient, SampleServer } from './libvfio-user.js';
 
+t.setTimeout(110_000);
+
 const { STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY } = MigrationState;
 const BAR1 = 0x3000;
 

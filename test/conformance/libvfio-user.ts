@@ -11,6 +11,9 @@ import { socketFolder, type Test, until } from '../support/served.js';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
+/** The client waits ten seconds; the rest is for a machine that has other things to do. */
+const DEADLINE_MS = 50_000;
+
 /** A program's output, and what it ended with, once all who had its output have ended. */
 export interface Run {
   readonly stdout: string;
@@ -58,9 +61,24 @@ export async function runSampleClient(
   const source = new Devstate([...serve, socket]);
   t.teardown(() => source.end());
   await source.saysOnStderr(/"msg":"serving /);
-  const client = spawn(join(folder, 'client'), [socket], { stdio: ['ignore', 'pipe', 'pipe'] });
-  t.teardown(() => client.kill('SIGKILL'));
-  return { client: await collect(client).run, source };
+  // A group of its own: its child would outlive it.
+  const client = spawn(join(folder, 'client'), [socket], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    detached: true,
+  });
+  const endAll = (): void => {
+    try {
+      if (client.pid !== undefined) process.kill(-client.pid, 'SIGKILL');
+    } catch {
+      // Nothing is left.
+    }
+  };
+  t.teardown(endAll);
+  // If the client ends before it has met the destination, that waits for ever: what was said so far tells why.
+  const deadline = setTimeout(endAll, DEADLINE_MS);
+  const run = await collect(client).run;
+  clearTimeout(deadline);
+  return { client: run, source };
 }
 
 /** The sample server of a build, which serves one client and ends when that leaves. */

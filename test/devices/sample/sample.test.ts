@@ -78,8 +78,6 @@ t.test('BAR 0', async (t) => {
   }
   await vmm.setAlarm(now() + 1000);
   t.match(await vmm.sinceAlarm(), /^-(1000|999)$/);
-  t.equal(await outcome(vmm.setAlarm(now() - 5)), Errno.EINVAL, 'the past');
-  t.match(await vmm.sinceAlarm(), /^-(1000|999)$/, 'changes nothing');
   await vmm.client.regionWrite(0, 0, Uint8Array.of(0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f));
   t.ok((await vmm.sinceAlarm()) < -(2 ** 62), 'the end of time');
   await vmm.client.reset();
@@ -111,8 +109,8 @@ async function alarmRings(t: Test): Promise<void> {
   for (const page of [0, 1]) t.ok(sameBytes(vmm.page(page), PATTERN), `page ${page}`);
   for (const page of [2, 3]) t.ok(vmm.page(page).every((byte) => byte === 0));
 
-  // An edge: a second alarm is signalled although nobody has unmasked INTx.
-  await vmm.alarm(now() + 1);
+  // An edge: a second alarm is signalled although nobody has unmasked INTx. A second that has been rings at once.
+  await vmm.alarm(now() - 5);
   t.equal(vmm.interrupts(), 1);
 }
 
@@ -132,8 +130,7 @@ async function alarmUnheard(t: Test): Promise<void> {
 async function alarmGone(t: Test): Promise<void> {
   const [written, reset, left] = [await Vmm.start(t), await Vmm.start(t), await Vmm.start(t)];
   for (const vmm of [written, reset, left]) await vmm.setAlarm(now() + 1);
-  // The present second takes it back, unless the next has begun meanwhile: that is refused.
-  while ((await outcome(written.setAlarm(now()))) !== 0);
+  await written.setAlarm(0);
   await reset.client.reset();
   await left.client.regionWrite(1, 0, Uint8Array.of(1, 2, 3));
   left.client.close();

@@ -151,7 +151,7 @@ export class Adder implements Device {
 }
 
 /** Two records: the config space, and the registers. */
-class AdderFormat implements StateFormat {
+export class AdderFormat implements StateFormat {
   readonly uuid = parseUuid('0f5cf1d4-7a43-4f0e-9a53-3f1c4a1d2b60');
   readonly name = 'org.example.adder';
   readonly version = { major: 1, minor: 0 };

@@ -56,6 +56,12 @@ t.test('commands and their options', async (t) => {
     'save',
     'load',
     'inspect',
+    'verify',
+    'diff',
+    'convert',
+    'formats',
+    'wrap',
+    'unwrap',
   ]) {
     known.set(command, await optionsOf(command));
   }
@@ -76,7 +82,7 @@ t.test('commands and their options', async (t) => {
   for (const [path, commands] of [
     ['docs/migrate.md', ['serve nvme', 'migrate']],
     ['docs/conformance.md', ['serve sample']],
-    ['docs/inspect.md', ['save', 'load']],
+    ['docs/inspect.md', ['save', 'load', 'check', 'inspect', 'convert', 'wrap']],
   ] as const) {
     const text = pages.find((page) => page.path === path)?.text ?? '';
     for (const command of commands) {

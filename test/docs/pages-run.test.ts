@@ -61,6 +61,19 @@ t.test('docs/write-a-device.md', async (t) => {
   t.match(output, /Model: +example\.org\/adder.*Status: +intact and complete.*loaded/s);
 });
 
+t.test('docs/formats.md', async (t) => {
+  const { code, output } = await runPage(t, 'docs/formats.md');
+  t.equal(code, 0, output);
+  t.match(output, /Format: +org\.example\.adder 1\.0.*no difference.*board = "A-7"/s);
+});
+
+t.test('docs/inspect.md', async (t) => {
+  const { code, output } = await runPage(t, 'docs/inspect.md');
+  t.equal(code, 0, output);
+  t.match(output, /lost: the health counters.*4 differences, compared as org\.devstate\.nvme\.alder 1\.0/s);
+  t.match(output, /Opaque: +343 B of virtio-vfio.*Compatible: +yes.*dbus-vmstate\.disk0\.bin/s);
+});
+
 t.test('docs/migrate.md', async (t) => {
   if ((await requireQemu(t)) === undefined || (await requireGuest(t)) === undefined) return;
   const { code, output } = await runPage(t, 'docs/migrate.md');

@@ -158,6 +158,11 @@ export const ERROR_CODES = {
 } as const satisfies Record<`DEVSTATE_E_${string}`, ExitCode>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
+/** Exit code of a command that finds an error of this code: 1 for a code that there is not. */
+export function exitCodeOf(code: string): ExitCode {
+  return new Map<string, ExitCode>(Object.entries(ERROR_CODES)).get(code) ?? ExitCode.failed;
+}
+
 /** An error with a stable code. `errno`, when present, is the positive Linux errno that belongs to it. */
 export class DevstateError extends Error {
   readonly code: ErrorCode;

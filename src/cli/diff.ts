@@ -2,10 +2,15 @@
 /** `devstate diff`: in what two saved states differ. */
 
 import { Command } from 'commander';
-import { ExitCode } from '../errors.js';
-import { type Difference, diffFiles, withInput } from '../operations/index.js';
+import { DevstateError, ExitCode } from '../errors.js';
+import { printable } from '../formats/index.js';
+import { type Difference, diffFiles, withRereadable } from '../operations/index.js';
 import { outputOption } from './options.js';
 import { printJson, printWrapped } from './output.js';
+
+/** Characters shown of a long value, and of those before what is different in it. */
+const VALUE_LENGTH = 48;
+const BEFORE = 8;
 
 export function diffCommand(): Command {
   return new Command('diff')
@@ -14,7 +19,9 @@ export function diffCommand(): Command {
     .argument('<b>', 'another one, perhaps of another format')
     .addOption(outputOption())
     .action(async (a: string, b: string, { output }: { output: 'text' | 'json' }) => {
-      const result = await withInput(a, (left) => withInput(b, (right) => diffFiles(left, right)));
+      if (a === '-' && b === '-')
+        throw new DevstateError('DEVSTATE_E_USAGE', 'only one of the two can be stdin');
+      const result = await withRereadable(a, (left) => withRereadable(b, (right) => diffFiles(left, right)));
       if (!result.same) process.exitCode = ExitCode.failed;
       if (output === 'json') return printJson(result);
       for (const difference of result.differences) printDifference(difference);
@@ -26,8 +33,31 @@ export function diffCommand(): Command {
 }
 
 function printDifference({ path, a, b }: Difference): void {
-  const text = (value: Difference['a']): string => (value === null ? '(not there)' : JSON.stringify(value));
-  printWrapped(path, '');
-  printWrapped(text(a), '  - ');
-  printWrapped(text(b), '  + ');
+  const text = (value: Difference['a']): string =>
+    value === null ? '(not there)' : printable(JSON.stringify(value));
+  const [left, right] = [text(a), text(b)];
+  printWrapped(printable(path), '');
+  const from = Math.max(0, firstDifference(left, right) - BEFORE);
+  for (const [sign, value] of [
+    ['-', left],
+    ['+', right],
+  ] as const) {
+    printWrapped(excerpt(value, from), `  ${sign} `);
+  }
+}
+
+/** Index of the first character that is not the same. */
+function firstDifference(a: string, b: string): number {
+  let at = 0;
+  while (at < a.length && a[at] === b[at]) at++;
+  return at;
+}
+
+/** A value that does not fit on its line, around what is different in it. */
+function excerpt(text: string, from: number): string {
+  if (text.length <= VALUE_LENGTH) return text;
+  const start = Math.min(from, text.length - VALUE_LENGTH);
+  const part = text.slice(start, start + VALUE_LENGTH);
+  const [before, after] = [start, text.length - start - part.length];
+  return `${before > 0 ? `${before} characters … ` : ''}${part}${after > 0 ? ` … ${after} more` : ''}`;
 }

@@ -3,12 +3,21 @@
 
 import { Command } from 'commander';
 import { jsonpath } from 'json-p3';
-import { DevstateError, ExitCode } from '../errors.js';
+import { DevstateError, exitCodeOf } from '../errors.js';
 import { renderInspection, withHex } from '../formats/index.js';
-import { type ExtractedFile, type InputFile, inspectFile, withInput } from '../operations/index.js';
+import {
+  type ExtractedFile,
+  type InputFile,
+  inspectFile,
+  withInput,
+  withRereadable,
+} from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
 import { outputOption } from './options.js';
 import { formatBytes, printJson } from './output.js';
+
+/** Bytes that `--hex` shows in all. */
+const HEX_TOTAL = 8 * 1024 * 1024;
 
 interface InspectCommandOptions {
   fields?: boolean;
@@ -23,12 +32,14 @@ export function inspectCommand(): Command {
     .description('show what a saved state or a migration stream is and holds')
     .argument('<file>', 'the file; - for stdin')
     .option('--fields', 'with the fields of every record and section')
-    .option('--hex', 'with the first bytes of every record and section, 4 KiB of each')
+    .option('--hex', 'with the first bytes of every record and section: 4 KiB of each, 8 MiB in all')
     .option('--path <expr>', 'only what this JSONPath (RFC 9535) selects in the JSON, as JSON')
     .option('--extract <dir>', 'write what is found inside to files in this directory')
     .addOption(outputOption())
     .action((path: string, options: InspectCommandOptions) =>
-      withInput(path, (input) => inspectInput(input, options)),
+      options.hex === true
+        ? withRereadable(path, (input) => inspectInput(input, options))
+        : withInput(path, (input) => inspectInput(input, options)),
     );
 }
 
@@ -48,33 +59,40 @@ async function inspectInput(input: InputFile, options: InspectCommandOptions): P
     process.stdout.write(renderInspection(inspection, { fields: options.fields === true, ...shown }));
   }
   reportExtracted(extracted, options.extract);
-  if (inspection.error !== null) process.exitCode = ExitCode.corrupt;
+  if (inspection.error !== null) process.exitCode = exitCodeOf(inspection.error.code);
 }
 
 /** @throws DEVSTATE_E_PATH */
 function parsePath(text: string): (value: unknown) => unknown {
   // `records[0].name` is as good as `$.records[0].name`.
   const full = text.startsWith('$') ? text : text.startsWith('[') ? `$${text}` : `$.${text}`;
+  const wrong = (what: string, cause: unknown): DevstateError => {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    return new DevstateError('DEVSTATE_E_PATH', `${JSON.stringify(text)} ${what}: ${why}`, { cause });
+  };
   try {
     const query = jsonpath.compile(full);
     return (value) => {
-      const values = query.query(JSON.parse(JSON.stringify(value))).values();
-      return query.singularQuery() ? (values[0] ?? null) : values;
+      try {
+        const values = query.query(JSON.parse(JSON.stringify(value))).values();
+        return query.singularQuery() ? (values[0] ?? null) : values;
+      } catch (cause) {
+        throw wrong('cannot be followed', cause);
+      }
     };
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new DevstateError(
-      'DEVSTATE_E_PATH',
-      `${JSON.stringify(text)} is no JSONPath: ${why}. Try format.name or records[*].name`,
-      { cause },
-    );
+    throw wrong('is no JSONPath (format.name and records[*].name are)', cause);
   }
 }
 
-/** @throws DEVSTATE_E_INPUT for what can be read only once */
+/** Bytes of the file, until so many have been shown that nobody reads them. */
 function bytesOf(input: InputFile): (offset: number, length: number) => Uint8Array {
-  if (input.size !== undefined) return (offset, length) => input.bytesAt(offset, length);
-  throw new DevstateError('DEVSTATE_E_INPUT', `--hex looks at ${input.path} twice: save it to a file first`);
+  let left = HEX_TOTAL;
+  return (offset, length) => {
+    const bytes = input.bytesAt(offset, Math.min(length, left));
+    left -= bytes.length;
+    return bytes;
+  };
 }
 
 function reportExtracted(files: readonly ExtractedFile[], directory: string | undefined): void {

@@ -2,6 +2,7 @@
 /** What commands print: data on stdout, everything else on stderr. */
 
 import { asDevstateError, type ExitCode } from '../errors.js';
+import { printable } from '../formats/index.js';
 
 /** One JSON object, the whole output of a command with `-o json`. */
 export function printJson(value: unknown): void {
@@ -44,7 +45,9 @@ function wrap(text: string, columns: number): string[] {
 /** Says on stderr what went wrong. @returns the exit code for it */
 export function printError(error: unknown): ExitCode {
   const { code, message, exitCode } = asDevstateError(error);
-  process.stderr.write(`error: ${message} [${code}]\n`);
+  // It may quote what a file or a peer says.
+  const lines = message.split('\n').map(printable);
+  process.stderr.write(`error: ${lines.join('\n')} [${code}]\n`);
   if (code === 'DEVSTATE_E_INTERNAL' && error instanceof Error && error.stack !== undefined) {
     process.stderr.write(`${error.stack}\n`);
   }

@@ -2,7 +2,7 @@
 /** `devstate verify`: whether a saved state is intact and complete. */
 
 import { Command } from 'commander';
-import { ExitCode } from '../errors.js';
+import { exitCodeOf } from '../errors.js';
 import { verifyFile, withInput } from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
 import { outputOption } from './options.js';
@@ -19,11 +19,12 @@ export function verifyCommand(): Command {
         progress.end,
       );
       const { intact, format, size, records, digest, error } = result;
-      if (!intact) process.exitCode = ExitCode.corrupt;
+      if (error !== null) process.exitCode = exitCodeOf(error.code);
       if (output === 'json') return printJson(result);
+      const counted = records === 1 ? '1 record' : `${records} records`;
       printColumns([
         ['Format', format ?? 'unknown'],
-        ['Size', `${formatBytes(size)}, ${records} records${intact ? '' : ' before the defect'}`],
+        ['Size', `${formatBytes(size)}, ${counted}${intact ? '' : ' before the defect'}`],
         ...(digest === null ? [] : [['Digest', `sha256 ${digest.slice(0, 32)}…`] as const]),
         ['Status', error === null ? 'intact and complete' : `${error.code}: ${error.message}`],
       ]);

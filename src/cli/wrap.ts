@@ -32,7 +32,7 @@ export function wrapCommand(): Command {
       major: 1,
       minor: 0,
     })
-    .requiredOption('--model <uri>', "the device's model")
+    .requiredOption('--model <uri>', "the device's model", parseModel)
     .option(
       '--param <key=value>',
       'a parameter of the model: JSON, or else text (repeatable)',
@@ -80,6 +80,11 @@ function parseVersion(text: string): FormatVersion {
   throw new InvalidArgumentError('A version is given as MAJOR.MINOR.');
 }
 
+function parseModel(text: string): string {
+  if (text !== '') return text;
+  throw new InvalidArgumentError('A model has a name.');
+}
+
 /** Any UUID will do: formats need not be registered here. @throws DEVSTATE_E_FORMAT_UNKNOWN */
 function requireUuid(text: string): Uuid {
   const uuid = isUuid(text) ? parseUuid(text) : findFormat(text)?.uuid;
@@ -92,6 +97,10 @@ function requireUuid(text: string): Uuid {
 function parseValue(text: string): ParameterValue {
   if (text === 'true' || text === 'false') return text === 'true';
   if (/^-?\d{1,15}$/.test(text)) return Number(text);
-  const quoted = /^"(.*)"$/.exec(text);
-  return quoted?.[1] ?? text;
+  if (!text.startsWith('"')) return text;
+  try {
+    return String(JSON.parse(text));
+  } catch {
+    return text;
+  }
 }

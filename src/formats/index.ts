@@ -28,6 +28,7 @@ export type * from './foreign/content.js';
 export { detectContent, FOREIGN_KINDS, probeLengthOf } from './foreign/index.js';
 export { envelopeKind } from './inspection/envelope-kind.js';
 export { type InspectOptions, inspect } from './inspection/inspect.js';
+export { printable } from './inspection/lines.js';
 export { type RenderOptions, renderInspection } from './inspection/render.js';
 export type * from './inspection/types.js';
 export { withHex } from './inspection/with-hex.js';

@@ -75,7 +75,11 @@ function chooseWay(header: EnvelopeHeader, { to, allowLossy = false }: ConvertOp
   const wanted = parseTarget(to);
   const same =
     header.format === wanted.uuid && (wanted.major ?? header.version.major) === header.version.major;
-  if (same) return [];
+  if (same) {
+    if ((wanted.minor ?? header.version.minor) === header.version.minor) return [];
+    const is = `it is ${formatVersionText(header.version)}, and minor versions are not converted`;
+    throw new DevstateError('DEVSTATE_E_FORMAT_VERSION', `the blob cannot become ${to}: ${is}`);
+  }
   const from = { uuid: header.format, major: header.version.major };
   const lossFree = waysTo(from, wanted, false)[0];
   if (lossFree !== undefined) return requireVersion(lossFree, wanted, to);

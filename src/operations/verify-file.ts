@@ -25,7 +25,10 @@ export interface VerifyResult {
 }
 
 /** Knows no format: it checks what the envelope vouches for. @throws DEVSTATE_E_INPUT */
-export async function verifyFile(input: InputFile, progress?: ReadProgress): Promise<VerifyResult> {
+export async function verifyFile(
+  input: Pick<InputFile, 'chunks'>,
+  progress?: ReadProgress,
+): Promise<VerifyResult> {
   const found = { size: 0, records: 0, format: null as string | null, digest: null as string | null };
   const decoder = new EnvelopeDecoder(
     {

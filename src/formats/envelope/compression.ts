@@ -29,6 +29,7 @@ interface ZstdFunctions {
 interface DecompressOptions {
   info: true;
   maxOutputLength: number;
+  chunkSize: number;
 }
 
 const LENGTH_SIZE = 4;
@@ -101,9 +102,9 @@ export function plainPayload(payload: Uint8Array, flags: number): Uint8Array | u
   return way.decompress(payload.subarray(LENGTH_SIZE), length);
 }
 
-/** zlib stops where the output would become longer: what arrives decides how much memory is used. */
+/** zlib stops where the output would become longer. It takes one buffer, of which what arrives decides how much is touched. */
 function limits(length: number): DecompressOptions {
-  return { info: true, maxOutputLength: length };
+  return { info: true, maxOutputLength: length, chunkSize: Math.max(64, length + 1) };
 }
 
 /** What zlib gives with `info`: the output, and the engine that knows how much of the input it has used. */

@@ -8,6 +8,9 @@ import type { ContentKind, ContentReport, ContentSection } from '../foreign/cont
 import { EnvelopeReader } from './envelope-reader.js';
 import type { EnvelopeInspection, FormatDescription, UnknownInspection } from './types.js';
 
+/** Records listed of one: there may be many of them within a stream. */
+const LISTED = 1000;
+
 export function envelopeKind(formats: readonly FormatDescription[]): ContentKind {
   return {
     name: 'envelope',
@@ -15,7 +18,7 @@ export function envelopeKind(formats: readonly FormatDescription[]): ContentKind
     probeLength: HEADER_INVARIANT_LENGTH,
     matches: hasMagic,
     read: ({ offset = 0 }) => {
-      const reader = new EnvelopeReader({ formats });
+      const reader = new EnvelopeReader({ formats, listed: LISTED });
       return {
         push: (chunk) => reader.push(chunk),
         finish: () => report(reader.finish(), offset),

@@ -7,7 +7,7 @@ import { type Crc32c, crc32c } from '../envelope/crc32c.js';
 import { type DecodedRecord, EnvelopeDecoder } from '../envelope/decoder.js';
 import { EnvelopeError } from '../envelope/envelope-error.js';
 import type { EnvelopeHeader } from '../envelope/header.js';
-import { DIGEST_ALGORITHM, EnvelopeRecord, RecordFlag } from '../envelope/layout.js';
+import { DIGEST_ALGORITHM, EnvelopeRecord, FORMAT_RECORD_TYPES, RecordFlag } from '../envelope/layout.js';
 import { isMetadataMap, type MetadataValue } from '../envelope/msgpack.js';
 import type { FieldMap, FieldValue } from '../fields.js';
 import type { ContentKind, Extraction } from '../foreign/content.js';
@@ -30,17 +30,21 @@ export interface EnvelopeReaderOptions {
   readonly kinds?: readonly ContentKind[];
   /** Takes that stream, and the payloads of the first records. */
   readonly extraction?: Extraction | undefined;
+  /** Records listed; further ones are counted. Default: 40,000. */
+  readonly listed?: number;
   /** The checksum's implementation. */
   readonly crc32c?: Crc32c;
 }
 
-/** Records listed of each type, and of all; further ones are counted. */
+/** Records listed of each type, and of all. */
 const LISTED_PER_TYPE = 10_000;
 const LISTED = 40_000;
 /** Types of which the omitted records are counted one by one. */
 const OMITTED_TYPES = 1000;
 /** Characters of JSON that all fields together may take. */
 const FIELDS_LENGTH = 4 * 1024 * 1024;
+/** Bytes of a payload whose fields are shown: as values they take up to a hundred times as much. */
+const DESCRIBED_LENGTH = 256 * 1024;
 /** Bytes shown of what is unknown. */
 const FIRST_BYTES = 16;
 
@@ -54,6 +58,7 @@ const EXTRACTED = 1024;
 export class EnvelopeReader {
   readonly #formats: readonly FormatDescription[];
   readonly #nesting: Nesting;
+  readonly #listed: number;
   readonly #decoder: EnvelopeDecoder;
   #opaque: NestedContent | undefined;
   #opaqueSize = 0;
@@ -73,6 +78,7 @@ export class EnvelopeReader {
   constructor(options: EnvelopeReaderOptions) {
     this.#formats = options.formats ?? [];
     this.#nesting = new Nesting(options.kinds ?? [], options.extraction);
+    this.#listed = options.listed ?? LISTED;
     const callbacks = {
       onHeader: (header: EnvelopeHeader) => this.#onHeader(header),
       onRecord: (record: DecodedRecord) => this.#onRecord(record),
@@ -141,6 +147,8 @@ export class EnvelopeReader {
 
   #onHeader(header: EnvelopeHeader): void {
     this.#header = header;
+    // What a version that nobody here knows means by its records is not to be guessed.
+    if (isUnknownVersion(header)) return;
     this.#description = this.#formats.find((format) => format.uuid === header.format);
   }
 
@@ -152,7 +160,7 @@ export class EnvelopeReader {
     const name = this.#nameOf(type);
     if (!sealed) this.#pass(sequence, type, name, payload);
     const listed = this.#listedOfType.get(type) ?? 0;
-    if (listed === LISTED_PER_TYPE || this.#records.length === LISTED) {
+    if (listed === LISTED_PER_TYPE || this.#records.length >= this.#listed) {
       this.#omit(type, name, length);
       return;
     }
@@ -217,16 +225,16 @@ export class EnvelopeReader {
   }
 
   #describe(record: number, type: number, name: string, payload: Uint8Array): void {
-    if (this.#fieldsLength >= FIELDS_LENGTH) {
+    const kept = type === EnvelopeRecord.kept;
+    const description = type >= FORMAT_RECORD_TYPES ? this.#description : undefined;
+    if (!kept && description?.describe === undefined) return;
+    if (this.#fieldsLength >= FIELDS_LENGTH || (!kept && payload.length > DESCRIBED_LENGTH)) {
       this.#fieldsOmitted++;
       return;
     }
     let values: FieldMap | undefined;
     try {
-      values =
-        type === EnvelopeRecord.kept
-          ? describeKept(payload)
-          : this.#description?.describe?.(type, payload, this.#header!.version);
+      values = kept ? describeKept(payload) : description?.describe?.(type, payload, this.#header!.version);
     } catch (error) {
       values = { error: asDevstateError(error).message };
     }
@@ -234,6 +242,12 @@ export class EnvelopeReader {
     this.#fieldsLength += JSON.stringify(values).length;
     this.#fields.push({ record, name, values });
   }
+}
+
+/** Whether the format is registered, but not with this major version. */
+function isUnknownVersion({ format, version }: EnvelopeHeader): boolean {
+  const versions = findFormat(format)?.versions;
+  return versions !== undefined && !versions.some((known) => known.startsWith(`${version.major}.`));
 }
 
 /** The head of a kept record; its payload is of a format that the blob is not of. */

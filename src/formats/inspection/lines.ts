@@ -23,9 +23,9 @@ export function wrapped(text: string): string[] {
   return lines;
 }
 
-/** The tree below a record or key. */
-export function fieldLines(fields: FieldMap, prefix: string): string[] {
-  const lines = treeLines(Object.entries(fields), prefix);
+/** The tree below a record or key. @param more whether other branches follow */
+export function fieldLines(fields: FieldMap, prefix: string, more = false): string[] {
+  const lines = treeLines(Object.entries(fields), prefix, more);
   if (lines.length <= FIELD_LINES) return lines;
   return [
     ...lines.slice(0, FIELD_LINES),
@@ -33,9 +33,9 @@ export function fieldLines(fields: FieldMap, prefix: string): string[] {
   ];
 }
 
-function treeLines(entries: [string, FieldValue][], prefix: string): string[] {
+function treeLines(entries: [string, FieldValue][], prefix: string, more = false): string[] {
   return entries.flatMap(([name, value], index) => {
-    const last = index === entries.length - 1;
+    const last = !more && index === entries.length - 1;
     const branch = `${prefix}${last ? '└─ ' : '├─ '}${printable(name)}`;
     const below = `${prefix}${last ? '   ' : '│  '}`;
     const nested = typeof value === 'object' && value !== null && !isFlat(value);

@@ -59,26 +59,28 @@ function runLine(run: readonly ContentSection[], prefix: string): string {
 
 function insideLines(section: ContentSection, prefix: string, options: RenderOptions): string[] {
   const { first, sections, content } = section;
-  const inner = [
-    ...(options.fields === true ? fieldLines(section.fields, prefix) : []),
+  const bytes =
+    sections.length === 0 ? options.bytes?.(section.offset, Math.min(section.size, HEX_LENGTH)) : undefined;
+  const preview = bytes === undefined && first !== null && first !== '' ? [spaced(first)] : [];
+  const more = sections.length > 0 || content !== null || preview.length > 0;
+  return [
+    ...(options.fields === true ? fieldLines(section.fields, prefix, more) : []),
+    ...preview.map((text) => `${prefix}└─ ${text}`),
+    ...(bytes === undefined ? [] : hexLines(bytes, section.size, prefix)),
     ...sectionLines(sections, prefix, options),
     ...(content === null ? [] : contentLines(content, prefix, options)),
   ];
-  if (options.bytes !== undefined && sections.length === 0 && content === null) {
-    const bytes = options.bytes(section.offset, Math.min(section.size, HEX_LENGTH));
-    return [...inner, ...hexLines(bytes, section.size, prefix)];
-  }
-  if (first !== null && first !== '') inner.push(`${prefix}└─ ${spaced(first)}`);
-  return inner;
 }
 
 /** What a section's bytes are in themselves. */
 function contentLines(content: ContentReport, prefix: string, options: RenderOptions): string[] {
   const { kind, fields, sections, error } = content;
+  // Its bytes may have come in pieces: where they are in the file is said by the sections that it was found in.
+  const { bytes: _, ...within } = options;
   return [
     `${prefix}is ${kind}${describe(fields)}`,
-    ...(options.fields === true ? fieldLines(fields, prefix) : []),
-    ...sectionLines(sections, prefix, options),
+    ...(options.fields === true ? fieldLines(fields, prefix, sections.length > 0) : []),
+    ...sectionLines(sections, prefix, within),
     ...(error === null ? [] : [`${prefix}${error.code}: ${printable(error.message)}`]),
   ];
 }

@@ -86,9 +86,10 @@ function opaqueLines(opaque: OpaqueInspection | null, options: RenderOptions): s
   }
   // Offsets in it are those of the stream, which the records only carry.
   const { bytes: _, ...inner } = options;
-  const { kind, sections, error } = opaque.content;
+  const { kind, fields, sections, error } = opaque.content;
   return [
     pair('Opaque', `${bytesText(opaque.size)} of ${kind}`),
+    ...(options.fields === true ? fieldLines(fields, pair('', '')) : []),
     ...sectionLines(sections, '', inner),
     ...(error === null ? [] : errorLines({ ...error, record: null })),
   ];

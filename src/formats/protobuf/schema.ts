@@ -9,8 +9,9 @@ import protobuf from 'protobufjs';
 import { DevstateError } from '../../errors.js';
 import type { FieldMap, FieldValue } from '../fields.js';
 
-/** A message larger than this is refused: an empty element of a list costs two bytes here and a hundred in memory. */
+/** A message larger than this is refused, or one of more messages within it: an empty one costs two bytes here and 2 KiB in memory. */
 const MESSAGE_LENGTH_MAX = 1024 * 1024;
+const MESSAGES_MAX = 15_000;
 
 /** Bytes shown of a field that is not known. */
 const FIRST_BYTES = 16;
@@ -61,23 +62,34 @@ export class MessageCodec {
   /** What the message says, for people: fields that are not known are shown as such. @throws as `decode` */
   describe(bytes: Uint8Array): FieldMap {
     const message = this.#decode(bytes);
-    const known = this.#type.toObject(message, TO_VALUE);
-    return { ...(fieldOf(known) as FieldMap), ...unknownFields(message) };
+    return described(message, this.#type.toObject(message, TO_VALUE));
   }
 
   #decode(bytes: Uint8Array): protobuf.Message {
     if (bytes.length > MESSAGE_LENGTH_MAX) {
       throw damaged(`${this.#type.name} of ${bytes.length} bytes exceeds ${MESSAGE_LENGTH_MAX}`);
     }
+    let message: protobuf.Message;
     try {
       // A plain copy: fields of bytes must not share memory with what they came in.
       const reader = protobuf.Reader.create(Uint8Array.from(bytes));
       reader.discardUnknown = false;
-      return this.#type.decode(reader);
+      message = this.#type.decode(reader);
     } catch (cause) {
       throw damaged(`${this.#type.name}: ${cause instanceof Error ? cause.message : String(cause)}`, cause);
     }
+    if (countMessages(message) > MESSAGES_MAX) {
+      throw damaged(`${this.#type.name} has more than ${MESSAGES_MAX} messages within it`);
+    }
+    return message;
   }
+}
+
+/** Messages within a message, at any depth. */
+function countMessages(message: protobuf.Message): number {
+  return Object.values(message)
+    .flat()
+    .reduce((sum, item) => sum + (item instanceof protobuf.Message ? 1 + countMessages(item) : 0), 0);
 }
 
 /** Checks that no integer has lost its value. */
@@ -93,12 +105,19 @@ function unsafePaths(value: MessageValue, path: string): MessageValue {
   return value;
 }
 
-function fieldOf(value: unknown): FieldValue {
+/** The fields of a message, and of those within it, by what `toObject` makes of it. */
+function described(message: protobuf.Message, value: MessageValue): FieldMap {
+  const members = message as unknown as MessageValue;
+  const known = Object.entries(value).map(([name, item]) => [name, fieldOf(members[name], item)] as const);
+  return { ...Object.fromEntries(known), ...unknownFields(message) };
+}
+
+function fieldOf(member: unknown, value: unknown): FieldValue {
   if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
-  if (Array.isArray(value)) return value.map(fieldOf);
-  if (typeof value === 'object' && value !== null) {
-    return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, fieldOf(item)]));
+  if (Array.isArray(value)) {
+    return value.map((item, index) => fieldOf((member as readonly unknown[])[index], item));
   }
+  if (member instanceof protobuf.Message) return described(member, value as MessageValue);
   return value as FieldValue;
 }
 

@@ -14,6 +14,9 @@ export interface ExtractedFile {
   size: number;
 }
 
+/** Characters of a name, so that a number fits behind it. */
+const NAME_LENGTH_MAX = 200;
+
 /** Writes each piece to a file of its own; never over one that is there. */
 export class DirectoryExtraction implements Extraction {
   readonly files: ExtractedFile[] = [];
@@ -43,7 +46,8 @@ export class DirectoryExtraction implements Extraction {
 
   #create(wanted: string): { name: string; fd: number } {
     // What is found inside a file has no say in where it is written.
-    const safe = wanted.replaceAll(/[^A-Za-z0-9._-]/g, '_').replace(/^\.+/, '_');
+    const clean = wanted.replaceAll(/[^A-Za-z0-9._-]/g, '_').replace(/^\.+/, '_');
+    const safe = clean.slice(0, NAME_LENGTH_MAX) || '_';
     for (let number = 1; ; number++) {
       const name = number === 1 ? safe : `${safe}.${number}`;
       try {

@@ -2,7 +2,9 @@
 /** Files and stdin as streams of bytes, read ahead while the last piece is worked on. */
 
 import { readSync } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import type { ContentFile } from '../../formats/index.js';
 
@@ -36,6 +38,22 @@ export class InputFile {
     return new InputFile(path, handle, status.isFile() ? status.size : undefined);
   }
 
+  /** The bytes of a pipe in a file that goes when it is closed. @throws DEVSTATE_E_INPUT, DEVSTATE_E_OUTPUT */
+  static async copyOf(input: InputFile): Promise<InputFile> {
+    const directory = await mkdtemp(join(tmpdir(), 'devstate-'));
+    try {
+      const handle = await open(join(directory, 'copy'), 'wx+', 0o600);
+      let size = 0;
+      for await (const chunk of input.chunks()) {
+        for (let at = 0; at < chunk.length; ) at += (await handle.write(chunk, at)).bytesWritten;
+        size += chunk.length;
+      }
+      return new InputFile(input.path, handle, size);
+    } finally {
+      await rm(directory, { recursive: true, force: true });
+    }
+  }
+
   /** The file for those who look at its end before its beginning; undefined of what has no length. */
   get content(): ContentFile | undefined {
     const { size } = this;
@@ -63,8 +81,8 @@ export class InputFile {
   /** All bytes from the beginning. A piece is valid until the next one is asked for. @throws DEVSTATE_E_INPUT */
   async *chunks(progress?: ReadProgress): AsyncGenerator<Uint8Array> {
     let done = 0;
-    for await (const chunk of this.#handle === undefined ? process.stdin : this.#pieces(this.#handle)) {
-      yield chunk as Uint8Array;
+    for await (const chunk of this.#handle === undefined ? stdinPieces() : this.#pieces(this.#handle)) {
+      yield chunk;
       done += chunk.length;
       progress?.(done, this.size);
     }
@@ -112,6 +130,27 @@ export async function withInput<T>(path: string, work: (input: InputFile) => Pro
     return await work(input);
   } finally {
     await input.close();
+  }
+}
+
+/** As `withInput`, for work that reads a pipe more than once: it is copied to a temporary file first. */
+export async function withRereadable<T>(path: string, work: (input: InputFile) => Promise<T>): Promise<T> {
+  return withInput(path, async (input) => {
+    if (input.size !== undefined) return await work(input);
+    const copy = await InputFile.copyOf(input);
+    try {
+      return await work(copy);
+    } finally {
+      await copy.close();
+    }
+  });
+}
+
+async function* stdinPieces(): AsyncGenerator<Uint8Array> {
+  try {
+    yield* process.stdin;
+  } catch (cause) {
+    throw unreadable('stdin', cause);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Files and stdout to write to. A file appears under its name only when it is whole and on disk. */
 
-import { type FileHandle, open, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DevstateError } from '../../errors.js';
 
@@ -36,10 +36,14 @@ export class OutputFile {
     if (path === '-') return new OutputFile(path, undefined, undefined);
     try {
       const there = await stat(path).catch(() => undefined);
+      // What a link leads to is replaced, not the link: /dev/stdout is one.
+      const target = there === undefined ? path : await realpath(path).catch(() => undefined);
       // A pipe or a device is written to; only a file can be replaced.
-      const inPlace = there !== undefined && !there.isFile();
-      const partial = inPlace ? undefined : `${path}.partial-${process.pid}`;
-      return new OutputFile(path, partial, await open(partial ?? path, 'w', 0o600));
+      if (target === undefined || there?.isFile() === false) {
+        return new OutputFile(path, undefined, await open(path, 'w', 0o600));
+      }
+      const partial = `${target}.partial-${process.pid}`;
+      return new OutputFile(target, partial, await open(partial, 'w', 0o600));
     } catch (cause) {
       throw unwritable(path, cause);
     }

@@ -55,8 +55,10 @@ export class RegionMigrationClient extends MigrationClient {
   /** What is left of the chunk that is being read: where, and how much. */
   #at = 0;
   #left = 0;
-  /** Asked for when the last chunk was taken, so that the server makes the next one meanwhile. */
+  /** pending_bytes, asked for when the last chunk was taken, so that the server makes the next one meanwhile. */
   #ahead: Promise<number> | undefined;
+  /** data_offset of the next chunk to be loaded, asked for together with the last data_size. */
+  #place: Promise<number> | undefined;
 
   private constructor(client: Client, region: RegionWithFd, map: boolean) {
     super(client);
@@ -185,9 +187,12 @@ export class RegionMigrationClient extends MigrationClient {
     return this.explained(this.#readRegister(MigrationRegister.PENDING_BYTES));
   }
 
+  /** What was asked for ahead is of no use in another state. */
   async #endAhead(): Promise<void> {
-    await this.#ahead?.catch(() => {});
+    const asked = [this.#ahead, this.#place];
     this.#ahead = undefined;
+    this.#place = undefined;
+    await Promise.allSettled(asked);
   }
 
   #requireInside(offset: number, size: number): void {
@@ -201,7 +206,8 @@ export class RegionMigrationClient extends MigrationClient {
   /** In chunks that there is room for; in one, if it has to be `whole`. @throws DEVSTATE_E_INCOMPATIBLE when there is none for that */
   override async writeData(bytes: Uint8Array, { whole = false } = {}): Promise<void> {
     for (let at = 0; at < bytes.length; ) {
-      const offset = await this.explained(this.#readRegister(MigrationRegister.DATA_OFFSET));
+      this.#place ??= this.#readRegister(MigrationRegister.DATA_OFFSET);
+      const offset = await this.explained(this.#place);
       this.#requireInside(offset, 1);
       const chunk = bytes.subarray(at, at + this.#size - offset);
       if (whole && chunk.length < bytes.length) {
@@ -209,7 +215,11 @@ export class RegionMigrationClient extends MigrationClient {
         throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
       }
       await this.explained(this.#memory.write(offset, chunk));
-      await this.explained(this.#writeRegister(MigrationRegister.DATA_SIZE, chunk.length));
+      const consumed = this.#writeRegister(MigrationRegister.DATA_SIZE, chunk.length);
+      this.#place = this.#readRegister(MigrationRegister.DATA_OFFSET);
+      // Looked at with the next chunk, if there is one.
+      this.#place.catch(() => {});
+      await this.explained(consumed);
       at += chunk.length;
     }
   }

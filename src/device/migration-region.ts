@@ -50,6 +50,7 @@ export class MigrationRegion implements MigrationRegionPort {
   /** Made when it is first needed: most connections migrate nothing. */
   #trapped: Uint8Array | undefined;
   #shared: { fd: Fd; mapping: Mapping; bytes: Uint8Array } | undefined;
+  #description: ServedRegion | undefined;
   #closed = false;
 
   constructor(device: LifeCycle, options: MigrationRegionOptions) {
@@ -60,6 +61,11 @@ export class MigrationRegion implements MigrationRegionPort {
   }
 
   get description(): ServedRegion {
+    this.#description ??= this.#describe();
+    return this.#description;
+  }
+
+  #describe(): ServedRegion {
     const { dataSize, mapped } = this.#options;
     const description = {
       size: DATA_OFFSET + dataSize,

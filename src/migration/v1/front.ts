@@ -5,7 +5,7 @@
  *
  *     write device_state  ─▶ setState   one write may be several arcs; if one fails, back to where it came from, or ERROR
  *     read pending_bytes  ─▶ read       of the next chunk, so that 0 means that there is none
- *     read data_offset    ─▶            the chunk is put into the data section
+ *     read data_offset    ─▶            the chunk is there: in the data section, where the client has that mapped
  *     write data_size     ─▶ write
  *
  * A device without pre-copy takes PRE_COPY for RUNNING, with nothing to send: v1 does not let it refuse.
@@ -37,7 +37,7 @@ import { DATA_OFFSET, regionPlace } from './registers.js';
 /** The memory between the registers' client and us. */
 export interface DataSection {
   readonly size: number;
-  /** All of it. Called only when there are data. */
+  /** All of it. Called only when there are data for it. */
   bytes(): Uint8Array;
   /** The client has it mapped: what it holds may change at any time. */
   readonly shared: boolean;
@@ -54,6 +54,8 @@ export class RegionFront {
   /** The chunk that the client is about to take. */
   #chunk: readonly Uint8Array[] = [];
   #chunkSize = 0;
+  /** A chunk that was loaded, out of reach of a client that has the section mapped. */
+  #private = new Uint8Array(0);
   /** What the client wrote to data_size last, in RESUMING. */
   #loadedSize = 0;
 
@@ -196,14 +198,8 @@ export class RegionFront {
 
   #readOffset(): void {
     if (this.deviceState === DeviceState.RESUMING) this.#load('data_offset');
-    else if (this.#save('data_offset') === 'stage') {
-      const bytes = this.#section.bytes();
-      let at = 0;
-      for (const part of this.#chunk) {
-        bytes.set(part, at);
-        at += part.length;
-      }
-    }
+    else if (this.#save('data_offset') === 'stage' && this.#section.shared)
+      copyFrom(this.#chunk, 0, this.#section.bytes().subarray(0, this.#chunkSize));
   }
 
   #readSize(): number {
@@ -216,7 +212,7 @@ export class RegionFront {
     this.#save('data');
     if (at + target.length > this.#chunkSize)
       throw new RequestError(Errno.EINVAL, `the chunk is ${this.#chunkSize} bytes long`);
-    target.set(this.#section.bytes().subarray(at, at + target.length));
+    copyFrom(this.#chunk, at, target);
   }
 
   async #consume(size: number): Promise<void> {
@@ -228,9 +224,15 @@ export class RegionFront {
     this.#load('data_size');
     this.#loadedSize = size;
     if (size === 0) return;
-    const bytes = this.#section.bytes();
-    // What is checked and then used must not change in between.
-    await this.#device.write(this.#section.shared ? bytes.slice(0, size) : bytes.subarray(0, size));
+    const bytes = this.#section.bytes().subarray(0, size);
+    await this.#device.write(this.#section.shared ? this.#takePrivately(bytes) : bytes);
+  }
+
+  /** What is checked and then used must not change in between. */
+  #takePrivately(bytes: Uint8Array): Uint8Array {
+    if (this.#private.length < bytes.length) this.#private = new Uint8Array(this.#section.size);
+    this.#private.set(bytes);
+    return this.#private.subarray(0, bytes.length);
   }
 
   #forgetChunk(): void {
@@ -256,5 +258,16 @@ export class RegionFront {
   #outOfOrder(access: IterationAccess): RequestError {
     const errno = this.deviceState === DeviceState.ERROR ? Errno.EIO : Errno.EINVAL;
     return new RequestError(errno, `${access} is out of turn in ${deviceStateName(this.deviceState)}`);
+  }
+}
+
+/** Fills `target` from the bytes of `parts` at `offset`. */
+function copyFrom(parts: readonly Uint8Array[], offset: number, target: Uint8Array): void {
+  let start = -offset;
+  for (const part of parts) {
+    const from = Math.max(-start, 0);
+    const to = Math.min(part.length, target.length - start);
+    if (from < to) target.set(part.subarray(from, to), start + from);
+    start += part.length;
   }
 }

@@ -23,6 +23,8 @@ type Step =
  * twice or never shows.
  */
 class Model {
+  constructor(readonly shared: boolean) {}
+
   state = 1;
   /** Of the saving: produced by the device, and not yet in a chunk. */
   stream: number[] = [];
@@ -72,7 +74,8 @@ class Model {
         if (this.state === 4) this.placed = true;
         else if (!saves || !this.known) return -Errno.EINVAL;
         else {
-          this.section.splice(0, this.chunk.length, ...this.chunk);
+          // Of what nobody sees, the section keeps what was there.
+          if (this.shared) this.section.splice(0, this.chunk.length, ...this.chunk);
           this.staged = true;
         }
         return DATA_OFFSET;
@@ -176,7 +179,7 @@ async function play(steps: readonly Step[], shared: boolean): Promise<void> {
   const device = new TestLifeCycle();
   const section = new Uint8Array(SECTION);
   const front = new RegionFront(device, { size: SECTION, shared, bytes: () => section });
-  const model = new Model();
+  const model = new Model(shared);
   let produced = 0;
   for (const [i, one] of steps.entries()) {
     const fail = (what: string): never => {

@@ -145,6 +145,12 @@ export const ERROR_CODES = {
   DEVSTATE_E_IMAGE_BLOCK_SIZE: ExitCode.failed,
   /** Another process holds the image file's lock, or this one was to write without holding it. */
   DEVSTATE_E_IMAGE_LOCKED: ExitCode.failed,
+  /** A handoff from one process to the next did not come about; the message names the phase. */
+  DEVSTATE_E_HANDOFF: ExitCode.failed,
+  /** What came with a handoff is not what it should be: wrong counts, missing or foreign fds, another version. */
+  DEVSTATE_E_HANDOFF_BUNDLE: ExitCode.failed,
+  /** The process at the other end of a handoff is another user's. */
+  DEVSTATE_E_HANDOFF_PEER: ExitCode.failed,
   /** The built-in guest has no free memory left. */
   DEVSTATE_E_GUEST_MEMORY: ExitCode.failed,
   /** The built-in guest's NVMe driver met a controller that is not ready, not compatible, or does what no controller may. */

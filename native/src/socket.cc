@@ -110,6 +110,22 @@ napi_value PeerCredentials(napi_env env, napi_callback_info info) {
   return Number(env, 0);
 }
 
+/// socketInfo(fd, out: Int32Array(3)) → 0; out is domain, type, 1 if it listens.
+napi_value SocketInfo(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  size_t capacity = 0;
+  int32_t* out = args.Int32Array(1, &capacity);
+  if (args.failed()) return nullptr;
+  constexpr int kOptions[] = {SO_DOMAIN, SO_TYPE, SO_ACCEPTCONN};
+  if (capacity < sizeof kOptions / sizeof *kOptions) return Number(env, -EINVAL);
+  for (int option : kOptions) {
+    socklen_t length = sizeof *out;
+    if (getsockopt(fd, SOL_SOCKET, option, out++, &length) != 0) return Result(env, -1);
+  }
+  return Number(env, 0);
+}
+
 /// The FORCE form passes the system's limit but needs CAP_NET_ADMIN.
 napi_value SetBuffer(napi_env env, napi_callback_info info, int force, int option) {
   Arguments args(env, info);
@@ -254,6 +270,7 @@ void InitSocket(napi_env env, napi_value exports) {
   Export(env, exports, "socketPair", SocketPair);
   Export(env, exports, "shutdown", Shutdown);
   Export(env, exports, "peerCredentials", PeerCredentials);
+  Export(env, exports, "socketInfo", SocketInfo);
   Export(env, exports, "setSendBuffer", SetSendBuffer);
   Export(env, exports, "setReceiveBuffer", SetReceiveBuffer);
   Export(env, exports, "sendMessage", SendMessage);

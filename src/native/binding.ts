@@ -57,6 +57,8 @@ export interface NativeBinding {
   shutdown(fd: number, how: number): number;
   /** Pid, uid and gid of the peer when it connected or listened, to `out[0..2]`. */
   peerCredentials(fd: number, out: Int32Array): number;
+  /** Domain (AF_*), type (SOCK_*) and whether it listens (0 or 1), to `out[0..2]`. */
+  socketInfo(fd: number, out: Int32Array): number;
   setSendBuffer(fd: number, bytes: number): number;
   setReceiveBuffer(fd: number, bytes: number): number;
   /**

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The giver's end of a handoff. Until the lease is taken it has everything, and goes on when anything goes wrong; from
+ * then on it touches nothing any more.
+ */
+
+import { asDevstateError } from '../errors.js';
+import { MAX_MESSAGE_FDS } from '../native/index.js';
+import type { Fd } from '../transport/index.js';
+import type { BundleEntry } from './bundle.js';
+import { Channel } from './channel.js';
+import { FdKind } from './fd-kind.js';
+import { Lease } from './lease.js';
+import { HandoffError, type HandoffPhase, PhaseClock, type PhaseTimeouts } from './phases.js';
+import {
+  decodeJson,
+  encodeEntries,
+  encodeJson,
+  encodeTransferred,
+  HandoffMessage,
+  MAX_BUNDLE_FDS,
+  malformed,
+} from './protocol.js';
+
+/** Name of the lease in every bundle. */
+export const LEASE_NAME = 'lease';
+
+/** What goes over. The fds stay their owner's. */
+export interface Outgoing {
+  readonly entries: readonly BundleEntry[];
+  /** Becomes JSON. */
+  readonly document: unknown;
+}
+
+/** What a process does that gives something away. */
+export interface Giver {
+  /** What the receiver is told first; it may refuse. Becomes JSON. */
+  readonly offer: unknown;
+  /**
+   * Stops, and says what goes over. Must do nothing more once `signal` aborts. @param answer the receiver's, not validated
+   */
+  freeze(answer: unknown, signal: AbortSignal): Promise<Outgoing>;
+  /** Goes on, whatever `freeze` has come to. Must not fail. */
+  thaw(): Promise<void>;
+}
+
+export interface GiveOptions {
+  readonly timeouts?: Partial<PhaseTimeouts>;
+  /** How often the thing has been handed over before. */
+  readonly generation?: number;
+  /** A phase begins. */
+  readonly report?: (phase: HandoffPhase) => void;
+}
+
+export interface GiveReport {
+  readonly ms: Partial<Record<HandoffPhase, number>>;
+  readonly fds: number;
+  /** Pid of the receiver. */
+  readonly pid: number;
+  /** The receiver took over, but its word of that never came: it may have ended since. */
+  readonly unconfirmed: boolean;
+}
+
+/**
+ * Hands over through a connected socket, which it takes. Settles when the receiver has taken over.
+ * @throws HandoffError when the giver goes on; its `thaw` has been called then, if its `freeze` was
+ */
+export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Promise<GiveReport> {
+  const clock = new PhaseClock(options.timeouts, options.report);
+  const handoff = new Handoff(clock, giver, options.generation ?? 0);
+  try {
+    return await handoff.run(fd);
+  } finally {
+    handoff.close();
+  }
+}
+
+class Handoff {
+  readonly #clock: PhaseClock;
+  readonly #giver: Giver;
+  readonly #generation: number;
+  #channel: Channel | undefined;
+  #lease: Lease | undefined;
+  #froze = false;
+  #fds = 0;
+
+  constructor(clock: PhaseClock, giver: Giver, generation: number) {
+    this.#clock = clock;
+    this.#giver = giver;
+    this.#generation = generation;
+  }
+
+  async run(fd: Fd): Promise<GiveReport> {
+    try {
+      const channel = new Channel(fd);
+      this.#channel = channel;
+      await this.#steps(channel);
+      return this.#reportOf(channel, false);
+    } catch (error) {
+      // Whoever changes the lease first has the device: if that was the receiver, its silence changes nothing.
+      this.#lease?.takeBack();
+      if (this.#lease?.isTaken === true && this.#channel !== undefined)
+        return this.#reportOf(this.#channel, true);
+      const failure = new HandoffError(this.#clock.phase, error, 'the giver goes on');
+      this.#tell(failure);
+      if (this.#froze) await this.#giver.thaw();
+      throw failure;
+    }
+  }
+
+  async #steps(channel: Channel): Promise<void> {
+    const clock = this.#clock;
+    const answer = await clock.run('prepare', async () => {
+      await channel.send(HandoffMessage.PREPARE, encodeJson(this.#giver.offer));
+      return decodeJson((await channel.expect(HandoffMessage.READY)).payload);
+    });
+    this.#froze = true;
+    const outgoing = await clock.run('freeze', (signal) => this.#giver.freeze(answer, signal));
+    await clock.run('transfer', () => this.#transfer(channel, outgoing));
+    await clock.run('adopt', () => channel.expect(HandoffMessage.ADOPTED));
+    await clock.run('commit', () => channel.expect(HandoffMessage.RUNNING));
+  }
+
+  async #transfer(channel: Channel, { entries, document }: Outgoing): Promise<void> {
+    const lease = Lease.create(this.#generation + 1);
+    this.#lease = lease;
+    const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
+    if (all.length > MAX_BUNDLE_FDS) throw malformed(`a bundle of ${all.length} fds`);
+    for (let at = 0; at < all.length; at += MAX_MESSAGE_FDS) {
+      const batch = all.slice(at, at + MAX_MESSAGE_FDS);
+      await channel.send(
+        HandoffMessage.FDS,
+        encodeEntries(batch),
+        batch.map(({ fd }) => fd),
+      );
+    }
+    this.#fds = all.length;
+    lease.offer();
+    await channel.send(HandoffMessage.TRANSFERRED, encodeTransferred(all.length, document));
+  }
+
+  #reportOf(channel: Channel, unconfirmed: boolean): GiveReport {
+    return { ms: this.#clock.ms, fds: this.#fds, pid: channel.peerPid, unconfirmed };
+  }
+
+  /** So that the receiver knows at once; what makes sure of it is the lease. */
+  #tell(failure: HandoffError): void {
+    const { code, message } = asDevstateError(failure);
+    this.#channel?.send(HandoffMessage.ROLLBACK, encodeJson({ code, message })).catch(() => {});
+  }
+
+  close(): void {
+    this.#channel?.end();
+    this.#lease?.close();
+  }
+}

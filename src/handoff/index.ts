@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Handing fds and state over from one process to the next, in two phases. */
+
+export { Bundle, type BundleEntry } from './bundle.js';
+export { Channel } from './channel.js';
+export { FdKind, fdKindName } from './fd-kind.js';
+export { type GiveOptions, type GiveReport, type Giver, give, LEASE_NAME, type Outgoing } from './give.js';
+export { Lease } from './lease.js';
+export {
+  DEFAULT_TIMEOUTS,
+  HANDOFF_PHASES,
+  HandoffError,
+  type HandoffPhase,
+  type PhaseTimeouts,
+} from './phases.js';
+export {
+  encodeEntries,
+  encodeJson,
+  encodeMessage,
+  encodeTransferred,
+  HANDOFF_VERSION,
+  HandoffMessage,
+} from './protocol.js';
+export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
+export { readSealed, sealedMemory } from './sealed-memory.js';

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The receiver's end of a handoff. It prepares everything without touching anything that others can see, takes the
+ * lease, and only then begins. Whatever fails before leaves the giver as it was, and here nothing.
+ */
+
+import { asDevstateError, DevstateError } from '../errors.js';
+import { closeAll, type Fd } from '../transport/index.js';
+import { Bundle } from './bundle.js';
+import { Channel } from './channel.js';
+import { FdKind } from './fd-kind.js';
+import { LEASE_NAME } from './give.js';
+import { Lease } from './lease.js';
+import {
+  DEFAULT_TIMEOUTS,
+  HandoffError,
+  type HandoffPhase,
+  PhaseClock,
+  type PhaseTimeouts,
+} from './phases.js';
+import {
+  decodeEntries,
+  decodeJson,
+  decodeTransferred,
+  encodeJson,
+  HandoffMessage,
+  malformed,
+} from './protocol.js';
+
+/** What has been adopted and waits for the lease. */
+export interface Adopted {
+  /** The lease is ours: begin. */
+  start(): void | Promise<void>;
+  /** It is not: let go of everything, without an effect on what the giver has. */
+  abandon(): void | Promise<void>;
+}
+
+/** What a process does that takes something over. */
+export interface Receiver {
+  /** Looks at what is offered (not validated) and gets ready. @returns the answer, which becomes JSON. @throws to refuse */
+  prepare(offer: unknown): unknown | Promise<unknown>;
+  /**
+   * Takes what it needs out of the bundle and becomes what it says. Touches nothing that the giver or others can see.
+   * @throws to refuse, having let go of what it took
+   */
+  adopt(bundle: Bundle): Promise<Adopted>;
+}
+
+export interface ReceiveOptions {
+  readonly timeouts?: Partial<PhaseTimeouts>;
+  /** A phase begins. */
+  readonly report?: (phase: HandoffPhase) => void;
+}
+
+export interface ReceiveReport {
+  readonly ms: Partial<Record<HandoffPhase, number>>;
+  /** How often the thing has been handed over, this time included. */
+  readonly generation: number;
+}
+
+/**
+ * Takes over through a connected socket, which it takes. Settles when what was adopted has been started.
+ * @throws HandoffError when it did not come about: nothing is left of it here
+ */
+export async function receive(
+  fd: Fd,
+  receiver: Receiver,
+  options: ReceiveOptions = {},
+): Promise<ReceiveReport> {
+  const timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
+  // While the giver freezes, the receiver waits for what it will transfer.
+  const waiting = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
+  const clock = new PhaseClock(waiting, options.report);
+  let channel: Channel | undefined;
+  let adopted: Adopted;
+  let generation: number;
+  try {
+    channel = new Channel(fd);
+    ({ adopted, generation } = await takeOver(channel, receiver, clock));
+  } catch (error) {
+    const failure = new HandoffError(clock.phase, error, 'nothing was taken over');
+    const { code, message } = asDevstateError(error);
+    channel?.send(HandoffMessage.REFUSED, encodeJson({ code, message })).catch(() => {});
+    channel?.end();
+    throw failure;
+  }
+  // From here on the device is ours, whether or not the giver hears of it.
+  try {
+    channel.send(HandoffMessage.RUNNING, encodeJson(null)).catch(() => {});
+    await adopted.start();
+    return { ms: clock.ms, generation };
+  } finally {
+    channel.end();
+  }
+}
+
+async function takeOver(
+  channel: Channel,
+  receiver: Receiver,
+  clock: PhaseClock,
+): Promise<{ adopted: Adopted; generation: number }> {
+  await clock.run('prepare', async () => {
+    const { payload } = await channel.expect(HandoffMessage.PREPARE);
+    const answer = await receiver.prepare(decodeJson(payload));
+    await channel.send(HandoffMessage.READY, encodeJson(answer));
+  });
+  const bundle = new Bundle();
+  let lease: Lease | undefined;
+  let adopted: Adopted | undefined;
+  try {
+    await clock.run('transfer', () => collect(channel, bundle));
+    lease = Lease.open(bundle.take(LEASE_NAME, FdKind.LEASE));
+    adopted = await clock.run('adopt', async (signal) => {
+      const ready = await receiver.adopt(bundle);
+      if (!signal.aborted) return ready;
+      // Nobody waits for it any more.
+      await ready.abandon();
+      throw signal.reason;
+    });
+    bundle.requireAllTaken();
+    await clock.run('commit', () => commit(channel, lease as Lease));
+    return { adopted, generation: lease.generation };
+  } catch (error) {
+    await adopted?.abandon();
+    throw error;
+  } finally {
+    bundle.close();
+    lease?.close();
+  }
+}
+
+/** Until all fds and the document are there. */
+async function collect(channel: Channel, bundle: Bundle): Promise<void> {
+  for (;;) {
+    const { type, payload, fds } = await channel.expect(HandoffMessage.FDS, HandoffMessage.TRANSFERRED);
+    try {
+      if (type === HandoffMessage.FDS) {
+        bundle.add(decodeEntries(payload, fds.length), fds);
+        continue;
+      }
+      if (fds.length > 0) throw malformed('TRANSFERRED carries fds');
+    } finally {
+      closeAll(fds);
+    }
+    const { fds: count, document } = decodeTransferred(payload);
+    bundle.complete(count, document);
+    return;
+  }
+}
+
+/** The giver may be gone by now: what it has sent is complete, and the lease says whether it went on. */
+async function commit(channel: Channel, lease: Lease): Promise<void> {
+  await channel.send(HandoffMessage.ADOPTED, encodeJson(null)).catch(() => {});
+  if (lease.take()) return;
+  throw new DevstateError('DEVSTATE_E_HANDOFF', 'the giver has gone on');
+}

@@ -13,6 +13,7 @@ interface SaveCommandOptions {
   format: string;
   protocol: ProtocolChoice;
   trap?: boolean;
+  model?: string;
   compress?: boolean;
   then: 'run' | 'stop';
 }
@@ -23,6 +24,10 @@ export function saveCommand(): Command {
     .addOption(migrationSocketOption())
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
+    .option(
+      '--model <uri>',
+      'the model of a device that does not say what it is: its stream is wrapped, as what --format names',
+    )
     .option('--compress', 'compress it, if the device can')
     .addOption(protocolOption())
     .addOption(trapOption())
@@ -33,6 +38,7 @@ export function saveCommand(): Command {
           migrationSocket: options.migrationSocket,
           output: options.output,
           format: options.format,
+          ...(options.model === undefined ? {} : { model: options.model }),
           protocol: options.protocol,
           trap: options.trap ?? false,
           compress: options.compress ?? false,

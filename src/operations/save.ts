@@ -3,13 +3,14 @@
 
 import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
-import { isSameName } from '../formats/index.js';
+import { findFormat, isSameName, isUuid, parseUuid } from '../formats/index.js';
 import { MigrationState } from '../wire/index.js';
 import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
 import { withOutput } from './files/output.js';
 import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
 import { readPeer } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
+import { type Wrapping, wrapState } from './wrapped-state.js';
 
 export interface SaveOptions extends DeviceSocketOptions {
   readonly migrationSocket: string;
@@ -17,6 +18,8 @@ export interface SaveOptions extends DeviceSocketOptions {
   readonly output: string;
   /** The format, by name or UUID, or `auto` for the device's own choice. Default: `auto`. */
   readonly format?: string;
+  /** URI of the model, for a device that does not say what it is: its stream is wrapped, as what `format` names. */
+  readonly model?: string;
   /** Compress it, if the device can. */
   readonly compress?: boolean;
   /** What the device does afterwards. */
@@ -40,7 +43,9 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   const { device } = await openDeviceSocket(options.migrationSocket, options);
   try {
     const peer = await askPeer(device);
-    await select(device, peer, options);
+    const wrapping =
+      options.model === undefined ? undefined : requireWrapping(peer, options.model, options.format);
+    if (wrapping === undefined) await select(device, peer, options);
     const before = await device.state();
     const started = performance.now();
     try {
@@ -48,7 +53,8 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
       await unlessAborted(device.setState(MigrationState.STOP_COPY), signal);
       const bytes = await withOutput(options.output, async (output) => {
-        for await (const chunk of readPeer(peer, device, signal)) {
+        const chunks = readPeer(peer, device, signal);
+        for await (const chunk of wrapping === undefined ? chunks : wrapState(chunks, wrapping)) {
           output.write(chunk);
           await output.flush();
         }
@@ -66,6 +72,16 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   } finally {
     device.close();
   }
+}
+
+/** @throws DEVSTATE_E_USAGE for a device that says what it is, or without a format */
+function requireWrapping(peer: StatePeer, model: string, format = 'auto'): Wrapping {
+  if (peer.interface !== 'opaque')
+    throw new DevstateError('DEVSTATE_E_USAGE', 'the device says of which model it is: leave --model out');
+  const uuid = isUuid(format) ? parseUuid(format) : findFormat(format)?.uuid;
+  if (uuid !== undefined) return { format: uuid, model };
+  const message = `--model needs --format, a UUID or a registered name: what the stream is (not ${format})`;
+  throw new DevstateError('DEVSTATE_E_USAGE', message);
 }
 
 /** @throws DEVSTATE_E_INCOMPATIBLE when the device does not save that format */

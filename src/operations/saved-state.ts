@@ -2,7 +2,13 @@
 /** A saved state on its way to a device: how it gets in, known as soon as its beginning has come, and whether it is whole. */
 
 import { DevstateError } from '../errors.js';
-import { EnvelopeDecoder, type EnvelopeHeader, findFormat, hasMagic } from '../formats/index.js';
+import {
+  EnvelopeDecoder,
+  type EnvelopeHeader,
+  EnvelopeRecord,
+  findFormat,
+  hasMagic,
+} from '../formats/index.js';
 import { type FormatOptions, planReasons, planState, type StatePeer, type StatePlan } from './state-plan.js';
 
 /** Bytes that show whether this is a blob: up to the end of its magic. */
@@ -43,12 +49,20 @@ class SavedBlob implements SavedState {
   }
 }
 
-/** For a device that does not say what it takes: it is given everything as it is. What is a blob must be whole, though. */
+/**
+ * For a device that does not say what it takes: it is given everything as it is, or as it was before it was wrapped. What
+ * is a blob must be whole, though.
+ */
 class ForeignState implements SavedState {
   plan: StatePlan | undefined;
   readonly #peer: StatePeer;
   readonly #options: FormatOptions;
-  readonly #decoder = new EnvelopeDecoder({});
+  /** The first record of a blob shows whether it wraps a stream or is one. */
+  readonly #decoder = new EnvelopeDecoder({
+    onRecord: ({ type }) => {
+      this.plan ??= this.#newPlan(type === EnvelopeRecord.opaque);
+    },
+  });
   #beginning: Uint8Array | undefined = new Uint8Array(0);
   #isBlob = true;
 
@@ -70,13 +84,20 @@ class ForeignState implements SavedState {
     this.#beginning = undefined;
     this.#isBlob = hasMagic(beginning);
     if (this.#isBlob) this.#decoder.push(beginning);
-    this.plan = requirePlan({ interface: 'opaque', offers: [], model: undefined }, this.#peer, this.#options);
+    else this.plan = this.#newPlan(false);
+  }
+
+  #newPlan(wrapped: boolean): StatePlan {
+    const source = { interface: 'opaque', offers: [], model: undefined } as const;
+    return { ...requirePlan(source, this.#peer, this.#options), wrapped };
   }
 
   finish(): void {
     const beginning = this.#beginning;
     if (beginning !== undefined && beginning.length > 0) this.#begin(beginning);
-    if (this.#isBlob) this.#decoder.finish();
+    if (!this.#isBlob) return;
+    this.#decoder.finish();
+    this.plan ??= this.#newPlan(false);
   }
 }
 

@@ -67,6 +67,8 @@ export interface StatePlan {
   readonly negotiation: Negotiation | undefined;
   /** Features of the envelope that both ends use. */
   readonly features: readonly string[];
+  /** What comes is a blob that wraps the stream of another such device: the destination is given what is in it. */
+  readonly wrapped?: boolean;
 }
 
 /** A plan, or every reason why there is none. */

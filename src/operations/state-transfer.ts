@@ -9,6 +9,7 @@ import type { StatePeer, StatePlan } from './state-plan.js';
 import { readState, transferState, writeState } from './state-stream.js';
 import { readValuesAsBlob, ValuesWriter } from './state-values.js';
 import { unlessAborted } from './waiting.js';
+import { UnwrappingSink } from './wrapped-state.js';
 
 /** Where the stream goes, once it is in the destination's format. */
 export interface StateSink {
@@ -59,6 +60,7 @@ export function createTransfer(
 /** What takes the source's stream, converts it as planned and gives it to the destination, in RESUMING. */
 export function createSink(plan: StatePlan, destination: MigrationClient): ConvertingSink {
   const taken = plan.negotiation?.taken;
+  if (plan.wrapped === true) return new ConvertingSink([], [], new UnwrappingSink(destination));
   const sink =
     plan.destination.interface === 'values' && taken !== undefined
       ? new ValuesWriter(destination, taken.to)

@@ -12,6 +12,7 @@ import { unlessAborted } from '../waiting.js';
 import { start } from './destination-vm.js';
 import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
+import { runDestinations } from './p2p.js';
 import { forEachDevice, type Run, Stopwatch, together } from './run.js';
 
 /** How long the destination's QEMU may take to begin to run the VM, ms. */
@@ -40,9 +41,7 @@ export async function land(run: Run): Promise<LandTimes> {
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
-  await forEachDevice(run, ({ destination: to }) =>
-    unlessAborted(to.device.setState(MigrationState.RUNNING), run.signal),
-  );
+  await runDestinations(run);
   // A device of v1 becomes only now what was loaded, and would undo what was written to its registers before.
   await replay(run, 'v1', new Stopwatch());
   const resumeMs = stopwatch.lap();

@@ -86,7 +86,10 @@ export async function together<T extends readonly unknown[]>(
 }
 
 /** Runs `work` for all devices at the same time. */
-export function forEachDevice<T>(run: Run, work: (device: RunDevice) => Promise<T>): Promise<T[]> {
+export function forEachDevice<Device extends Pick<RunDevice, 'id'>, T>(
+  run: { readonly devices: readonly Device[] },
+  work: (device: Device) => Promise<T>,
+): Promise<T[]> {
   return together(
     run.devices.map(async (device) => {
       try {

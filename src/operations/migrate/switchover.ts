@@ -5,10 +5,10 @@
  */
 
 import { capturePciView, findPciDevice, type PciLocation, silenceIntx } from '../../qemu/index.js';
-import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { unlessAborted, within } from '../waiting.js';
 import { collectDirty } from './dirty-pages.js';
 import { writeNote } from './note.js';
+import { stopSources } from './p2p.js';
 import { forEachDevice, type Run, Stopwatch, together } from './run.js';
 
 /** How long the source's QEMU may take to show its view of a device, ms. */
@@ -35,7 +35,7 @@ export async function switchover(run: Run): Promise<SwitchoverTimes> {
     run,
     async ({ id }) => [id, await findPciDevice(qmp, id, { signal })] as const,
   );
-  const [, located] = await together([quiesce(run), locating]);
+  const [, located] = await together([stopSources(run), locating]);
   const quiesceMs = stopwatch.lap();
   const locations = new Map(located);
   // QEMU is asked for its view while the device servers give their state and their log.
@@ -56,19 +56,6 @@ async function save(run: Run, stopwatch: Stopwatch): Promise<{ saveMs: number; d
     unlessAborted(collectDirty(source.device, dirty), run.signal),
   );
   return { saveMs, dirtyLogMs: stopwatch.lap() };
-}
-
-/** All devices end their DMA to each other before any of them stops. */
-async function quiesce(run: Run): Promise<void> {
-  await forEachDevice(run, async ({ source }) => {
-    if ((source.flags & MigrationFlag.P2P) === 0) return;
-    const { PRE_COPY_P2P, RUNNING_P2P } = MigrationState;
-    const quiet = (source.flags & MigrationFlag.PRE_COPY) !== 0 ? PRE_COPY_P2P : RUNNING_P2P;
-    await unlessAborted(source.device.setState(quiet), run.signal);
-  });
-  await forEachDevice(run, ({ source }) =>
-    unlessAborted(source.device.setState(MigrationState.STOP_COPY), run.signal),
-  );
 }
 
 async function capture(

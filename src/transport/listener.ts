@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Listening at and connecting to UNIX socket paths. */
 
-import { lstatSync, unlinkSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
+import { linkSync, lstatSync, unlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { check, checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
 import { Fd } from './fd.js';
@@ -29,6 +31,31 @@ function occupant(path: string): 'none' | 'stale' | 'live' | 'other' {
   if (fd >= 0) native.close(fd);
   if (fd === -Errno.ENOENT) return 'none';
   return fd === -Errno.ECONNREFUSED ? 'stale' : 'live';
+}
+
+/** Longest path of a socket, bytes. */
+const MAX_PATH_LENGTH = 107;
+
+/**
+ * Listens at `path`, which appears when it does: a client that waits for the path to exist would else find it bound and
+ * nobody listening. So it is bound under another name first, if that is not too long. Returns an fd, or -errno.
+ */
+function listenAt(path: string, mode: number, backlog: number): number {
+  const hidden = join(dirname(path), `.${randomBytes(4).toString('hex')}`);
+  if (Buffer.byteLength(hidden) > MAX_PATH_LENGTH || Buffer.byteLength(path) > MAX_PATH_LENGTH)
+    return native.unixListen(path, mode, backlog);
+  const fd = native.unixListen(hidden, mode, backlog);
+  if (fd < 0) return fd;
+  try {
+    linkSync(hidden, path);
+    return fd;
+  } catch (error) {
+    native.close(fd);
+    const { code, errno = -Errno.EIO } = error as NodeJS.ErrnoException;
+    return code === 'EEXIST' ? -Errno.EADDRINUSE : errno;
+  } finally {
+    unlinkSync(hidden);
+  }
 }
 
 /** Accepts connections at a path, or at a listening socket that was handed over. */
@@ -74,7 +101,7 @@ export class Listener {
       throw new DevstateError('DEVSTATE_E_ADDRESS_IN_USE', `cannot listen at ${path}: ${why}`);
     }
     if (found === 'stale') unlinkSync(path);
-    const fd = native.unixListen(path, options.mode ?? 0o600, options.backlog ?? 128);
+    const fd = listenAt(path, options.mode ?? 0o600, options.backlog ?? 128);
     if (fd === -Errno.EADDRINUSE) {
       const message = `cannot listen at ${path}: another process took it this moment; choose another path`;
       throw new DevstateError('DEVSTATE_E_ADDRESS_IN_USE', message);

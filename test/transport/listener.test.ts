@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Listening and connecting: whose path it is, and 1,000 clients that come and go. */
 
-import { chmodSync, existsSync, mkdtempSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -19,6 +28,23 @@ const closeAtOnce = (fd: Fd): void => fd.close();
 function leaveStale(at: string): void {
   native.close(check(native.unixListen(at, 0o600, 1), 'listen'));
 }
+
+t.test('nothing but the path is left where it listens, of any length that a path may have', async (t) => {
+  for (const length of [folder.length + 2, 100, 107]) {
+    const at = join(folder, 'x'.repeat(length - folder.length - 1));
+    const before = openFds();
+    const listener = Listener.listen(at, closeAtOnce);
+    t.same(
+      readdirSync(folder).map((name) => join(folder, name)),
+      [at],
+      `${length} bytes`,
+    );
+    (await connect(at)).close();
+    listener.close();
+    t.same(readdirSync(folder), []);
+    t.equal(openFds(), before);
+  }
+});
 
 t.test('1,000 connections leak nothing', async (t) => {
   const before = openFds();

@@ -48,3 +48,22 @@ for (const { name, append } of [
     t.same(await lab.finishAndCheck(vm), []);
   });
 }
+
+t.test('two disks, one of each protocol, change places', async (t) => {
+  const lab = await MigrationLab.create(t, { disks: ['05.0', '06.0'] });
+  if (lab === undefined) return;
+  const serve = (name: string, first: readonly string[], second: readonly string[], incoming: boolean) =>
+    Promise.all([
+      lab.serve(`${name}0`, { incoming, args: first, disk: 0 }),
+      lab.serve(`${name}1`, { incoming, args: second, disk: 1 }),
+    ]);
+  const source = await lab.startVm({ servers: await serve('a', V1, [], false) });
+  await lab.guestWrites(source);
+  const destination = await lab.startVm({ servers: await serve('b', [], V1, true), incoming: true });
+  const { code, result, stderr } = await lab.migrate(source, destination);
+  t.equal(code, 0, 'devstate migrate', { stderr });
+  t.match(result?.warnings, [/^device disk0 has no P2P state/]);
+  t.equal(result?.warnings.length, 1, 'the one of v2 has');
+  await lab.guestWrites(destination);
+  t.same(await lab.finishAndCheck(destination), []);
+});

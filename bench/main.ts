@@ -17,10 +17,11 @@ import { latency } from './latency.js';
 import { memory } from './memory.js';
 import { nvme } from './nvme.js';
 import { pause } from './pause.js';
+import { region } from './region.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [latency, transfer, memory, files, nvme, pause];
+const sections: readonly Section[] = [latency, transfer, region, memory, files, nvme, pause];
 
 interface Options {
   only: string[];

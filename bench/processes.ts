@@ -23,14 +23,16 @@ export const STATE_BYTES = 1024 * CHUNK;
 export type Program = readonly string[];
 
 /** Builds the plain C server and client into `folder`. @throws DEVSTATE_E_SYSTEM without a C compiler */
-export async function buildBaseline(folder: string): Promise<{ server: Program; client: Program }> {
+export async function buildBaseline(
+  folder: string,
+): Promise<{ server: Program; client: Program; copy: Program }> {
   const build = async (name: string): Promise<Program> => {
     const binary = join(folder, `c-${name}`);
     if (!existsSync(binary)) await run('cc', ['-O2', '-o', binary, join(sources, `${name}.c`)]);
     return [binary];
   };
   try {
-    return { server: await build('server'), client: await build('client') };
+    return { server: await build('server'), client: await build('client'), copy: await build('copy') };
   } catch (cause) {
     const message = 'cannot build the C programs of bench/baseline; is a C compiler (cc) installed?';
     throw new DevstateError('DEVSTATE_E_SYSTEM', message, { cause });
@@ -39,7 +41,7 @@ export async function buildBaseline(folder: string): Promise<{ server: Program; 
 
 /** Our counterpart of the C client. */
 export const ourClient: Program = [process.execPath, join(here, 'state-client.js')];
-/** Our server with a device of {@link STATE_BYTES} of state: `SOCKET MIGRATION_SOCKET STATE_BYTES`. */
+/** Our server with a device of {@link STATE_BYTES} of state: `SOCKET MIGRATION_SOCKET STATE_BYTES [mapped]`. */
 export const ourServer: Program = [process.execPath, join(here, 'state-server.js')];
 /** Our manager: `SOURCE DESTINATION`. */
 export const ourManager: Program = [process.execPath, join(here, 'state-manager.js')];

@@ -5,10 +5,12 @@
  *     state-client SOCKET region-read COUNT [REGION]
  *     state-client SOCKET mig-read BYTES CHUNK [FILE]      with FILE: keeps what was read
  *     state-client SOCKET mig-write BYTES CHUNK FILE
+ *
+ * With `trap-` or `map-` for `mig-`: by the region of v1, by messages or through its mapping.
  */
 
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
-import { Client, MigrationClient } from '../src/client/index.js';
+import { Client, MigrationClient, RegionMigrationClient } from '../src/client/index.js';
 import { MigrationState } from '../src/wire/index.js';
 
 async function regionRead(client: Client, count: number, region: number): Promise<unknown> {
@@ -59,7 +61,6 @@ async function migWrite(
   const fd = openSync(file, 'r');
   for (let at = 0; at < bytes; ) at += readSync(fd, content, at, Math.min(bytes - at, 2 ** 30), at);
   closeSync(fd);
-  await manager.setState(MigrationState.STOP);
   await manager.setState(MigrationState.RESUMING);
   const start = performance.now();
   for (let at = 0; at < bytes; at += chunk) await manager.writeData(content.subarray(at, at + chunk));
@@ -72,11 +73,15 @@ function rate(bytes: number, start: number): unknown {
 
 const [socketPath = '', test = '', amount = '', fifth = '', file] = process.argv.slice(2);
 const client = await Client.connect(socketPath);
-const manager = new MigrationClient(client);
+const [protocol] = test.split('-');
+const manager =
+  protocol === 'trap' || protocol === 'map'
+    ? ((await RegionMigrationClient.open(client, { map: protocol === 'map' })) as MigrationClient)
+    : new MigrationClient(client);
 const result =
   test === 'region-read'
     ? await regionRead(client, Number(amount), Number(fifth))
-    : test === 'mig-read'
+    : test.endsWith('-read')
       ? await migRead(manager, Number(amount), Number(fifth), file)
       : await migWrite(manager, Number(amount), Number(fifth), file ?? '');
 client.close();

@@ -10,6 +10,6 @@ export function gauge(done: number, text: string, width: number): string {
   const part = Math.min(1, Math.max(0, done));
   const filled = Math.round(part * BAR_WIDTH);
   const bar = `[${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}] ${String(Math.round(part * 100)).padStart(3)} %`;
-  const line = `${bar}  ${text}`.slice(0, width - 1);
+  const line = `${bar}  ${text}`.slice(0, Math.max(0, width - 1));
   return process.env.NO_COLOR === undefined ? line.replace(bar, styleText('cyan', bar)) : line;
 }

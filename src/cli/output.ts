@@ -33,7 +33,8 @@ export function printWrapped(text: string, prefix: string): void {
 /** Lines of at most `columns`, unless a word is longer. */
 function wrap(text: string, columns: number): string[] {
   const lines: string[] = [];
-  for (const word of text.split(' ')) {
+  // What a peer or a file says must not move the cursor.
+  for (const word of printable(text).split(' ')) {
     const last = lines.at(-1);
     if (last !== undefined && last.length + 1 + word.length <= columns)
       lines[lines.length - 1] = `${last} ${word}`;

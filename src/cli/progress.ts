@@ -56,5 +56,6 @@ export function barText(progress: MigrateProgress, width: number): string {
   const rate = `${formatBytes(bitsPerSecond / 8)}/s`;
   const device = deviceBytes > 0 ? `  device ${formatBytes(deviceBytes)}` : '';
   const text = `${rate}${device}`;
-  return `${name} ${gauge(1 - ramRemaining / ramTotal, text, width - name.length - 1)}`;
+  const left = width - name.length - 1;
+  return left > 1 ? `${name} ${gauge(1 - ramRemaining / ramTotal, text, left)}` : name.slice(0, width - 1);
 }

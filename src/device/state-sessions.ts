@@ -7,6 +7,8 @@ import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames
 import type { Device } from './device.js';
 import { type FormatChoice, formatFor, type StateOffer } from './format-choice.js';
 
+/** All values of one state: they are held until all have come. */
+const MAX_VALUES_LENGTH = 64 * 1024 * 1024;
 /** Largest state, in bytes, that a destination loads from itself to check that it can. */
 const MAX_SELF_CHECK = 1024 * 1024;
 
@@ -18,6 +20,8 @@ export class StateSessions {
   /** Values that were captured for the reader, or collected from the writer. */
   #saved: ReadonlyMap<string, StateValue> | undefined;
   #loaded: Map<string, StateValue> | undefined;
+  /** Bytes of their names and values, about. */
+  #loadedBytes = 0;
 
   constructor(device: Device, offer: StateOffer) {
     this.#device = device;
@@ -61,6 +65,7 @@ export class StateSessions {
         ? new RawLoadSession(raw)
         : new LoadSession((header) => formatFor(this.#device.model, this.#offer, choice, header));
     if (this.#offer.values !== undefined) this.#loaded = new Map();
+    this.#loadedBytes = 0;
   }
 
   /** The device becomes what was loaded. */
@@ -135,6 +140,10 @@ export class StateSessions {
   setValue(name: string, value: StateValue): void {
     if (this.#loaded === undefined) throw new RequestError(Errno.EINVAL, 'values are set in RESUMING');
     if (this.#loaded.size >= MAX_STATE_VALUES) throw new RequestError(Errno.E2BIG, 'too many values');
+    this.#loadedBytes += name.length + (typeof value === 'object' ? value.length : String(value).length);
+    if (this.#loadedBytes > MAX_VALUES_LENGTH) {
+      throw new RequestError(Errno.E2BIG, `more than ${MAX_VALUES_LENGTH} bytes of values`);
+    }
     this.#loaded.set(name, value);
   }
 

@@ -82,7 +82,7 @@ export class RawLoadSession {
     if (this.#length > this.#state.maxLength) {
       throw new RequestError(Errno.EINVAL, `more than ${this.#state.maxLength} bytes of device state`);
     }
-    this.#parts.push(bytes.slice());
+    this.#parts.push(new Uint8Array(bytes));
   }
 
   commit(): void {

@@ -68,7 +68,7 @@ async function loadFrom(
       bytes += chunk.length;
       const taker = await give();
       // A chunk is ours only until the next.
-      if (taker === undefined) held.push(chunk.slice());
+      if (taker === undefined) held.push(new Uint8Array(chunk));
       else await taker.write(chunk);
     }
     state.finish();

@@ -107,7 +107,7 @@ class ConvertingSink implements StateSink {
       choose: () => way,
       producer: PRODUCER,
       features: () => features,
-      write: (bytes) => this.#output.push(bytes.slice()),
+      write: (bytes) => this.#output.push(new Uint8Array(bytes)),
     });
   }
 

@@ -37,9 +37,11 @@ export async function* readValuesAsBlob(
   const { names } = await unlessAborted(device.valueNames(), signal);
   const values = new Map<string, StateValue>();
   await inBatches(names, async (name) => values.set(name, await device.value(name)), signal);
+  const adapter = adapterFor({ uuid, version });
   const encoder = new EnvelopeEncoder({
     format: uuid,
-    version,
+    // The records are the adapter's, whichever minor version the device names its values after.
+    version: adapter.version,
     model: model.uri,
     parameters: { ...model.parameters },
     producer: PRODUCER,
@@ -48,9 +50,7 @@ export async function* readValuesAsBlob(
     other: {},
   });
   // In the device's order, whichever was answered first.
-  const records = adapterFor({ uuid, version }).toRecords(
-    new Map(names.map((name) => [name, values.get(name)!])),
-  );
+  const records = adapter.toRecords(new Map(names.map((name) => [name, values.get(name)!])));
   yield encoder.header();
   for (const { type, optional, formatFlags = 0, payload } of records) {
     yield* encoder.record(type, ((optional ? RecordFlag.optional : 0) | formatFlags) >>> 0, payload);
@@ -77,7 +77,7 @@ export class ValuesWriter {
           const message = `record type ${type} of the envelope cannot be given value by value`;
           throw new DevstateError('DEVSTATE_E_ENVELOPE_RECORD_UNKNOWN', message);
         }
-        this.#records.push({ type, optional, payload: payload.slice() });
+        this.#records.push({ type, optional, payload: new Uint8Array(payload) });
       },
     });
   }

@@ -219,6 +219,13 @@ t.test('value by value', async (t) => {
   t.equal(device.state.memory[1], 22, 'nothing before the end');
   await manager.setState(STOP);
   t.strictSame([...device.state.memory.subarray(0, 3)], [11, 99, 44], 'of two values the later one');
+
+  await manager.setState(RESUMING);
+  const long = new Uint8Array(60_000);
+  let taken = 0;
+  while ((await outcome(manager.setValue(`more[${taken}]`, long))) !== Errno.E2BIG) taken++;
+  t.ok(taken > 1000 && taken < 1200, `${taken} values of 60 kB are held, and no more`);
+  await manager.reset();
   await manager.setState(RESUMING);
   for (const [name, value] of values) await manager.setValue(name, value);
   await manager.setValue('flavour', 'sour');

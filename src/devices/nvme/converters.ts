@@ -106,7 +106,7 @@ function converter(from: NvmeFormat, to: NvmeFormat): Converter {
       return {
         record: (record) => {
           if (!from.knows(record.type)) return undefined;
-          records.push({ ...record, payload: record.payload.slice() });
+          records.push({ ...record, payload: new Uint8Array(record.payload) });
           return [];
         },
         end: () =>

@@ -79,7 +79,7 @@ class SampleStateLoader implements StateLoader {
     } else if (type === SampleRecord.TIMER) this.#timer = decodeTimer(payload);
     else if (type === SampleRecord.CONFIG) {
       if (payload.length !== CONFIG_SIZE) throw refused(`a config space of ${payload.length} bytes`);
-      this.#config = payload.slice();
+      this.#config = new Uint8Array(payload);
     } else if (optional !== true) throw refused(`record type 0x${type.toString(16)} is unknown`);
   }
 

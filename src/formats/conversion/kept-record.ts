@@ -96,7 +96,7 @@ export class KeptRecords {
       throw damaged('a kept record that does not continue the one before', where);
     }
     if (continues === 1) {
-      this.#begun = payload.slice();
+      this.#begun = new Uint8Array(payload);
       return undefined;
     }
     this.#begun = undefined;

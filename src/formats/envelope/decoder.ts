@@ -173,7 +173,7 @@ export class EnvelopeDecoder {
   #element(bytes: Uint8Array): number {
     switch (this.#state) {
       case 'header':
-        this.#headerStart = bytes.slice();
+        this.#headerStart = new Uint8Array(bytes);
         this.#state = 'headerRest';
         return headerLengthOf(bytes) - bytes.length;
       case 'headerRest':

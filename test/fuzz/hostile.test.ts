@@ -40,7 +40,44 @@ const VALID: readonly [number, Uint8Array, number][] = [
   [Command.DEVICE_FEATURE, u32(16, 2 | SET, MigrationState.RESUMING, 0), 0],
   [Command.MIG_DATA_WRITE, Buffer.concat([u32(12, 4), u32(0)]), 0],
   [Command.DEVICE_RESET, new Uint8Array(0), 0],
+  ...migrationV1(),
+  [Command.DEVICE_RESET, new Uint8Array(0), 0],
 ];
+
+/** The migration region and what goes with it, from pre-copy to a load that is refused. */
+function migrationV1(): [number, Uint8Array, number][] {
+  const read = (offset: number, length: number): [number, Uint8Array, number] => [
+    Command.REGION_READ,
+    access(offset, 9, length),
+    0,
+  ];
+  const write = (offset: number, ...words: number[]): [number, Uint8Array, number] => [
+    Command.REGION_WRITE,
+    access(offset, 9, 4 * words.length, u32(...words)),
+    0,
+  ];
+  return [
+    [Command.DEVICE_GET_REGION_INFO, u32(128, 0, 9, 0, 0, 0, 0, 0), 0],
+    [Command.DIRTY_PAGES, u32(8, 1), 0],
+    write(0, 3),
+    ...[8, 16, 24].map((register) => read(register, 8)),
+    read(4096, 16),
+    write(0, 2),
+    read(8, 8),
+    [Command.DIRTY_PAGES, u32(48, 4, 0, 0, 0x10000, 0, 4096, 0, 8, 0), 0],
+    [Command.DMA_UNMAP, u32(48, 1, 0x8000, 0, 0x1000, 0, 4096, 0, 8, 0), 0],
+    write(0, 1),
+    write(0, 4),
+    read(16, 8),
+    write(4096, 1, 2, 3, 4),
+    write(24, 16, 0),
+    write(0, 1),
+  ];
+}
+
+/** Everything that can be served. */
+const BOTH = { migration: 'both', migrationRegion: { dataSize: 4096 } } as const;
+const MAPPED = { migration: 'both', migrationRegion: { dataSize: 4096, mapped: true } } as const;
 
 /** A whole session as one run of bytes: VERSION, then every command. */
 function session(): Uint8Array {
@@ -72,7 +109,7 @@ async function attack(path: string, bytes: Uint8Array, fds: readonly Fd[] = []):
 }
 
 t.test('garbage', async (t) => {
-  const served = serveScratch(t);
+  const served = serveScratch(t, BOTH);
   const wrong: [string, Uint8Array][] = [
     ['text', Buffer.from('GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')],
     ['zeros', new Uint8Array(4096)],
@@ -94,7 +131,7 @@ t.test('garbage', async (t) => {
 });
 
 t.test('cut at every byte', async (t) => {
-  const served = serveScratch(t);
+  const served = serveScratch(t, MAPPED);
   const bytes = session();
   await requireHonest(served);
   const before = resources();
@@ -110,7 +147,7 @@ t.test('cut at every byte', async (t) => {
 });
 
 t.test('fds: too few, too many, where none belong', async (t) => {
-  const served = serveScratch(t);
+  const served = serveScratch(t, BOTH);
   const fds = Array.from({ length: 17 }, (_, i) => (i % 2 === 0 ? memfd(0x1000) : eventfd()));
   t.teardown(() => closeAll(fds));
   const client = await served.raw();
@@ -144,7 +181,7 @@ t.test('fds: too few, too many, where none belong', async (t) => {
 });
 
 t.test('more than the server keeps for one client', async (t) => {
-  const served = serveScratch(t);
+  const served = serveScratch(t, BOTH);
   let finish = (): void => {};
   served.scratch.hook = (step) =>
     step === 'slow' ? new Promise<void>((resolve) => (finish = resolve)) : undefined;
@@ -194,7 +231,7 @@ function mutate(bytes: Uint8Array, mutations: readonly Mutation[]): Uint8Array {
 }
 
 t.test('5000 mutations of valid sessions', async (t) => {
-  const served = serveScratch(t);
+  const served = serveScratch(t, MAPPED);
   const bytes = session();
   const fds = [memfd(0x1000), eventfd()];
   t.teardown(() => closeAll(fds));

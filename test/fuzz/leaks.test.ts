@@ -2,7 +2,7 @@
 /** What many cycles leave behind: file descriptors and mappings are counted before and after. */
 
 import t from 'tap';
-import { Client } from '../../src/client/index.js';
+import { Client, RegionMigrationClient } from '../../src/client/index.js';
 import { closeAll } from '../../src/transport/index.js';
 import { MigrationState } from '../../src/wire/index.js';
 import { eventfd, memfd } from '../support/memory.js';
@@ -64,6 +64,29 @@ t.test('1,000 connections of VMMs and managers, with all that they bring', async
   const before = resources();
   for (let i = 1; i <= 1000; i++) await cycle(i);
   await until(() => served.log.filter((line) => line.includes('has left')).length === 1001);
+  t.strictSame(await settled(before), before);
+});
+
+t.test('500 clients of the migration region, that map it and leave in the middle', async (t) => {
+  const served = serveScratch(t, { migration: 'v1', migrationRegion: { mapped: true, dataSize: 4096 } });
+  const { STOP_COPY, RESUMING, PRE_COPY } = MigrationState;
+  const cycle = async (i: number): Promise<void> => {
+    const client = await Client.connect(i % 2 === 0 ? served.path : served.migrationPath);
+    const region = await RegionMigrationClient.open(client);
+    if (region?.isMapped !== true) throw new Error('not mapped');
+    await region.setState([STOP_COPY, RESUMING, PRE_COPY][i % 3]!);
+    if (i % 3 === 1) await region.writeData(new Uint8Array(10)).catch(() => {});
+    else await region.readData(new Uint8Array(100));
+    // What is stopped stays so, for a manager that comes back.
+    await region.setState(MigrationState.RUNNING).catch(() => client.reset());
+    region.close();
+    await client.closed();
+  };
+  await cycle(0);
+  await until(() => served.log.filter((line) => line.includes('has left')).length === 1);
+  const before = resources();
+  for (let i = 1; i <= 500; i++) await cycle(i);
+  await until(() => served.log.filter((line) => line.includes('has left')).length === 251);
   t.strictSame(await settled(before), before);
 });
 

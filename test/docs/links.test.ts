@@ -7,6 +7,9 @@ import t from 'tap';
 import { devstate } from '../e2e/harness/devstate-process.js';
 import { anchorOf, codeBlocks, prose, readPages, repositoryRoot } from './pages.js';
 
+// A process for the help of each command.
+t.setTimeout(120_000);
+
 const pages = readPages();
 
 t.test('relative links', async (t) => {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `devstate serve`: a device server, until it is told to end. `serve nvme`, and the others. */
 
-import { existsSync, statSync } from 'node:fs';
+import { existsSync, rmSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { createAlderNvme } from '../devices/nvme/alder/index.js';
@@ -108,7 +108,9 @@ async function serve(options: Serving): Promise<void> {
   const told = untilTold();
   const log = createLog('nvme');
   const incoming = options.incoming === true;
+  const isNew = !existsSync(options.image);
   const image = openImage(options, incoming);
+  let serves = false;
   try {
     const device = VENDORS[options.vendor]({ image, parameters: options.param });
     const server = new Server({
@@ -122,11 +124,14 @@ async function serve(options: Serving): Promise<void> {
       ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),
       log,
     });
+    serves = true;
     log('info', `serving ${options.image} at ${options.socket}${incoming ? ', incoming' : ''}`);
     await told;
     await server.close();
   } finally {
     await image.close();
+    // An image that was made for nothing.
+    if (isNew && !serves) rmSync(options.image, { force: true });
   }
 }
 

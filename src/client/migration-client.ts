@@ -28,6 +28,7 @@ import {
   encodeFormatSelection,
   encodeMigrationData,
   encodeNamedValue,
+  errnoName,
   FEATURE_LENGTH,
   Feature,
   FeatureFlag,
@@ -176,7 +177,9 @@ export class MigrationClient {
       );
       if (words === undefined || words.length === 0) throw error;
       const options = error.errno === undefined ? {} : { errno: error.errno };
-      throw new DevstateError(error.code, `${error.message}: ${new TextDecoder().decode(words)}`, options);
+      // The errno has been named; the server's words end with it too.
+      const why = new TextDecoder().decode(words).replaceAll(` (${errnoName(error.errno ?? 0)})`, '');
+      throw new DevstateError(error.code, `${error.message}: ${why}`, options);
     }
   }
 

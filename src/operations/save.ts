@@ -47,6 +47,10 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
       options.model === undefined ? undefined : requireWrapping(peer, options.model, options.format);
     if (wrapping === undefined) await select(device, peer, options);
     const before = await device.state();
+    if (before === MigrationState.RESUMING) {
+      const message = 'the device waits for a state (--incoming): it has none of its own to save';
+      throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
+    }
     const started = performance.now();
     try {
       // Somebody may have begun to save and died: what is left of that is no whole state.

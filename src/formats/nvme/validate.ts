@@ -3,6 +3,8 @@
 
 import { z } from 'zod';
 import { DevstateError } from '../../errors.js';
+import type { PciFunctionState } from '../pci/state.js';
+import { pciFunctionDefect } from '../pci/validate.js';
 import type { NvmeState } from './state.js';
 
 const integer = (maximum: number) => z.number().int().min(0).max(maximum);
@@ -40,7 +42,10 @@ const state = z.object({
       .array(z.object({ id: u32, size: whole, lbaSize: u32, nguid: bytes(16, 16), eui64: bytes(8, 8) }))
       .max(1024),
   }),
-  pci: z.object({ config: bytes(4096, 256), msixTable: bytes(2048 * 16), msixPending: bytes(256) }),
+  pci: z.custom<PciFunctionState>().superRefine((pci, context) => {
+    const defect = pciFunctionDefect(pci);
+    if (defect !== undefined) context.addIssue({ code: 'custom', message: defect });
+  }),
   registers: z.object({ cc: u32, csts: u32, interruptMask: u32, aqa: u32, asq: whole, acq: whole }),
   submissionQueues: z.array(z.object({ ...queue, completionQueue: u16, priority: integer(3) })).max(65536),
   completionQueues: z

@@ -7,13 +7,10 @@ import type { FormatDescription } from '../inspection/types.js';
 import { Schema } from '../protobuf/schema.js';
 import { PCI_FUNCTION } from '../registry.js';
 import type { PciFunctionState } from './state.js';
+import { pciFunctionDefect } from './validate.js';
 
 const FUNCTION_RECORD = 0x10000;
 const codec = new Schema('pci-function.proto').message('PciFunction');
-
-const CONFIG_LENGTHS: readonly number[] = [256, 4096];
-const VECTOR_LENGTH = 16;
-const VECTORS_MAX = 2048;
 
 export const PCI_FUNCTION_VERSION = { major: 1, minor: 0 } as const;
 
@@ -35,14 +32,8 @@ export function decodePciFunction(records: Iterable<FormatRecord>): PciFunctionS
 }
 
 function checkPciFunction(state: PciFunctionState): PciFunctionState {
-  const { config, msixTable, msixPending } = state;
-  const vectors = msixTable.length / VECTOR_LENGTH;
-  if (!CONFIG_LENGTHS.includes(config.length)) throw wrong(`configuration space of ${config.length} bytes`);
-  if (!Number.isInteger(vectors) || vectors > VECTORS_MAX)
-    throw wrong(`an MSI-X table of ${msixTable.length} bytes`);
-  if (msixPending.length !== Math.ceil(vectors / 64) * 8) {
-    throw wrong(`pending bits of ${msixPending.length} bytes for ${vectors} vectors`);
-  }
+  const defect = pciFunctionDefect(state);
+  if (defect !== undefined) throw wrong(defect);
   return state;
 }
 

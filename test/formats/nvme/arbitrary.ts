@@ -36,7 +36,13 @@ export const anyNvmeState: fc.Arbitrary<NvmeState> = fc.record({
       fc.record({ id: u32, size: whole, lbaSize: u32, nguid: bytes(16, 16), eui64: bytes(8, 8) }),
     ),
   }),
-  pci: fc.record({ config: bytes(4096, 256), msixTable: bytes(64), msixPending: bytes(16) }),
+  pci: fc.tuple(fc.constantFrom(256, 4096), upTo(130)).chain(([length, vectors]) =>
+    fc.record({
+      config: bytes(length, length),
+      msixTable: bytes(vectors * 16, vectors * 16),
+      msixPending: bytes(Math.ceil(vectors / 64) * 8, Math.ceil(vectors / 64) * 8),
+    }),
+  ),
   registers: fc.record({ cc: u32, csts: u32, interruptMask: u32, aqa: u32, asq: whole, acq: whole }),
   submissionQueues: list(fc.record({ ...queue, completionQueue: u16, priority: upTo(3) })),
   completionQueues: list(

@@ -215,17 +215,16 @@ export class RegionFront {
     copyFrom(this.#chunk, at, target);
   }
 
-  async #consume(size: number): Promise<void> {
-    if (size > this.#section.size)
-      throw new RequestError(
-        Errno.EINVAL,
-        `data_size ${size}: there is room for ${this.#section.size} bytes`,
-      );
+  /** At once where the device takes data at once: a promise costs the connection a new buffer. */
+  #consume(size: number): void | Promise<void> {
+    const room = this.#section.size;
+    if (size > room)
+      throw new RequestError(Errno.EINVAL, `data_size ${size}: there is room for ${room} bytes`);
     this.#load('data_size');
     this.#loadedSize = size;
     if (size === 0) return;
     const bytes = this.#section.bytes().subarray(0, size);
-    await this.#device.write(this.#section.shared ? this.#takePrivately(bytes) : bytes);
+    return this.#device.write(this.#section.shared ? this.#takePrivately(bytes) : bytes);
   }
 
   /** What is checked and then used must not change in between. */

@@ -3,19 +3,13 @@
  * Migration streams that a real QEMU writes: a Linux guest whose NVMe disk a device server provides, and a helper that
  * puts the state of that device into the stream.
  */
-import { closeSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { closeSync, openSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
-import { alderDescription } from '../../src/devices/nvme/alder/index.js';
-import {
-  type ContentKind,
-  type ContentReport,
-  type ContentSection,
-  EnvelopeDecoder,
-  type FieldMap,
-  hasMagic,
-} from '../../src/formats/index.js';
-import { qemuStreamKind } from '../../src/formats/qemu-stream/index.js';
+import { ExitCode } from '../../src/errors.js';
+import type { ContentReport, ContentSection, FieldMap, Inspection } from '../../src/formats/index.js';
 import {
   MigrationWatch,
   type QmpClient,
@@ -33,61 +27,28 @@ import { requireQemu } from './harness/require-qemu.js';
 
 t.setTimeout(180_000);
 
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const CHUNK = 1 << 16;
 /** CR0.PG */
 const PAGING = 1 << 31;
 
-/** Our own blobs, with the fields that the device's description gives their records. */
-const envelopeKind: ContentKind = {
-  name: 'envelope',
-  title: 'devstate blob',
-  probeLength: 28,
-  matches: hasMagic,
-  read() {
-    const fields: FieldMap = {};
-    let size = 0;
-    const decoder = new EnvelopeDecoder({
-      onHeader: ({ model, version }) =>
-        Object.assign(fields, { model, version: `${version.major}.${version.minor}` }),
-      onRecord: ({ type, payload }) => {
-        const name = alderDescription.recordName(type) ?? String(type);
-        fields[name] = alderDescription.describe?.(type, payload, { major: 1, minor: 0 }) ?? payload.length;
-      },
-    });
-    return {
-      push(chunk) {
-        size += chunk.length;
-        decoder.push(chunk);
-      },
-      finish() {
-        decoder.finish();
-        return { kind: 'envelope', size, fields, sections: [], error: null };
-      },
-    };
-  },
-};
-
-/** Reads a file as the command does, from the file or as if it came through a pipe. */
-function inspectFile(path: string, { pipe = false } = {}): ContentReport {
-  const file = openSync(path, 'r');
-  const size = statSync(path).size;
-  const readAt = (offset: number, length: number) => {
-    const bytes = Buffer.alloc(length);
-    return bytes.subarray(0, readSync(file, bytes, 0, length, offset));
-  };
+/** What the command finds, from the file or through a pipe. Its sections lie one behind the other. */
+function inspectFile(path: string, { pipe = false, exitCode = 0 } = {}): ContentReport {
+  const args = [MAIN, 'inspect', pipe ? '-' : path, '-o', 'json'];
+  const stdin = pipe ? openSync(path, 'r') : undefined;
   try {
-    const kind = pipe ? qemuStreamKind : qemuStreamKind.prepare({ size, read: readAt });
-    if (!kind.matches(readAt(0, kind.probeLength))) throw new Error(`${path} is no migration stream`);
-    const reader = kind.read({ kinds: [envelopeKind] });
-    const buffer = Buffer.alloc(CHUNK);
-    for (let at = 0; at < size; ) {
-      const length = readSync(file, buffer, 0, CHUNK, at);
-      reader.push(buffer.subarray(0, length));
-      at += length;
-    }
-    return reader.finish();
+    // A file as stdin is read as a pipe is, from its beginning to its end.
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, {
+      stdio: [stdin ?? 'ignore', 'pipe', 'pipe'],
+      encoding: 'utf8',
+      maxBuffer: 1 << 30,
+    });
+    if (status !== exitCode) throw new Error(`devstate inspect ended with ${status}: ${stderr}`);
+    const found: Inspection = JSON.parse(stdout);
+    if (found.kind !== 'content') throw new Error(`${path} is ${found.kind}, no migration stream`);
+    return found.content;
   } finally {
-    closeSync(file);
+    if (stdin !== undefined) closeSync(stdin);
   }
 }
 
@@ -157,6 +118,21 @@ function checkWhole(t: Test, path: string, report: ContentReport): readonly Cont
   return sections;
 }
 
+/** The text of the command: it fits a screen, names the sections with their sizes, and the blob within. */
+function checkText(t: Test, path: string): void {
+  for (const options of [[], ['--fields']]) {
+    const { stdout } = spawnSync(process.execPath, [MAIN, 'inspect', path, ...options], {
+      encoding: 'utf8',
+      maxBuffer: 1 << 30,
+    });
+    const wrong = stdout.split('\n').filter((line) => [...line].length > 80 || /\p{C}/u.test(line));
+    t.same(wrong, [], 'lines of at most 80 columns');
+    t.match(stdout, /^Format: +QEMU migration stream\n/);
+    t.match(stdout, /─ dbus-vmstate\/dbus-vmstate +[\d.]+ (B|KiB) @\d+\n/);
+    t.match(stdout, /is envelope of org\.devstate\.nvme\.alder 1\.0\n/);
+  }
+}
+
 t.test('a Linux guest with a disk of ours, and a helper', async (t) => {
   const daemon = await requireDbusDaemon(t);
   if (daemon === undefined) return;
@@ -202,15 +178,27 @@ t.test('a Linux guest with a disk of ours, and a helper', async (t) => {
   t.equal(helpers?.fields.helpers, 1);
   const [disk, padding] = helpers?.sections ?? [];
   t.match(disk, { name: 'disk0', fields: { length: blob.length }, extract: 'dbus-vmstate.disk0.bin' });
-  t.match(disk?.content, {
+  const inside = disk?.content;
+  t.match(inside, {
     kind: 'envelope',
     size: blob.length,
-    fields: {
-      model: 'devstate.org/nvme',
-      identity: Object,
-      queues: { submission: Array, completion: Array },
-    },
+    fields: { model: 'devstate.org/nvme', format: { name: 'org.devstate.nvme.alder' }, digest: { ok: true } },
+    error: null,
   });
+  t.match(inside?.sections.find(({ name }) => name === 'queues')?.fields, {
+    submission: Array,
+    completion: Array,
+  });
+  t.equal(
+    inside?.sections.reduce((sum, { size }) => sum + size, 0),
+    blob.length,
+    'its sections add up to the blob',
+  );
+  checkText(t, path);
+  const directory = `${lab.directory}/extracted`;
+  const extracted = await devstate('inspect', path, '--extract', directory);
+  t.equal(extracted.code, 0, 'devstate inspect --extract', { stderr: extracted.stderr });
+  t.ok(readFileSync(`${directory}/dbus-vmstate.disk0.bin`).equals(blob), "the helper's blob, byte for byte");
   t.match(padding, { name: 'padding', fields: { zero: true } }, 'QEMU sends what it had in reserve');
   t.comment(
     `${report.size} bytes, ${sections.length} sections, ${parts.length} of them iterations of memory`,
@@ -305,7 +293,7 @@ t.test('a QEMU that is killed leaves a stream that stops', async (t) => {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   await vm.kill();
-  const { size, error, sections } = inspectFile(path);
+  const { size, error, sections } = inspectFile(path, { exitCode: ExitCode.corrupt });
   t.match(error, { code: 'DEVSTATE_E_CONTENT_TRUNCATED', offset: size });
   t.match(sections.at(-1), { name: 'ram', fields: { section: 'PART' } });
 });

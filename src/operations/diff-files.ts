@@ -137,12 +137,25 @@ function addLeaves(leaves: Map<string, FieldValue>, path: string, value: FieldVa
   } else for (const [name, item] of Object.entries(value)) addLeaves(leaves, `${path}.${name}`, item);
 }
 
-/** What tells the items of a list apart: their `id`, if each has one of its own, so that one more is not a difference in all. */
+/**
+ * What tells the items of a list apart: their `id`, if each has one, so that one more is not a difference in all. Several
+ * of one id are told apart by what they are, not by their order: one feature with a value for each of its selectors.
+ */
 function namesOf(items: readonly FieldValue[]): string[] {
   const ids = items.map((item) => (isMap(item) ? item.id : undefined));
-  const distinct =
-    new Set(ids).size === ids.length && ids.every((id) => typeof id === 'number' || typeof id === 'string');
-  return distinct ? ids.map((id) => `id ${id}`) : items.map((_, index) => String(index));
+  if (!ids.every((id) => typeof id === 'number' || typeof id === 'string')) {
+    return items.map((_, index) => String(index));
+  }
+  const texts = items.map((item) => JSON.stringify(item));
+  const names: string[] = [];
+  const seen = new Map<string, number>();
+  for (const index of [...texts.keys()].sort((a, b) => (texts[a]! < texts[b]! ? -1 : 1))) {
+    const name = `id ${ids[index]}`;
+    const count = (seen.get(name) ?? 0) + 1;
+    seen.set(name, count);
+    names[index] = count === 1 ? name : `${name} (${count})`;
+  }
+  return names;
 }
 
 function isListOfScalars(value: FieldValue): boolean {

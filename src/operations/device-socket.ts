@@ -53,14 +53,14 @@ async function chooseProtocol(
   { protocol = 'auto', trap = false }: DeviceSocketOptions,
 ): Promise<MigrationClient> {
   const byCommands = new MigrationClient(client);
-  if (protocol !== 'v1') {
-    if (protocol === 'v2' || (await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET)))
-      return byCommands;
-  }
+  if (protocol !== 'v1' && (await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET)))
+    return byCommands;
   const byRegion = await RegionMigrationClient.open(client, { map: !trap });
-  if (byRegion !== undefined) return byRegion;
-  if (protocol === 'v1') throw new Error('it has no migration region (v1)');
-  return byCommands;
+  if (byRegion === undefined && protocol !== 'v1') return byCommands;
+  if (byRegion === undefined) throw new Error('it has no migration region (v1)');
+  if (protocol !== 'v2') return byRegion;
+  byRegion.close();
+  throw new Error('it has migration v1 only, and v2 was asked for');
 }
 
 /** An error says which socket it is about. */

@@ -318,6 +318,8 @@ t.test('which protocol a device is spoken to by', async (t) => {
     }
   };
   const NONE = 'DEVSTATE_E_NOT_MIGRATABLE';
+  const refused = await openDeviceSocket(v1.migrationPath, { protocol: 'v2' }).catch((error) => error);
+  t.match(refused.message, /has migration v1 only/, 'it says what there is');
   for (const [what, path, auto, one, two] of [
     ['v1', v1.migrationPath, 'v1', 'v1', NONE],
     ['v2', v2.migrationPath, 'v2', NONE, 'v2'],

@@ -150,7 +150,10 @@ export class Connection implements ServerContext {
     }
     this.#busy = true;
     const held = fds.filter((fd) => fd.isOpen).map((fd) => fd.take());
-    void this.#settle(done, id, command, noReply).finally(() => closeAll(held));
+    void this.#settle(done, id, command, noReply).finally(() => {
+      closeAll(held);
+      if (bytes.byteLength === bytes.buffer.byteLength) this.#socket.returnBuffer(bytes);
+    });
   }
 
   /** Waits for a command's end, answers it, and goes on with what has come meanwhile. Never rejects. */

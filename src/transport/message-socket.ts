@@ -66,6 +66,8 @@ export class MessageSocket {
   #watched = 0;
   /** Within `handler.message`. */
   #delivering = false;
+  /** A buffer that was returned. */
+  #spare: Uint8Array | undefined;
   #paused = false;
   #closed = false;
   #ending = false;
@@ -154,7 +156,21 @@ export class MessageSocket {
    * fds are still closed unless taken. Outside `handler.message` there is nothing to keep, and nothing happens.
    */
   keepFrame(): void {
-    if (this.#delivering) this.#frame.grow(Math.min(INITIAL_BUFFER, this.#limits.maxMessageLength), 0);
+    if (!this.#delivering) return;
+    const capacity = Math.min(INITIAL_BUFFER, this.#limits.maxMessageLength);
+    this.#frame.moveTo(this.#takeSpare(capacity) ?? new Uint8Array(capacity), 0);
+  }
+
+  /** The handler is done with a buffer that was left to it: later messages may come there, which is cheaper than in new memory. */
+  returnBuffer(bytes: Uint8Array): void {
+    if (bytes.length > (this.#spare?.length ?? 0)) this.#spare = bytes;
+  }
+
+  #takeSpare(capacity: number): Uint8Array | undefined {
+    const spare = this.#spare;
+    if (spare === undefined || spare.length < capacity) return undefined;
+    this.#spare = undefined;
+    return spare;
   }
 
   /** Stops receiving after the current message. Whether the peer goes away is not noticed until {@link resume}. */
@@ -284,8 +300,10 @@ export class MessageSocket {
       return false;
     }
     const capacity = this.#frame.bytes.length;
-    if (length > capacity)
-      this.#frame.grow(Math.min(Math.max(length, 2 * capacity), maxMessageLength), this.#have);
+    if (length > capacity) {
+      const larger = Math.min(Math.max(length, 2 * capacity), maxMessageLength);
+      this.#frame.moveTo(this.#takeSpare(length) ?? new Uint8Array(larger), this.#have);
+    }
     this.#want = length;
     return true;
   }

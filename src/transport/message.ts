@@ -63,9 +63,8 @@ export class ReusedFrame implements Frame {
     this.view = new DataView(this.bytes.buffer);
   }
 
-  /** Makes room for `capacity` bytes and keeps the first `used`. */
-  grow(capacity: number, used: number): void {
-    const bytes = new Uint8Array(capacity);
+  /** Goes on in `bytes`, a whole buffer, with the first `used` bytes of what is here. */
+  moveTo(bytes: Uint8Array, used: number): void {
     bytes.set(this.bytes.subarray(0, used));
     this.bytes = bytes;
     this.view = new DataView(bytes.buffer);

@@ -79,8 +79,21 @@ async function look(
     if ([...line].length > 80 || /\p{C}/u.test(line))
       t.fail(`a line that cannot be shown: ${JSON.stringify(line)}`);
   }
+  checkTree(t, text);
   if (inspection.kind === 'content') checkReport(t, inspection.content);
   return inspection;
+}
+
+/** After the last branch of a tree there is no other. */
+function checkTree(t: Test, text: string): void {
+  const ended = new Set<number>();
+  for (const line of text.split('\n')) {
+    const [, prefix = '', branch] = /^([│ ]*)(├─|└─)?/.exec(line) ?? [];
+    for (const depth of [...ended]) if (depth > prefix.length) ended.delete(depth);
+    if (branch === undefined) ended.delete(prefix.length);
+    else if (ended.has(prefix.length)) t.fail(`a branch behind the last one: ${line}`);
+    if (branch === '└─') ended.add(prefix.length);
+  }
 }
 
 function nameOf(found: Inspection): string {

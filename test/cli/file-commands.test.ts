@@ -14,7 +14,14 @@ import {
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
-import { encodeBlob, fixture, MINIMAL_HEADER, MINIMAL_RECORDS } from '../formats/blobs.js';
+import {
+  encodeBlob,
+  fixture,
+  forgeHeader,
+  MINIMAL_HEADER,
+  MINIMAL_RECORDS,
+  piecesOf,
+} from '../formats/blobs.js';
 import { savedBlob } from '../operations/files/saved.js';
 
 t.setTimeout(240_000);
@@ -172,6 +179,16 @@ t.test('what cannot be read, is damaged, or too new', async (t) => {
     const damaged = Buffer.from(blob);
     damaged[at]! ^= 0x10;
     t.equal(devstate(['verify', '-'], damaged).status, 6, `byte ${at}`);
+  }
+  const envelope = Buffer.from(encodeBlob([]));
+  const { header } = piecesOf(envelope);
+  envelope.set(forgeHeader(header, { 24: [9, 0] }));
+  for (const command of ['inspect', 'verify']) {
+    t.match(
+      devstate([command, '-'], envelope),
+      { status: 3, stdout: /DEVSTATE_E_ENVELOPE_VERSION/ },
+      'too new, not damaged',
+    );
   }
   const shown = devstate(['inspect', file('newer')]);
   t.match(shown.stdout, /org\.devstate\.nvme\.alder 2\.0.*unknown 0x00010001/s);

@@ -16,6 +16,7 @@ import { printError } from './output.js';
 import { recoverCommand } from './recover.js';
 import { saveCommand } from './save.js';
 import { serveCommand } from './serve.js';
+import { upgradeCommand } from './upgrade.js';
 import { verifyCommand } from './verify.js';
 import { unwrapCommand, wrapCommand } from './wrap.js';
 
@@ -29,6 +30,7 @@ for (const add of [
   serveCommand,
   checkCommand,
   migrateCommand,
+  upgradeCommand,
   recoverCommand,
   saveCommand,
   loadCommand,

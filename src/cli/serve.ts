@@ -10,7 +10,7 @@ import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
 import { modelJson } from '../formats/index.js';
-import { Server } from '../server/index.js';
+import { Server, TAKEOVER_VARIABLE } from '../server/index.js';
 import { createLog } from './logger.js';
 import {
   collectParameter,
@@ -107,9 +107,10 @@ async function serve(options: Serving): Promise<void> {
   // Listened for before the sockets exist: whoever sees them may send one.
   const told = untilTold();
   const log = createLog('nvme');
+  const takeover = process.env[TAKEOVER_VARIABLE];
   const incoming = options.incoming === true;
   const isNew = !existsSync(options.image);
-  const image = openImage(options, incoming);
+  const image = openImage(options, incoming || takeover !== undefined);
   let serves = false;
   try {
     const device = VENDORS[options.vendor]({ image, parameters: options.param });
@@ -122,12 +123,17 @@ async function serve(options: Serving): Promise<void> {
       }),
       socketPath: options.socket,
       ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),
+      ...(takeover === undefined ? {} : { takeover }),
       log,
     });
     serves = true;
-    log('info', `serving ${options.image} at ${options.socket}${incoming ? ', incoming' : ''}`);
-    await told;
-    await server.close();
+    if (takeover !== undefined) log('info', `waiting to take over ${options.socket}`);
+    else log('info', `serving ${options.image} at ${options.socket}${incoming ? ', incoming' : ''}`);
+    try {
+      await Promise.race([told, server.ended]);
+    } finally {
+      await server.close();
+    }
   } finally {
     await image.close();
     // An image that was made for nothing.

@@ -3,5 +3,12 @@
 
 export { Client, type ClientOptions, type RegionWrite, type SendOptions } from './client.js';
 export type { DmaHandler } from './dma-service.js';
-export { type DeviceDescription, MigrationClient, type MigrationProtocol } from './migration-client.js';
+export {
+  type DeviceDescription,
+  type HandoffReport,
+  type HandoffRequest,
+  type HandoffStatus,
+  MigrationClient,
+  type MigrationProtocol,
+} from './migration-client.js';
 export { RegionMigrationClient } from './region-migration-client.js';

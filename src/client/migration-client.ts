@@ -7,6 +7,7 @@
 import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
+import type { Frame } from '../transport/index.js';
 import {
   Command,
   DMA_LOGGING_REPORT_LENGTH,
@@ -83,6 +84,41 @@ const description = z.object({
 /** What a device says of itself on its migration socket. */
 export type DeviceDescription = z.infer<typeof description>;
 
+/** What a server is asked for that is to hand over to its successor. Times in milliseconds, by phase. */
+export interface HandoffRequest {
+  /** Where the successor listens. */
+  readonly socket: string;
+  readonly format: { readonly uuid: string; readonly major: number; readonly minor: number };
+  readonly timeouts?: Readonly<Record<string, number>>;
+}
+
+const handoffReport = z.object({
+  ms: z.record(z.string(), z.number()),
+  fds: z.number().int(),
+  pid: z.number().int(),
+  unconfirmed: z.boolean(),
+});
+/** How a handoff went, as the old server saw it. Times in milliseconds, by phase. */
+export type HandoffReport = z.infer<typeof handoffReport>;
+
+const handoffStatus = z.object({
+  generation: z.number().int(),
+  serving: z.boolean(),
+  pauseMs: z.number().exactOptional(),
+});
+/** `generation` counts the handoffs, `pauseMs` is how long the last one kept the VMM waiting. */
+export type HandoffStatus = z.infer<typeof handoffStatus>;
+
+/** JSON that a server has answered. @throws DEVSTATE_E_PROTOCOL */
+function parsed<Schema extends z.ZodType>(schema: Schema, bytes: Uint8Array, what: string): z.infer<Schema> {
+  try {
+    return schema.parse(JSON.parse(new TextDecoder().decode(bytes)));
+  } catch (cause) {
+    const message = `the device ${what} in a way we do not understand`;
+    throw new DevstateError('DEVSTATE_E_PROTOCOL', message, { cause });
+  }
+}
+
 const transferLength = dmaTransferHeaderLength(64);
 
 /** The migration protocols, of the kernel and of vfio-user alike. */
@@ -101,14 +137,20 @@ export class MigrationClient {
   }
 
   /** Reads a feature's data. `data` are the request's own, `length` what the reply may have. */
-  getFeature(feature: number, length: number, data: Uint8Array = new Uint8Array(0)): Promise<Uint8Array> {
+  getFeature(
+    feature: number,
+    length: number,
+    data: Uint8Array = new Uint8Array(0),
+    options: { timeoutMs?: number } = {},
+  ): Promise<Uint8Array> {
     const head = new Uint8Array(FEATURE_LENGTH);
     encodeFeatureHeader(new DataView(head.buffer), 0, FEATURE_LENGTH + length, feature | FeatureFlag.GET);
-    return this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) => {
+    const take = (frame: Frame): Uint8Array => {
       const start = HEADER_LENGTH + FEATURE_LENGTH;
       requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
       return frame.bytes.slice(start, frame.length);
-    });
+    };
+    return this.client.request(Command.DEVICE_FEATURE, [head, data], take, options);
   }
 
   /** Sets a feature; returns its data as the server changed them. */
@@ -267,15 +309,7 @@ export class MigrationClient {
   async description(): Promise<DeviceDescription | undefined> {
     if (!(await this.probeFeature(Feature.DEVSTATE_DESCRIPTION, FeatureFlag.GET))) return undefined;
     const bytes = await this.getFeature(Feature.DEVSTATE_DESCRIPTION, MAX_FEATURE_LENGTH);
-    try {
-      return description.parse(JSON.parse(new TextDecoder().decode(bytes)));
-    } catch (cause) {
-      throw new DevstateError(
-        'DEVSTATE_E_PROTOCOL',
-        'the device describes itself in a way we do not understand',
-        { cause },
-      );
-    }
+    return parsed(description, bytes, 'describes itself');
   }
 
   /** The formats that the device saves and loads; undefined when the server does not negotiate. */
@@ -325,6 +359,24 @@ export class MigrationClient {
   /** In RESUMING. */
   async setValue(name: string, value: StateValue): Promise<void> {
     await this.explained(this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value)));
+  }
+
+  /** Whether the server can hand over to a successor. */
+  canHandOver(): Promise<boolean> {
+    return this.probeFeature(Feature.DEVSTATE_HANDOFF, FeatureFlag.GET);
+  }
+
+  /** Has the server hand over to the successor that listens at `request.socket`. @throws DEVSTATE_E_REFUSED when it goes on */
+  async handOver(request: HandoffRequest, timeoutMs: number): Promise<HandoffReport> {
+    const data = new TextEncoder().encode(JSON.stringify(request));
+    const reply = this.getFeature(Feature.DEVSTATE_HANDOFF, MAX_FEATURE_LENGTH, data, { timeoutMs });
+    return parsed(handoffReport, await this.explained(reply), 'reports on its handoff');
+  }
+
+  /** Whether the server serves, or is a successor that has not taken over. */
+  async handoffStatus(): Promise<HandoffStatus> {
+    const data = await this.getFeature(Feature.DEVSTATE_HANDOFF, MAX_FEATURE_LENGTH);
+    return parsed(handoffStatus, data, 'tells whether it serves');
   }
 
   note(): Promise<Uint8Array> {

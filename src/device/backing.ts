@@ -7,7 +7,14 @@ import { FileType, type Mapping, native, Protection } from '../native/index.js';
 import type { DmaPeer } from '../server/index.js';
 import type { Fd } from '../transport/index.js';
 import { DmaMapFlag, type DmaMapRequest, Errno, RequestError } from '../wire/index.js';
-import { type Backing, type MappedBacking, type RemoteBacking, WINDOW_SIZE } from './guest-memory.js';
+import {
+  type Backing,
+  type BackingOrigin,
+  type MappedBacking,
+  type RemoteBacking,
+  WINDOW_SIZE,
+} from './guest-memory.js';
+import { type SharedFile, SharedFiles } from './shared-files.js';
 
 const readFile = promisify(read);
 const writeFile = promisify(write);
@@ -16,13 +23,22 @@ const writeFile = promisify(write);
  * The backing of a DMA_MAP. Does not take the fd, but may duplicate it.
  * @throws RequestError when the fd cannot be what the request says
  */
-export function openBacking(request: DmaMapRequest, fd: Fd | undefined, peer: DmaPeer): Backing {
+export function openBacking(
+  request: DmaMapRequest,
+  fd: Fd | undefined,
+  peer: DmaPeer,
+  files = new SharedFiles(),
+): Backing {
   if (fd === undefined) return messageBacking(request, peer);
   if ((request.flags & DmaMapFlag.FILE_IO) !== 0) return fileBacking(request, fd);
-  return mappedBacking(request, fd);
+  return mappedBacking(request, fd, files);
 }
 
-function mappedBacking(request: DmaMapRequest, fd: Fd): MappedBacking {
+function originOf({ offset, flags }: DmaMapRequest, file: Fd | undefined): BackingOrigin {
+  return { file, offset, flags };
+}
+
+function mappedBacking(request: DmaMapRequest, fd: Fd, files: SharedFiles): MappedBacking {
   requireFile(request, fd);
   const write = (request.flags & DmaMapFlag.WRITE) !== 0;
   const mapping = native.map(
@@ -32,7 +48,12 @@ function mappedBacking(request: DmaMapRequest, fd: Fd): MappedBacking {
     write ? Protection.readWrite : Protection.read,
   );
   if (typeof mapping === 'number') throw new RequestError(-mapping, 'the fd of a DMA range cannot be mapped');
-  return new MappedRange(mapping);
+  try {
+    return new MappedRange(mapping, request, files.hold(fd, write));
+  } catch (error) {
+    mapping.unmap();
+    throw error;
+  }
 }
 
 /** A file shorter than the range would fault on access; a client that shrinks it later is dealt with by the addon. */
@@ -51,12 +72,16 @@ function requireFile(request: DmaMapRequest, fd: Fd): void {
 
 class MappedRange implements MappedBacking {
   readonly kind = 'mapped';
+  readonly origin: BackingOrigin;
   readonly #mapping: Mapping;
+  readonly #file: SharedFile;
   /** Made when first touched: a range may be terabytes. */
   readonly #windows: Uint8Array[] = [];
 
-  constructor(mapping: Mapping) {
+  constructor(mapping: Mapping, request: DmaMapRequest, file: SharedFile) {
     this.#mapping = mapping;
+    this.#file = file;
+    this.origin = originOf(request, file.fd);
   }
 
   window(index: number): Uint8Array {
@@ -74,6 +99,7 @@ class MappedRange implements MappedBacking {
   unmap(): void {
     this.#windows.length = 0;
     this.#mapping.unmap();
+    this.#file.release();
   }
 }
 
@@ -81,6 +107,7 @@ function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
   const file = fd.duplicate();
   return {
     kind: 'remote',
+    origin: originOf(request, file),
     byVmm: false,
     read: async (offset, target) => {
       const { bytesRead } = await readFile(file.number, target, 0, target.length, request.offset + offset);
@@ -105,6 +132,7 @@ function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
 function messageBacking(request: DmaMapRequest, peer: DmaPeer): RemoteBacking {
   return {
     kind: 'remote',
+    origin: originOf(request, undefined),
     byVmm: true,
     read: (offset, target) => peer.read(request.address + offset, target),
     write: (offset, source) => peer.write(request.address + offset, source),

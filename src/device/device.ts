@@ -8,8 +8,10 @@
  */
 
 import type { DeviceModel, FormatVersion, Uuid } from '../formats/index.js';
+import type { BundleEntry, FdKind } from '../handoff/index.js';
 import type { RawState, StateFormat } from '../migration/index.js';
 import type { ServedRegion } from '../server/index.js';
+import type { Fd } from '../transport/index.js';
 import type { StateValue } from '../wire/index.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
@@ -76,6 +78,22 @@ export interface DeviceValues {
   restore(values: ReadonlyMap<string, StateValue>): void;
 }
 
+/**
+ * The open files of a device that its successor in another process goes on with: the very open files, so that a lock
+ * held on one stays held.
+ */
+export interface DeviceFiles {
+  /** What goes over. The caller closes the fds, which are duplicates. `data` becomes JSON. */
+  handOver(): { readonly files: readonly BundleEntry[]; readonly data: unknown };
+  /**
+   * Goes on with what came: `take` gives each file once. Nothing else of the device is there yet.
+   * @throws when these are not the files that this device works on; what was taken is closed then
+   */
+  adopt(take: (name: string, kind: FdKind) => Fd, data: unknown): void;
+  /** The files are another process's: close them, and do nothing else with them. */
+  letGo(): void;
+}
+
 export interface Device {
   readonly model: DeviceModel;
   /** Who made this implementation, for blobs and diagnosis. */
@@ -89,6 +107,8 @@ export interface Device {
   readonly values?: DeviceValues;
   /** What a client is given, and gives, that selects none of the `formats`: for a device that copies one without them. */
   readonly rawState?: RawState;
+  /** Open files, and memory that the VMM maps, if it has any. */
+  readonly files?: DeviceFiles;
 
   /** Called once before anything else. */
   attach(host: DeviceHost): void;

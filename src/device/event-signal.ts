@@ -18,6 +18,10 @@ export class EventSignal implements Signal {
     native.eventfdSignal(this.#fd.number);
   }
 
+  duplicate(): Fd {
+    return this.#fd.duplicate();
+  }
+
   close(): void {
     this.#fd.close();
   }

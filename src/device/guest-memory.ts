@@ -7,14 +7,26 @@
  * `view` is the short cut for mapped memory. All writes are dirty-logged here, so a device cannot forget to.
  */
 
+import type { Fd } from '../transport/index.js';
 import { Errno, RequestError } from '../wire/index.js';
 
 /** Mapped ranges are seen through windows of this size, because one ArrayBuffer cannot span terabytes. */
 export const WINDOW_SIZE = 2 ** 30;
 
+/** Where a range comes from: what a successor needs to map it again. */
+export interface BackingOrigin {
+  /** Undefined for a range without an fd. */
+  readonly file: Fd | undefined;
+  /** In the file. */
+  readonly offset: number;
+  /** `DmaMapFlag` of the request. */
+  readonly flags: number;
+}
+
 /** A range that can be touched directly. `window(n)` covers bytes `n * WINDOW_SIZE` and on. */
 export interface MappedBacking {
   readonly kind: 'mapped';
+  readonly origin?: BackingOrigin;
   window(index: number): Uint8Array;
   unmap(): void;
 }
@@ -22,6 +34,7 @@ export interface MappedBacking {
 /** A range that is reached by messages to the VMM, or by pread and pwrite. Offsets count from the range's start. */
 export interface RemoteBacking {
   readonly kind: 'remote';
+  readonly origin?: BackingOrigin;
   /** The VMM does the writing and so knows of it: no log needs to. */
   readonly byVmm: boolean;
   read(offset: number, target: Uint8Array): Promise<void>;

@@ -7,12 +7,31 @@
  * migration's destination, where the VMM assigns eventfds after the state has been loaded.
  */
 
+import { closeAll, type Fd } from '../transport/index.js';
 import { Errno, IrqSetFlag, PciIrq, RequestError, type SetIrqs } from '../wire/index.js';
 
 /** Something to signal: an eventfd that this object owns. */
 export interface Signal {
   signal(): void;
   close(): void;
+  /** A second owner of the eventfd, to hand over. */
+  duplicate?(): Fd;
+}
+
+/** One kind of interrupt as a successor takes it over. Numbers are vectors. */
+export interface FrozenVectors {
+  readonly enabled: boolean;
+  readonly masked: readonly number[];
+  readonly pending: readonly number[];
+  /** Those that have an eventfd. */
+  readonly assigned: readonly number[];
+}
+
+/** All that is to be known of the interrupts but for the eventfds themselves. */
+export interface FrozenInterrupts {
+  readonly intxLevel: boolean;
+  /** By `PciIrq`. */
+  readonly kinds: readonly FrozenVectors[];
 }
 
 /** What of the interrupts belongs to the device's state. */
@@ -47,7 +66,26 @@ class Vectors {
   }
 
   pendingList(): number[] {
-    return this.pending.flatMap((pending, vector) => (pending ? [vector] : []));
+    return vectorsOf(this.pending);
+  }
+
+  freeze(): FrozenVectors {
+    return {
+      enabled: this.enabled,
+      masked: vectorsOf(this.masked),
+      pending: vectorsOf(this.pending),
+      assigned: vectorsOf(this.signals.map((signal) => signal !== undefined)),
+    };
+  }
+
+  /** `signals` are those of `assigned`, in order. */
+  thaw({ enabled, masked, pending, assigned }: FrozenVectors, signals: readonly Signal[]): void {
+    this.clear();
+    this.enabled = enabled;
+    this.pending.fill(false);
+    for (const vector of masked) this.masked[vector] = true;
+    for (const vector of pending) this.pending[vector] = true;
+    for (const [i, vector] of assigned.entries()) this.assign(vector, signals[i]);
   }
 }
 
@@ -127,6 +165,49 @@ export class Interrupts {
   reset(): void {
     this.#intxLevel = false;
     for (const kind of this.#kinds) kind.pending.fill(false);
+  }
+
+  /** For a successor, with a second owner of each eventfd: by kind, in the order of its `assigned`. */
+  freeze(): { state: FrozenInterrupts; eventfds: Fd[][] } {
+    const kinds = this.#kinds.map((kind) => kind.freeze());
+    const eventfds: Fd[][] = [];
+    try {
+      for (const [index, { assigned }] of kinds.entries()) {
+        const copies: Fd[] = [];
+        eventfds.push(copies);
+        for (const vector of assigned) copies.push(this.#duplicate(index, vector));
+      }
+    } catch (error) {
+      closeAll(eventfds.flat());
+      throw error;
+    }
+    return { state: { intxLevel: this.#intxLevel, kinds }, eventfds };
+  }
+
+  #duplicate(index: number, vector: number): Fd {
+    const copy = this.#kinds[index]?.signals[vector]?.duplicate?.();
+    if (copy === undefined)
+      throw new RequestError(Errno.ENOTSUP, `vector ${vector} of index ${index} is no eventfd`);
+    return copy;
+  }
+
+  /**
+   * Becomes what a predecessor's were, held. Takes ownership of the signals only when it does not throw.
+   * @throws RequestError EINVAL when it had other interrupts
+   */
+  thaw({ intxLevel, kinds }: FrozenInterrupts, signals: readonly (readonly Signal[])[]): void {
+    const fits = kinds.every(({ masked, pending, assigned }, index) => {
+      const count = this.counts[index] ?? 0;
+      const exists = (vector: number): boolean => vector < count;
+      return [masked, pending, assigned].every((vectors) => vectors.every(exists));
+    });
+    if (kinds.length !== this.#kinds.length || !fits)
+      throw new RequestError(Errno.EINVAL, 'the interrupts of the two devices differ');
+    this.#held = true;
+    this.#intxLevel = intxLevel;
+    this.#kinds.forEach((kind, index) => {
+      kind.thaw(kinds[index]!, signals[index] ?? []);
+    });
   }
 
   /** Closes every eventfd: the VMM is gone. */
@@ -256,6 +337,11 @@ export class Interrupts {
     if (index === PciIrq.INTX && !this.#edgeIntx) kind.masked[vector] = true;
     signal.signal();
   }
+}
+
+/** Indexes of what is true. */
+function vectorsOf(flags: readonly boolean[]): number[] {
+  return flags.flatMap((flag, vector) => (flag ? [vector] : []));
 }
 
 function isOneBit(value: number): boolean {

@@ -176,6 +176,36 @@ export class MigrationEngine {
   }
 
   /**
+   * Keeps everybody from migrating and resetting the device, which runs, until the returned function is called.
+   * @throws RequestError EBUSY when it is being migrated, or was migrated away
+   */
+  hold(): Promise<() => Promise<void>> {
+    return this.#serialise(async () => {
+      if (this.#owner !== undefined || this.#log !== undefined)
+        throw new RequestError(Errno.EBUSY, 'the device is being migrated');
+      if (this.#machine.state !== RUNNING) {
+        const name = migrationStateName(this.#machine.state);
+        throw new RequestError(Errno.EBUSY, `the device is in ${name}, not RUNNING`);
+      }
+      this.#owner = new EnginePort(this, { v2: false });
+      return () =>
+        this.#serialise(async () => {
+          this.#owner = undefined;
+          if (this.#orphaned) await this.#reset('disconnected');
+        });
+    });
+  }
+
+  /** Whether what the device is came from elsewhere: its history, which a successor takes over with it. */
+  get arrived(): boolean {
+    return this.#arrived;
+  }
+
+  set arrived(arrived: boolean) {
+    this.#arrived = arrived;
+  }
+
+  /**
    * A connection is gone, and what it began ends: its dirty log, a pre-copy, a load, an error. What it has stopped stays
    * stopped, because the other side may run, unless nobody is left to want it.
    */

@@ -7,6 +7,7 @@
 import { DevstateError } from '../errors.js';
 import type {
   DmaPeer,
+  HandoffPort,
   ManagementPort,
   MigrationPort,
   ServedDevice,
@@ -36,10 +37,12 @@ import type { ServedProtocols } from './engine-port.js';
 import { EventSignal } from './event-signal.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { GuestMemory } from './guest-memory.js';
+import { DeviceHandoff } from './handoff.js';
 import { Interrupts } from './interrupts.js';
 import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
 import { CONFIG_SPACE_SIZE } from './pci-config.js';
+import { SharedFiles } from './shared-files.js';
 
 export interface RuntimeOptions {
   /** Short name for log lines. */
@@ -63,9 +66,11 @@ export class DeviceRuntime implements ServedDevice {
   readonly regions: readonly (ServedRegion | undefined)[];
   readonly irqs: readonly ServedIrq[];
   readonly management: ManagementPort;
+  readonly handoff: HandoffPort;
 
   readonly #device: Device;
   readonly #memory = new GuestMemory();
+  readonly #files = new SharedFiles();
   readonly #interrupts: Interrupts;
   readonly #engine: MigrationEngine;
   readonly #offer: StateOffer;
@@ -86,6 +91,14 @@ export class DeviceRuntime implements ServedDevice {
     this.#interrupts = new Interrupts(counts, { edgeIntx });
     this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts, this.#offer);
     this.management = this.#createManagement();
+    this.handoff = new DeviceHandoff({
+      device,
+      memory: this.#memory,
+      interrupts: this.#interrupts,
+      engine: this.#engine,
+      offer: this.#offer,
+      files: this.#files,
+    });
     device.attach({
       memory: this.#memory,
       messages: {
@@ -124,7 +137,7 @@ export class DeviceRuntime implements ServedDevice {
     if (this.#memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
       throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
     }
-    const backing = openBacking(request, fd, peer);
+    const backing = openBacking(request, fd, peer, this.#files);
     try {
       this.#memory.add({
         address: request.address,

@@ -46,7 +46,7 @@ export interface Giver {
 
 export interface GiveOptions {
   readonly timeouts?: Partial<PhaseTimeouts>;
-  /** How often the thing has been handed over before. */
+  /** Counts the handoffs of what is handed over. Default 1. */
   readonly generation?: number;
   /** A phase begins. */
   readonly report?: (phase: HandoffPhase) => void;
@@ -67,7 +67,7 @@ export interface GiveReport {
  */
 export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Promise<GiveReport> {
   const clock = new PhaseClock(options.timeouts, options.report);
-  const handoff = new Handoff(clock, giver, options.generation ?? 0);
+  const handoff = new Handoff(clock, giver, options.generation ?? 1);
   try {
     return await handoff.run(fd);
   } finally {
@@ -122,7 +122,7 @@ class Handoff {
   }
 
   async #transfer(channel: Channel, { entries, document }: Outgoing): Promise<void> {
-    const lease = Lease.create(this.#generation + 1);
+    const lease = Lease.create(this.#generation);
     this.#lease = lease;
     const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
     if (all.length > MAX_BUNDLE_FDS) throw malformed(`a bundle of ${all.length} fds`);

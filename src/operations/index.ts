@@ -36,5 +36,14 @@ export type {
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
 export { type SaveOptions, type SaveResult, save } from './save.js';
 export type { FormatOptions, NegotiationSummary } from './state-plan.js';
+export {
+  UPGRADE_PHASES,
+  type UpgradeHooks,
+  type UpgradeOptions,
+  type UpgradePhase,
+  type UpgradeProgress,
+  type UpgradeResult,
+} from './upgrade/types.js';
+export { upgrade } from './upgrade/upgrade.js';
 export { type VerifyResult, verifyFile } from './verify-file.js';
 export { unwrapFile, type WrapOptions, wrapFile } from './wrap-file.js';

@@ -20,6 +20,9 @@ export interface Request {
 /** Who is at the other end: the VMM, or a manager on the migration socket. */
 export type Role = 'vmm' | 'manager';
 
+/** Hands the server over as a manager asks for it. @returns the report. Both are JSON texts. */
+export type HandOver = (request: string) => Promise<string>;
+
 export interface ServerContext {
   readonly role: Role;
   readonly device: ServedDevice;
@@ -28,6 +31,8 @@ export interface ServerContext {
   readonly peer: Capabilities;
   /** Most bytes of one transfer. */
   readonly maxTransfer: number;
+  /** Undefined where nobody may ask for it. */
+  readonly handOver: HandOver | undefined;
   /** Why the last command of this connection was refused; an errno alone helps nobody. */
   readonly lastError: string;
 }

@@ -30,11 +30,11 @@ import {
   vfioUserFraming,
 } from '../wire/index.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
-import type { CommandHandler, Request, Role, ServerContext } from './command.js';
+import type { CommandHandler, HandOver, Request, Role, ServerContext } from './command.js';
 import { commandsFor } from './commands.js';
-import { MessageDmaPeer } from './dma-peer.js';
+import { type DmaTerms, MessageDmaPeer, proposedTerms } from './dma-peer.js';
 import { Reply } from './reply.js';
-import type { MigrationPort, ServedDevice } from './served-device.js';
+import type { DmaPeer, MigrationPort, ServedDevice } from './served-device.js';
 
 /** A client that does not agree on a version within this time is sent away, so that it does not keep others out. */
 export const VERSION_TIMEOUT_MS = 5000;
@@ -59,14 +59,26 @@ export interface ConnectionOptions {
   /** How long the client may take to agree on a version. */
   readonly versionTimeoutMs: number;
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
+  /** Hands the server over to its successor, for a manager that asks for it. */
+  readonly handOver?: HandOver;
   /** Called once, when the connection has ended and the device has been told. */
   readonly closed: () => void;
 }
 
 /** A command that waits: its bytes and fds are its own. */
-interface Waiting {
+export interface Waiting {
   readonly bytes: Uint8Array;
   readonly fds: Fd[];
+}
+
+/** All that a successor needs to go on with a connection that is frozen. */
+export interface FrozenConnection {
+  readonly negotiated: boolean;
+  readonly peer: Capabilities;
+  /** Undefined before the version is agreed on. */
+  readonly dma: { readonly terms: DmaTerms; readonly twin: Fd | undefined } | undefined;
+  /** Commands that were received and not carried out, oldest first. */
+  readonly backlog: readonly Waiting[];
 }
 
 export class Connection implements ServerContext {
@@ -76,6 +88,7 @@ export class Connection implements ServerContext {
   migration: MigrationPort | undefined;
   peer: Capabilities = defaultCapabilities;
   lastError = '';
+  readonly handOver: HandOver | undefined;
 
   readonly #options: ConnectionOptions;
   readonly #socket: MessageSocket;
@@ -84,12 +97,17 @@ export class Connection implements ServerContext {
   readonly #backlog: Waiting[] = [];
   #backlogBytes = 0;
   #busy = false;
+  /** Commands wait, because the device is about to be another process's. */
+  #held = false;
+  #onSettled: (() => void) | undefined;
   #negotiated = false;
   #dmaPeer: MessageDmaPeer | undefined;
   #versionTimer: NodeJS.Timeout | undefined;
 
-  /** Takes over a connected socket. */
-  constructor(fd: Fd, options: ConnectionOptions) {
+  /**
+   * Takes over a connected socket. @param frozen goes on where a predecessor has stopped, after `thaw`. Its fds are taken
+   */
+  constructor(fd: Fd, options: ConnectionOptions, frozen?: FrozenConnection) {
     this.role = options.role;
     this.device = options.device;
     this.#options = options;
@@ -98,14 +116,78 @@ export class Connection implements ServerContext {
       message: (frame) => this.#message(frame),
       closed: (error) => void this.#closed(error),
     });
+    this.handOver = options.handOver;
+    if (frozen !== undefined) this.#adopt(frozen);
+    if (this.#negotiated) return;
     this.#versionTimer = setTimeout(() => {
       this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', 'the client did not send VERSION in time'));
     }, options.versionTimeoutMs);
     this.#versionTimer.unref();
   }
 
+  #adopt(frozen: FrozenConnection): void {
+    this.#held = true;
+    this.#socket.pause();
+    for (const { bytes, fds } of frozen.backlog) this.#wait(bytes, fds);
+    if (!frozen.negotiated) return;
+    this.#negotiated = true;
+    this.peer = frozen.peer;
+    this.migration = this.device.openMigration(this.role);
+    if (frozen.dma === undefined) return;
+    this.#dmaPeer = new MessageDmaPeer(this.#socket, frozen.dma.terms);
+    if (frozen.dma.twin !== undefined) this.#dmaPeer.adoptTwinSocket(frozen.dma.twin);
+    this.device.connected(this.#dmaPeer);
+  }
+
+  /** The client's memory by messages, once a version is agreed on. */
+  get dmaPeer(): DmaPeer | undefined {
+    return this.#dmaPeer;
+  }
+
   close(): void {
     this.#socket.close();
+  }
+
+  /** Settles when no command is being carried out; those that come wait. Answers to our own commands are taken still. */
+  async hold(): Promise<void> {
+    this.#held = true;
+    if (this.#busy) await new Promise<void>((resolve) => (this.#onSettled = resolve));
+  }
+
+  /** After `hold`: stops between two messages. @throws when the client has left */
+  async freeze(): Promise<FrozenConnection> {
+    await this.#socket.freeze();
+    return {
+      negotiated: this.#negotiated,
+      peer: this.peer,
+      dma: this.#dmaPeer?.freeze(),
+      backlog: this.#backlog,
+    };
+  }
+
+  /** A second owner of the connected socket. */
+  duplicate(): Fd {
+    return this.#socket.duplicate();
+  }
+
+  /** Goes on after `hold` and `freeze`. */
+  thaw(): void {
+    this.#held = false;
+    this.#onSettled = undefined;
+    this.#socket.resume();
+    try {
+      this.#serveBacklog();
+    } catch (error) {
+      this.#socket.close(asDevstateError(error));
+    }
+  }
+
+  /** A successor has the connection: closes what is ours of it, and tells nobody. */
+  letGo(): void {
+    clearTimeout(this.#versionTimer);
+    for (const { fds } of this.#backlog.splice(0)) closeAll(fds);
+    this.#dmaPeer?.close();
+    if (!this.#socket.isClosed) this.#socket.detach().close();
   }
 
   #message(frame: Frame): void {
@@ -113,23 +195,26 @@ export class Connection implements ServerContext {
       if (this.#dmaPeer?.reply(frame) !== true) {
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the client answered a command that was never sent');
       }
-    } else if (this.#busy) this.#enqueue(frame);
-    else {
+    } else if (this.#busy || this.#held) {
+      const fds = frame.fds.map((fd) => fd.take());
+      this.#wait(frame.bytes.slice(0, frame.length), fds);
+    } else {
       this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
       // The handler may still read its request: the next messages go elsewhere.
       if (this.#busy) this.#socket.keepFrame();
     }
   }
 
-  #enqueue(frame: Frame): void {
-    this.#backlogBytes += frame.length;
-    if (this.#backlog.length >= MAX_BACKLOG_MESSAGES || this.#backlogBytes > MAX_BACKLOG_BYTES) {
+  /** Keeps a command for later. Takes the fds. */
+  #wait(bytes: Uint8Array, fds: Fd[]): void {
+    this.#backlog.push({ bytes, fds });
+    this.#backlogBytes += bytes.length;
+    if (this.#backlog.length > MAX_BACKLOG_MESSAGES || this.#backlogBytes > MAX_BACKLOG_BYTES) {
       throw new DevstateError(
         'DEVSTATE_E_PROTOCOL',
         'the client sends commands faster than they can be carried out',
       );
     }
-    this.#backlog.push({ bytes: frame.bytes.slice(0, frame.length), fds: frame.fds.map((fd) => fd.take()) });
   }
 
   #dispatch(view: DataView, bytes: Uint8Array, end: number, fds: readonly Fd[]): void {
@@ -167,6 +252,7 @@ export class Connection implements ServerContext {
     try {
       this.#finish(id, command, noReply, failure);
       this.#busy = false;
+      this.#onSettled?.();
       this.#serveBacklog();
     } catch (error) {
       this.#socket.close(asDevstateError(error));
@@ -174,7 +260,7 @@ export class Connection implements ServerContext {
   }
 
   #serveBacklog(): void {
-    while (!this.#busy && !this.#socket.isClosed) {
+    while (!this.#busy && !this.#held && !this.#socket.isClosed) {
       const waiting = this.#backlog.shift();
       if (waiting === undefined) return;
       this.#backlogBytes -= waiting.bytes.length;
@@ -243,7 +329,7 @@ export class Connection implements ServerContext {
     this.peer = { ...proposal.capabilities, writeMultiple: version.capabilities.writeMultiple };
     this.migration = this.device.openMigration(this.role);
     if (this.role === 'vmm') {
-      this.#dmaPeer = new MessageDmaPeer(this.#socket, proposal);
+      this.#dmaPeer = new MessageDmaPeer(this.#socket, proposedTerms(proposal));
       if (version.capabilities.twinSocket) {
         this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
         this.#reply.owned = this.#reply.fds;

@@ -51,6 +51,23 @@ interface Expected {
   readonly target: { readonly data: Uint8Array; readonly width: CountWidth } | undefined;
 }
 
+/** How a client takes our messages. A successor of this server goes on with the same. */
+export interface DmaTerms {
+  readonly maxTransfer: number;
+  /** Undefined until the client has shown it. */
+  readonly width: CountWidth | undefined;
+}
+
+/** By what the client proposed in VERSION. */
+export function proposedTerms({ minor, capabilities }: Version): DmaTerms {
+  // QEMU proposes 0.0 and is alone in sending the 0.9.1 migration capability with it.
+  const isQemu = minor === 0 && capabilities.migrationPageSize !== undefined;
+  return {
+    maxTransfer: Math.max(1, Math.min(capabilities.maxDataXferSize, MAX_DATA_XFER_SIZE)),
+    width: isQemu ? undefined : 64,
+  };
+}
+
 export class MessageDmaPeer implements DmaPeer {
   #socket: MessageSocket;
   #twin: MessageSocket | undefined;
@@ -62,17 +79,27 @@ export class MessageDmaPeer implements DmaPeer {
   #probe: Promise<CountWidth> | undefined;
   #closed = false;
 
-  constructor(socket: MessageSocket, proposal: Version) {
+  constructor(socket: MessageSocket, terms: DmaTerms) {
     this.#socket = socket;
-    this.#maxTransfer = Math.max(1, Math.min(proposal.capabilities.maxDataXferSize, MAX_DATA_XFER_SIZE));
-    // QEMU proposes 0.0 and is alone in sending the 0.9.1 migration capability with it.
-    const isQemu = proposal.minor === 0 && proposal.capabilities.migrationPageSize !== undefined;
-    this.#width = isQemu ? undefined : 64;
+    this.#maxTransfer = terms.maxTransfer;
+    this.#width = terms.width;
   }
 
   /** Opens the twin socket; returns the client's end, to be sent with the VERSION reply. */
   useTwinSocket(): Fd {
     const [ours, theirs] = socketPair();
+    this.adoptTwinSocket(ours);
+    return theirs;
+  }
+
+  /** For a successor. @throws RequestError EBUSY while the client owes us an answer */
+  freeze(): { terms: DmaTerms; twin: Fd | undefined } {
+    if (this.#pending.size > 0) throw new RequestError(Errno.EBUSY, 'the VMM owes the device an answer');
+    return { terms: { maxTransfer: this.#maxTransfer, width: this.#width }, twin: this.#twin?.duplicate() };
+  }
+
+  /** Goes on with the twin socket that a predecessor opened. Takes it. */
+  adoptTwinSocket(ours: Fd): void {
     const limits = { maxMessageLength: MAX_MESSAGE_LENGTH, maxFds: 0, maxQueuedBytes: 64 * 1024 * 1024 };
     this.#twin = new MessageSocket(ours, vfioUserFraming, limits, {
       message: (frame) => {
@@ -87,7 +114,6 @@ export class MessageDmaPeer implements DmaPeer {
       closed: () => this.close(),
     });
     this.#socket = this.#twin;
-    return theirs;
   }
 
   async read(address: number, target: Uint8Array): Promise<void> {

@@ -44,7 +44,12 @@ interface FeatureHandlers {
   /** Whether the device has the feature. Default: always. */
   readonly exists?: (context: ServerContext) => boolean;
   /** Writes the whole reply payload, by `startReply`. `data` is where the request's data begin. */
-  readonly get?: (context: ServerContext, request: Request, data: number, reply: Reply) => void;
+  readonly get?: (
+    context: ServerContext,
+    request: Request,
+    data: number,
+    reply: Reply,
+  ) => void | Promise<void>;
   /** May change the data, which are echoed in the reply. */
   readonly set?: (context: ServerContext, request: Request, data: number) => void | Promise<void>;
 }
@@ -201,6 +206,18 @@ const features = new Map<number, FeatureHandlers>([
       set: (context, { bytes, end }, data) => {
         const { name, value } = decodeNamedValue(bytes.subarray(data, end));
         requireValues(context).set(name, value);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_HANDOFF,
+    {
+      managerOnly: true,
+      exists: ({ handOver }) => handOver !== undefined,
+      get: async ({ handOver }, request, data, reply) => {
+        const text = new TextDecoder().decode(request.bytes.subarray(data, request.end));
+        const report = await handOver?.(text);
+        replyWithBytes(reply, request, new TextEncoder().encode(report));
       },
     },
   ],

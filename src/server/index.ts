@@ -2,6 +2,8 @@
 /** The server's end of vfio-user. */
 
 export { MAX_NOTE_LENGTH } from './feature-command.js';
+export { handoffReport } from './handoff-messages.js';
+export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {
   DmaPeer,
   IoFd,
@@ -14,3 +16,4 @@ export type {
   ValuesPort,
 } from './served-device.js';
 export { Server, type ServerOptions } from './server.js';
+export { TAKEOVER_VARIABLE, takeoverPaths } from './takeover.js';

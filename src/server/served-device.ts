@@ -19,6 +19,7 @@ import type {
   ValueNames,
   WireFormatOffer,
 } from '../wire/index.js';
+import type { HandoffPort } from './handoff-port.js';
 
 /** A sub-region whose accesses the client may signal on an fd instead of sending messages. */
 export interface IoFd {
@@ -155,4 +156,6 @@ export interface ServedDevice {
   /** Migration for a new connection; `undefined` when the device cannot migrate. */
   openMigration(role: 'vmm' | 'manager'): MigrationPort | undefined;
   readonly management: ManagementPort;
+  /** For a successor in another process; undefined when the device cannot be handed to one. */
+  readonly handoff?: HandoffPort;
 }

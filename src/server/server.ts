@@ -1,14 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Serves one device on its sockets: the VMM's, and beside it the migration socket for managers. */
+/**
+ * Serves one device on its sockets: the VMM's, and beside it the migration socket for managers. A server may begin as
+ * the successor of another one, and end by handing over to a successor of its own.
+ */
 
-import { type Fd, Listener } from '../transport/index.js';
-import { Connection, VERSION_TIMEOUT_MS } from './connection.js';
+import { resolve as absolutePath } from 'node:path';
+import type { z } from 'zod';
+import { DevstateError } from '../errors.js';
+import { closeAll, type Fd, Listener } from '../transport/index.js';
+import { Connection, type FrozenConnection, VERSION_TIMEOUT_MS } from './connection.js';
+import { giveServer, type HandedOver } from './giver.js';
+import { type handoffReport, handoffRequest, parseHandoffJson } from './handoff-messages.js';
+import type { HandoffPort } from './handoff-port.js';
+import type { AdoptedParts } from './receiver.js';
 import type { ServedDevice } from './served-device.js';
+import { Takeover } from './takeover.js';
 
 /** Managers that may look at once. One of them drives a migration; the others are answered too. */
 const MAX_MANAGERS = 16;
 /** Clients that may wait while the VMM's place is taken. */
 const MAX_WAITING = 16;
+/** How long managers may take to leave a server that has been handed over. */
+const LEAVE_MS = 1000;
+
+type Log = (level: 'info' | 'warn' | 'error', message: string) => void;
 
 export interface ServerOptions {
   readonly device: ServedDevice;
@@ -20,32 +35,94 @@ export interface ServerOptions {
   readonly twinSocket?: boolean;
   /** How long a client may take to agree on a version before it is sent away. Milliseconds, default 5000. */
   readonly versionTimeoutMs?: number;
-  readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
+  readonly log?: Log;
   /** A VMM has left, and the device has been told. */
   readonly vmmLeft?: () => void;
+  /**
+   * Takes over from the server that listens at these paths, instead of listening: the directory that a manager named
+   * (`TAKEOVER_VARIABLE`).
+   */
+  readonly takeover?: string;
 }
+
+type Role = Connection['role'];
 
 export class Server {
   readonly #options: ServerOptions;
-  readonly #listeners: Listener[] = [];
   readonly #managers = new Set<Connection>();
-  readonly #waiting: Fd[] = [];
+  readonly #takeover: Takeover | undefined;
+  #listener: Listener | undefined;
+  #migrationListener: Listener | undefined;
+  #waiting: Fd[] = [];
   #vmm: Connection | undefined;
   #closing = false;
+  #handing: Promise<unknown> | undefined;
+  /** How often the device has been handed over. */
+  #generation = 0;
+  /** How long the takeover took, as the VMM could notice it. */
+  #pauseMs: number | undefined;
+  #handedOver = (): void => {};
   readonly #idleWaiters: (() => void)[] = [];
+  /** Settles when the server is no more because its successor is; rejects when it should have been one, and is not. */
+  readonly ended: Promise<void>;
 
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
   constructor(options: ServerOptions) {
     this.#options = options;
+    const handedOver = new Promise<void>((resolve) => {
+      this.#handedOver = resolve;
+    });
+    const { socketPath, migrationSocketPath, takeover } = options;
+    if (takeover === undefined) {
+      this.ended = handedOver;
+      this.#listen(socketPath, migrationSocketPath);
+      return;
+    }
+    this.#takeover = this.#beSuccessor(takeover);
+    this.ended = this.#takeover.done.then(() => handedOver);
+    this.ended.catch(() => {});
+  }
+
+  #listen(socketPath: string, migrationSocketPath: string | undefined): void {
     try {
-      this.#listeners.push(Listener.listen(options.socketPath, (fd) => this.#acceptVmm(fd)));
-      if (options.migrationSocketPath !== undefined) {
-        this.#listeners.push(Listener.listen(options.migrationSocketPath, (fd) => this.#acceptManager(fd)));
-      }
+      this.#listener = Listener.listen(socketPath, (fd) => this.#acceptVmm(fd));
+      if (migrationSocketPath !== undefined)
+        this.#migrationListener = Listener.listen(migrationSocketPath, (fd) => this.#acceptManager(fd));
     } catch (error) {
-      for (const listener of this.#listeners) listener.close();
+      this.#listener?.close();
       throw error;
     }
+  }
+
+  #beSuccessor(directory: string): Takeover {
+    const { device, socketPath, migrationSocketPath } = this.#options;
+    if (device.handoff === undefined)
+      throw new DevstateError('DEVSTATE_E_USAGE', 'this device cannot be handed over');
+    return new Takeover(
+      directory,
+      {
+        device: device.handoff,
+        socketPath: absolutePath(socketPath),
+        migrationSocketPath:
+          migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
+        acceptVmm: (fd) => this.#acceptVmm(fd),
+        acceptManager: (fd) => this.#acceptManager(fd),
+        adoptVmm: (fd, frozen) => this.#connect('vmm', fd, frozen),
+        installed: (parts) => this.#install(parts),
+      },
+      (level, message) => this.#log(level, message),
+    );
+  }
+
+  #install(parts: AdoptedParts): void {
+    this.#listener = parts.listener;
+    this.#migrationListener = parts.migrationListener;
+    this.#vmm = parts.vmm;
+    this.#waiting = parts.waiting;
+    this.#options.device.management.note = parts.note;
+    this.#generation = parts.generation;
+    this.#pauseMs = parts.pauseMs;
+    if (this.#vmm === undefined) this.#serveNext();
   }
 
   #log(level: 'info' | 'warn' | 'error', message: string): void {
@@ -60,40 +137,130 @@ export class Server {
 
   #serveVmm(fd: Fd): void {
     this.#log('info', 'a VMM has connected');
-    this.#vmm = new Connection(fd, {
-      role: 'vmm',
-      device: this.#options.device,
-      twinSocket: this.#options.twinSocket ?? true,
-      versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
-      log: (level, message) => this.#log(level, message),
-      closed: () => {
-        this.#log('info', 'the VMM has left');
-        this.#vmm = undefined;
-        this.#options.vmmLeft?.();
-        const next = this.#waiting.shift();
-        if (next !== undefined) this.#serveVmm(next);
-        this.#settleIdle();
+    this.#vmm = this.#connect('vmm', fd);
+  }
+
+  #serveNext(): void {
+    const next = this.#waiting.shift();
+    if (next !== undefined) this.#serveVmm(next);
+  }
+
+  #connect(role: Role, fd: Fd, frozen?: FrozenConnection): Connection {
+    const isManager = role === 'manager';
+    const connection: Connection = new Connection(
+      fd,
+      {
+        role,
+        device: this.#options.device,
+        twinSocket: !isManager && (this.#options.twinSocket ?? true),
+        versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
+        log: (level, message) => this.#log(level, message),
+        ...(isManager && this.#options.device.handoff !== undefined
+          ? { handOver: (request) => this.#handOver(request) }
+          : {}),
+        closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft()),
       },
-    });
+      frozen,
+    );
+    return connection;
+  }
+
+  #vmmLeft(): void {
+    this.#log('info', 'the VMM has left');
+    this.#vmm = undefined;
+    this.#options.vmmLeft?.();
+    this.#serveNext();
+    this.#settleIdle();
   }
 
   #acceptManager(fd: Fd): void {
-    if (this.#managers.size >= MAX_MANAGERS) {
-      fd.close();
-      return;
+    if (this.#managers.size >= MAX_MANAGERS) fd.close();
+    else this.#managers.add(this.#connect('manager', fd));
+  }
+
+  #managerLeft(connection: Connection): void {
+    this.#managers.delete(connection);
+    if (this.#managers.size === 0) this.#takeover?.giveUp('the manager has left');
+    this.#settleIdle();
+  }
+
+  /** DEVSTATE_HANDOFF; see `HandOver`. */
+  async #handOver(text: string): Promise<string> {
+    if (text === '') return JSON.stringify(this.#status);
+    const request = parseHandoffJson(handoffRequest, text, 'the request');
+    if (this.#handing !== undefined || this.#closing || this.#listener === undefined)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'the server is being handed over, or ends');
+    const { handoff } = this.#options.device;
+    if (handoff === undefined)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'the device cannot be handed over');
+    const parts = this.#parts(this.#listener, this.#migrationListener, handoff);
+    const handing = giveServer(parts, request, (phase) => this.#log('info', `handoff: ${phase}`));
+    this.#handing = handing.catch(() => {});
+    try {
+      const report: z.infer<typeof handoffReport> = await handing;
+      await this.#letGo();
+      this.#log('info', `handed over to process ${report.pid}`);
+      return JSON.stringify(report);
+    } finally {
+      this.#handing = undefined;
     }
-    const connection = new Connection(fd, {
-      role: 'manager',
-      device: this.#options.device,
-      twinSocket: false,
-      versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
-      log: (level, message) => this.#log(level, message),
-      closed: () => {
-        this.#managers.delete(connection);
-        this.#settleIdle();
+  }
+
+  get #status(): { generation: number; serving: boolean; pauseMs: number | undefined } {
+    return {
+      generation: this.#generation,
+      serving: this.#listener !== undefined,
+      pauseMs: this.#pauseMs,
+    };
+  }
+
+  /** Seen as it is at each moment: a VMM may come or go until the freeze. */
+  #parts(listener: Listener, migrationListener: Listener | undefined, device: HandoffPort): HandedOver {
+    const { socketPath, migrationSocketPath } = this.#options;
+    const vmm = (): Connection | undefined => this.#vmm;
+    const management = this.#options.device.management;
+    return {
+      device,
+      get vmm() {
+        return vmm();
       },
+      get note() {
+        return management.note;
+      },
+      listener,
+      migrationListener,
+      socketPath: absolutePath(socketPath),
+      migrationSocketPath: migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
+      waiting: this.#waiting,
+      generation: this.#generation + 1,
+    };
+  }
+
+  /** Everything is the successor's now. */
+  async #letGo(): Promise<void> {
+    this.#closing = true;
+    for (const listener of [this.#listener, this.#migrationListener]) listener?.close({ keepPath: true });
+    closeAll(this.#waiting.splice(0));
+    this.#vmm?.letGo();
+    this.#vmm = undefined;
+    await this.#options.device.handoff?.letGo();
+    // The manager that asked for it reads the report and leaves.
+    const late = setTimeout(() => this.#closeManagers(), LEAVE_MS);
+    void this.#untilIdle().then(() => {
+      clearTimeout(late);
+      this.#handedOver();
     });
-    this.#managers.add(connection);
+  }
+
+  #closeManagers(): void {
+    for (const manager of this.#managers) manager.close();
+  }
+
+  #untilIdle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#idleWaiters.push(resolve);
+      this.#settleIdle();
+    });
   }
 
   #settleIdle(): void {
@@ -101,16 +268,15 @@ export class Server {
     for (const resolve of this.#idleWaiters.splice(0)) resolve();
   }
 
-  /** Stops listening, ends every connection, and settles when the device has been told. */
-  close(): Promise<void> {
+  /** Stops listening, ends every connection, and settles when the device has been told. A handoff under way ends first. */
+  async close(): Promise<void> {
+    await this.#handing;
     this.#closing = true;
-    for (const listener of this.#listeners) listener.close();
-    for (const fd of this.#waiting.splice(0)) fd.close();
+    this.#takeover?.close();
+    for (const listener of [this.#listener, this.#migrationListener]) listener?.close();
+    closeAll(this.#waiting.splice(0));
     this.#vmm?.close();
-    for (const manager of this.#managers) manager.close();
-    return new Promise((resolve) => {
-      this.#idleWaiters.push(resolve);
-      this.#settleIdle();
-    });
+    this.#closeManagers();
+    await this.#untilIdle();
   }
 }

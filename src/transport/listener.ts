@@ -132,6 +132,16 @@ export class Listener {
     this.#retry = setTimeout(() => this.#poller.start(PollEvent.readable), RETRY_ACCEPT_MS);
   }
 
+  /** Leaves clients in the backlog until {@link resume}. */
+  pause(): void {
+    clearTimeout(this.#retry);
+    this.#poller.stop();
+  }
+
+  resume(): void {
+    if (this.#fd.isOpen) this.#poller.start(PollEvent.readable);
+  }
+
   /** A second owner of the listening socket, to hand over. */
   duplicate(): Fd {
     return this.#fd.duplicate();

@@ -69,6 +69,8 @@ export class MessageSocket {
   /** A buffer that was returned. */
   #spare: Uint8Array | undefined;
   #paused = false;
+  /** Waits for the end of the message that is half received, to pause there. */
+  #atBoundary: Waiter | undefined;
   #closed = false;
   #ending = false;
   /** Sending failed; what the peer sent before may still be read. */
@@ -181,7 +183,26 @@ export class MessageSocket {
 
   resume(): void {
     this.#paused = false;
+    this.#atBoundary?.reject(new DevstateError('DEVSTATE_E_CANCELLED', 'the connection goes on'));
+    this.#atBoundary = undefined;
     this.#watch();
+  }
+
+  /**
+   * Pauses between two messages and waits until all that was sent has left: then the connection can be handed over, or
+   * gone on with by {@link resume}. What the peer sends meanwhile stays in the socket.
+   * @throws DEVSTATE_E_CONNECTION_CLOSED when it closes before
+   */
+  async freeze(): Promise<void> {
+    if (this.#closed) throw closedError();
+    if (this.#have === 0) this.pause();
+    else await new Promise<void>((resolve, reject) => (this.#atBoundary = { resolve, reject }));
+    await this.drained();
+  }
+
+  /** A second owner of the connected socket, to hand over. */
+  duplicate(): Fd {
+    return this.#fd.duplicate();
   }
 
   /** Lets the process end although the connection is open, and back. */
@@ -230,6 +251,8 @@ export class MessageSocket {
   #release(error: DevstateError | undefined): void {
     this.#queue.clear();
     closeAll(this.#frame.fds);
+    this.#atBoundary?.reject(error ?? closedError());
+    this.#atBoundary = undefined;
     this.#settleDrained(error ?? closedError());
   }
 
@@ -323,6 +346,11 @@ export class MessageSocket {
     if (frame.fds.length > 0) {
       closeAll(frame.fds);
       frame.fds.length = 0;
+    }
+    if (this.#atBoundary !== undefined && !this.#closed) {
+      this.pause();
+      this.#atBoundary.resolve();
+      this.#atBoundary = undefined;
     }
   }
 

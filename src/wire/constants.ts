@@ -126,6 +126,8 @@ export const Feature = {
   DEVSTATE_FORMATS: 0xd505,
   /** GET: names of the values that make up the state, or one value. SET: one value (migration socket only). */
   DEVSTATE_VALUES: 0xd506,
+  /** GET: hands the server over to its successor, as the request's JSON says, and reports (migration socket only). */
+  DEVSTATE_HANDOFF: 0xd507,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

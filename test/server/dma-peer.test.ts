@@ -3,7 +3,7 @@
 
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { MessageDmaPeer } from '../../src/server/dma-peer.js';
+import { MessageDmaPeer, proposedTerms } from '../../src/server/dma-peer.js';
 import { type Frame, MessageSocket, socketPair } from '../../src/transport/index.js';
 import {
   Command,
@@ -82,7 +82,7 @@ function connect(t: Test, client: Client, { likeQemu = true } = {}) {
     message: (frame) => void t.ok(peer.reply(frame)),
     closed: () => peer.close(),
   });
-  const peer = new MessageDmaPeer(socket, { major: 0, minor: likeQemu ? 0 : 2, capabilities });
+  const peer = new MessageDmaPeer(socket, proposedTerms({ major: 0, minor: likeQemu ? 0 : 2, capabilities }));
   const far = new MessageSocket(theirs, vfioUserFraming, LIMITS, {
     message: (frame: Frame) => {
       const command = messageCommand(frame.view);

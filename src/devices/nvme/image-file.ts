@@ -17,8 +17,11 @@ import {
   readv,
   writev,
 } from 'node:fs';
+import type { DeviceFiles } from '../../device/device.js';
 import { DevstateError, type ErrorCode } from '../../errors.js';
-import { AllocateMode, Errno, LockType, native } from '../../native/index.js';
+import { type BundleEntry, FdKind } from '../../handoff/index.js';
+import { AllocateMode, check, Errno, LockType, native } from '../../native/index.js';
+import { Fd } from '../../transport/index.js';
 
 export interface ImageOptions {
   readonly path: string;
@@ -44,7 +47,15 @@ const MAX_BUFFERS = 1024;
 /** Zeros are written in pieces of this size where the file system has no call for them. */
 const ZERO_CHUNK = 1024 * 1024;
 
-export class ImageFile {
+/** Name of the image in a bundle. */
+const IMAGE_NAME = 'device:image';
+
+/** What is to be said of an image that is handed over. */
+interface ImageHandover {
+  readonly locked: boolean;
+}
+
+export class ImageFile implements DeviceFiles {
   readonly path: string;
   /** Bytes; does not change. */
   readonly size: number;
@@ -131,6 +142,42 @@ export class ImageFile {
     const result = native.setLock(this.#fd, LockType.unlocked, 0, 0);
     if (result < 0) throw systemError(`unlock ${this.path}`, -result);
     this.#locked = false;
+  }
+
+  /** The image as it goes to a successor: with its lock, if it is held. */
+  handOver(): { files: BundleEntry[]; data: ImageHandover } {
+    const fd = new Fd(check(native.duplicate(this.#fd), `duplicate ${this.path}`));
+    return { files: [{ kind: FdKind.FILE, name: IMAGE_NAME, fd }], data: { locked: this.#locked } };
+  }
+
+  /**
+   * Goes on with the open file of a predecessor. Its lock is held by whoever has that file open, so neither may unlock
+   * it from now on before the other has closed it. @throws DevstateError DEVSTATE_E_IMAGE_OPEN for another file
+   */
+  adopt(take: (name: string, kind: FdKind) => Fd, data: unknown): void {
+    const fd = take(IMAGE_NAME, FdKind.FILE);
+    const [own, theirs] = [fstatSync(this.#fd), fstatSync(fd.number)];
+    if (own.dev !== theirs.dev || own.ino !== theirs.ino) {
+      fd.close();
+      throw imageError(
+        'DEVSTATE_E_IMAGE_OPEN',
+        `${this.path} is not the image of the server that is replaced: name that one`,
+      );
+    }
+    closeSync(this.#fd);
+    this.#fd = fd.release();
+    this.#locked = (data as Partial<ImageHandover> | null)?.locked === true;
+    // The other process may have written what nobody has flushed.
+    this.#dirty = this.#locked;
+  }
+
+  /** Closes it without giving the lock up: a successor has the same open file. */
+  letGo(): void {
+    if (this.#closed !== undefined) return;
+    this.#closed = Promise.resolve();
+    this.#locked = false;
+    closeSync(this.#fd);
+    this.#fd = -1;
   }
 
   /** Waits for transfers under way, flushes, unlocks, closes. */

@@ -14,6 +14,7 @@
 import type {
   Bar,
   Device,
+  DeviceFiles,
   DeviceHost,
   DeviceModel,
   DeviceValues,
@@ -91,6 +92,7 @@ class AlderNvme
   readonly config: PciConfigSpace;
   readonly formats: readonly StateFormat[];
   readonly values: DeviceValues;
+  readonly files: DeviceFiles;
 
   readonly registers: Registers;
   readonly engine: QueueEngine;
@@ -110,6 +112,7 @@ class AlderNvme
     readonly parameters: NvmeParameters,
   ) {
     this.model = nvmeModel(parameters);
+    this.files = image;
     this.interruptCounts = { intx: true, msi: 0, msix: parameters.msix_vectors };
     this.config = nvmeConfigSpace(parameters);
     this.registers = new Registers(parameters, this);

@@ -13,6 +13,7 @@
 import type {
   Bar,
   Device,
+  DeviceFiles,
   DeviceHost,
   DeviceModel,
   DeviceValues,
@@ -102,6 +103,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   readonly config: PciConfigSpace;
   readonly formats: readonly StateFormat[];
   readonly values: DeviceValues;
+  readonly files: DeviceFiles;
   readonly image = new ControllerImage();
   readonly engine: QueueEngine;
   readonly #life: LifeCycle;
@@ -113,6 +115,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     readonly parameters: NvmeParameters,
   ) {
     this.model = nvmeModel(parameters);
+    this.files = disk;
     this.interruptCounts = { intx: true, msi: 0, msix: parameters.msix_vectors };
     this.config = nvmeConfigSpace(parameters);
     writeHeader(this.image, identityOf(parameters));

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate upgrade`: replaces a device server by another process while its VMM keeps its connection. */
+
+import { Command, Option } from 'commander';
+import { UPGRADE_PHASES, type UpgradeProgress, type UpgradeResult, upgrade } from '../operations/index.js';
+import { negotiationRows } from './negotiation.js';
+import { migrationSocketOption, outputOption, parsePositive } from './options.js';
+import { formatMs, printColumns, printJson } from './output.js';
+import { untilSignalled } from './signals.js';
+
+interface UpgradeCommandOptions {
+  migrationSocket: string;
+  format: string;
+  allowLossy?: boolean;
+  startS: number;
+  freezeMs: number;
+  adoptMs: number;
+  output: 'text' | 'json';
+}
+
+export function upgradeCommand(): Command {
+  return new Command('upgrade')
+    .description('replace a device server by its successor, under a VM that runs')
+    .argument('<command...>', "the successor's command line, after --")
+    .addOption(migrationSocketOption())
+    .addOption(
+      new Option('--format <name>', 'the format of the state, by name or UUID; auto to negotiate').default(
+        'auto',
+      ),
+    )
+    .option('--allow-lossy', 'take a format that loses a part of the state, if there is no other')
+    .option('--start-s <s>', 'time for the successor to start and to prepare', parsePositive, 30)
+    .option('--freeze-ms <ms>', 'time for the old server to stop', parsePositive, 1000)
+    .option('--adopt-ms <ms>', 'time for the successor to adopt', parsePositive, 1500)
+    .addOption(outputOption())
+    .action(run);
+}
+
+async function run(command: string[], options: UpgradeCommandOptions): Promise<void> {
+  const { migrationSocket, format, allowLossy = false, freezeMs, adoptMs } = options;
+  const wanted = {
+    migrationSocket,
+    command,
+    format,
+    allowLossy,
+    startMs: options.startS * 1000,
+    freezeMs,
+    adoptMs,
+  };
+  const progress = (report: UpgradeProgress): void => {
+    if (options.output === 'json') process.stderr.write(`${JSON.stringify(report)}\n`);
+    else if (report.ms === undefined) process.stderr.write(`${report.phase}\n`);
+  };
+  const result = await untilSignalled((signal) => upgrade(wanted, { signal, progress }));
+  if (options.output === 'json') printJson(result);
+  else printResult(result);
+}
+
+function printResult({ pid, generation, pauseMs, phases, fds, negotiation, warnings }: UpgradeResult): void {
+  printColumns([
+    ['Status', `completed, process ${pid} serves (successor ${generation})`],
+    ['Pause', pauseMs === undefined ? 'not known' : formatMs(pauseMs)],
+    ['fds', fds === undefined ? 'not known' : String(fds)],
+    ...UPGRADE_PHASES.flatMap((phase): [string, string][] =>
+      phases[phase] === undefined ? [] : [[phase, formatMs(phases[phase])]],
+    ),
+    ...negotiationRows(negotiation, 'Format'),
+  ]);
+  for (const warning of warnings) process.stderr.write(`warning: ${warning}\n`);
+}

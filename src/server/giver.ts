@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A server that hands over to its successor. In this order, so that nothing that the VMM sends is lost or done twice:
+ *
+ *     commands are held ─▶ the device stops (its DMA by messages is answered still) ─▶ the connection is frozen between
+ *     two messages ─▶ the state is captured
+ */
+
+import {
+  type BundleEntry,
+  FdKind,
+  type GiveReport,
+  type Giver,
+  give,
+  type HandoffPhase,
+  type Outgoing,
+} from '../handoff/index.js';
+import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
+import type { Connection, FrozenConnection } from './connection.js';
+import {
+  FdName,
+  type HandoffOffer,
+  type HandoffRequest,
+  monotonicMs,
+  type ServerDocument,
+} from './handoff-messages.js';
+import type { HandoffPort } from './handoff-port.js';
+
+/** What of a server goes over. Nothing of it changes while it is handed over. */
+export interface HandedOver {
+  readonly device: HandoffPort;
+  readonly vmm: Connection | undefined;
+  readonly listener: Listener;
+  readonly migrationListener: Listener | undefined;
+  readonly socketPath: string;
+  readonly migrationSocketPath: string | undefined;
+  readonly waiting: readonly Fd[];
+  readonly note: Uint8Array;
+  /** Of the successor: 1 for the first. */
+  readonly generation: number;
+}
+
+class ServerGiver implements Giver {
+  readonly offer: HandoffOffer;
+  readonly #server: HandedOver;
+  readonly #request: HandoffRequest;
+  /** Duplicates, closed when the handoff has ended. */
+  readonly #entries: BundleEntry[] = [];
+  #begun = false;
+
+  constructor(server: HandedOver, request: HandoffRequest) {
+    this.#server = server;
+    this.#request = request;
+    this.offer = {
+      what: 'device-server',
+      generation: server.generation,
+      format: request.format,
+      socketPath: server.socketPath,
+      migrationSocketPath: server.migrationSocketPath ?? null,
+    };
+  }
+
+  async freeze(_answer: unknown, signal: AbortSignal): Promise<Outgoing> {
+    const { device, vmm, listener, migrationListener } = this.#server;
+    await device.begin(this.#request.format);
+    this.#begun = true;
+    signal.throwIfAborted();
+    await vmm?.hold();
+    signal.throwIfAborted();
+    await device.quiesce();
+    signal.throwIfAborted();
+    const frozen = await vmm?.freeze();
+    const frozenAtMs = monotonicMs();
+    signal.throwIfAborted();
+    listener.pause();
+    migrationListener?.pause();
+    const captured = await device.capture();
+    this.#entries.push(...captured.entries);
+    signal.throwIfAborted();
+    const document: ServerDocument = {
+      vmm: this.#captureConnection(frozen),
+      waiting: this.#server.waiting.length,
+      note: Buffer.from(this.#server.note).toString('base64'),
+      frozenAtMs,
+      device: captured.document,
+    };
+    this.#captureSockets();
+    return { entries: this.#entries, document };
+  }
+
+  #add(kind: FdKind, name: string, fd: Fd): void {
+    this.#entries.push({ kind, name, fd });
+  }
+
+  #captureSockets(): void {
+    const { vmm, listener, migrationListener, waiting } = this.#server;
+    if (vmm !== undefined) this.#add(FdKind.SOCKET, FdName.vmm, vmm.duplicate());
+    this.#add(FdKind.LISTENER, FdName.listener, listener.duplicate());
+    if (migrationListener !== undefined)
+      this.#add(FdKind.LISTENER, FdName.migrationListener, migrationListener.duplicate());
+    for (const [index, fd] of waiting.entries())
+      this.#add(FdKind.SOCKET, FdName.waiting(index), fd.duplicate());
+  }
+
+  #captureConnection(frozen: FrozenConnection | undefined): ServerDocument['vmm'] {
+    if (frozen === undefined) return null;
+    const { negotiated, peer, dma, backlog } = frozen;
+    if (dma?.twin !== undefined) this.#add(FdKind.SOCKET, FdName.twin, dma.twin);
+    let passengers = 0;
+    for (const fd of backlog.flatMap(({ fds }) => fds))
+      this.#add(FdKind.PASSENGER, FdName.passenger(passengers++), fd.duplicate());
+    return {
+      negotiated,
+      peer,
+      dma:
+        dma === undefined
+          ? null
+          : {
+              maxTransfer: dma.terms.maxTransfer,
+              width: dma.terms.width ?? null,
+              twin: dma.twin !== undefined,
+            },
+      backlog: backlog.map(({ bytes, fds }) => ({
+        bytes: Buffer.from(bytes).toString('base64'),
+        fds: fds.length,
+      })),
+    };
+  }
+
+  async thaw(): Promise<void> {
+    const { device, vmm, listener, migrationListener } = this.#server;
+    this.closeCopies();
+    // First those who wait; the device may still be on its way to a stop.
+    vmm?.thaw();
+    listener.resume();
+    migrationListener?.resume();
+    if (this.#begun) await device.resume();
+  }
+
+  closeCopies(): void {
+    closeAll(this.#entries.splice(0).map(({ fd }) => fd));
+  }
+}
+
+/**
+ * Hands a server over, as asked. Afterwards the caller lets go of what went over.
+ * @throws HandoffError when the server goes on
+ */
+export async function giveServer(
+  server: HandedOver,
+  request: HandoffRequest,
+  report: (phase: HandoffPhase) => void,
+): Promise<GiveReport> {
+  const giver = new ServerGiver(server, request);
+  try {
+    const socket = await connect(request.socket);
+    const { timeouts = {} } = request;
+    return await give(socket, giver, { timeouts, generation: server.generation, report });
+  } finally {
+    giver.closeCopies();
+  }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What the server asks of a device to hand it to a successor in another process, and what of the successor's device. */
+
+import type { Bundle, BundleEntry } from '../handoff/index.js';
+import type { DmaPeer } from './served-device.js';
+
+/** A format of the state, as it is agreed on for a handoff. */
+export interface HandoffFormat {
+  readonly uuid: string;
+  readonly major: number;
+  readonly minor: number;
+}
+
+/** What goes over of a device. Whoever gets it closes the fds. */
+export interface CapturedDevice {
+  readonly entries: readonly BundleEntry[];
+  /** Becomes JSON. */
+  readonly document: unknown;
+}
+
+export interface HandoffPort {
+  /** Keeps others from migrating or resetting the device. @throws RequestError when it cannot be handed over now, or at all */
+  begin(format: HandoffFormat): Promise<void>;
+  /** Stops it; region accesses are not made any more by then. */
+  quiesce(): Promise<void>;
+  /** All of it. It stays what it is. */
+  capture(): Promise<CapturedDevice>;
+  /** Goes on, from wherever that has come to. Must not fail. */
+  resume(): Promise<void>;
+
+  /** Stops, for a device that nobody uses yet, and makes sure that it can load the format. @throws RequestError when it cannot */
+  rehearse(format: HandoffFormat): Promise<void>;
+  /**
+   * Becomes what comes out of the bundle, stopped. @param vmm undefined when there is none
+   * @throws when it cannot: all that was taken has been let go of
+   */
+  adopt(bundle: Bundle, document: unknown, vmm: DmaPeer | undefined): Promise<void>;
+  /** Begins, after `adopt`. */
+  start(): Promise<void>;
+
+  /** The device is another process's: lets go of everything, and changes nothing that the other one has. */
+  letGo(): Promise<void>;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A successor before it has taken over: it has two sockets of its own, in a directory that its manager has made, and
+ * none of the predecessor's.
+ *
+ *     DIRECTORY/manager   its migration socket: what can it do?
+ *     DIRECTORY/handoff   where the predecessor connects
+ */
+
+import { join } from 'node:path';
+import { DevstateError } from '../errors.js';
+import { receive } from '../handoff/index.js';
+import { type Fd, Listener } from '../transport/index.js';
+import { ServerReceiver, type TakeoverHost } from './receiver.js';
+
+/** Names the directory to a process that is started as a successor. */
+export const TAKEOVER_VARIABLE = 'DEVSTATE_TAKEOVER';
+
+/** Where the sockets of a successor are. */
+export function takeoverPaths(directory: string): { manager: string; handoff: string } {
+  return { manager: join(directory, 'manager'), handoff: join(directory, 'handoff') };
+}
+
+/** A successor that nobody hands anything over to ends after this time. */
+const IDLE_TIMEOUT_MS = 60_000;
+
+export class Takeover {
+  readonly #listeners: Listener[] = [];
+  readonly #host: TakeoverHost;
+  readonly #log: (level: 'info' | 'warn' | 'error', message: string) => void;
+  readonly #timer: NodeJS.Timeout;
+  #begun = false;
+  #end: (error?: unknown) => void = () => {};
+  /** Settles when the server has taken over; rejects with a HandoffError when it will not. */
+  readonly done: Promise<void>;
+
+  /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
+  constructor(
+    directory: string,
+    host: TakeoverHost,
+    log: (level: 'info' | 'warn' | 'error', message: string) => void,
+  ) {
+    this.#host = host;
+    this.#log = log;
+    this.done = new Promise((resolve, reject) => {
+      this.#end = (error) => {
+        this.close();
+        if (error === undefined) resolve();
+        else reject(error);
+      };
+    });
+    // Whoever waits for it is told.
+    this.done.catch(() => {});
+    const paths = takeoverPaths(directory);
+    try {
+      this.#listeners.push(Listener.listen(paths.manager, host.acceptManager));
+      this.#listeners.push(Listener.listen(paths.handoff, (fd) => void this.#receive(fd)));
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+    this.#timer = setTimeout(() => this.giveUp('nobody handed anything over'), IDLE_TIMEOUT_MS);
+    this.#timer.unref();
+  }
+
+  /** A manager has left: if nothing has begun, nothing will. */
+  giveUp(why: string): void {
+    if (!this.#begun) this.#end(new DevstateError('DEVSTATE_E_HANDOFF', `nothing was taken over: ${why}`));
+  }
+
+  async #receive(fd: Fd): Promise<void> {
+    if (this.#begun) return fd.close();
+    this.#begun = true;
+    try {
+      const report = (phase: string): void => this.#log('info', `takeover: ${phase}`);
+      const { generation } = await receive(fd, new ServerReceiver(this.#host), { report });
+      this.#log('info', `took over, successor number ${generation}`);
+      this.#end();
+    } catch (error) {
+      this.#end(error);
+    }
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    for (const listener of this.#listeners.splice(0)) listener.close();
+  }
+}

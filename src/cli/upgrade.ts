@@ -15,6 +15,7 @@ interface UpgradeCommandOptions {
   startS: number;
   freezeMs: number;
   adoptMs: number;
+  log?: string;
   output: 'text' | 'json';
 }
 
@@ -32,6 +33,7 @@ export function upgradeCommand(): Command {
     .option('--start-s <s>', 'time for the successor to start and to prepare', parsePositive, 30)
     .option('--freeze-ms <ms>', 'time for the old server to stop', parsePositive, 1000)
     .option('--adopt-ms <ms>', 'time for the successor to adopt', parsePositive, 1500)
+    .option('--log <file>', "append the successor's output to a file (default: stderr of this command)")
     .addOption(outputOption())
     .action(run);
 }
@@ -46,6 +48,7 @@ async function run(command: string[], options: UpgradeCommandOptions): Promise<v
     startMs: options.startS * 1000,
     freezeMs,
     adoptMs,
+    ...(options.log === undefined ? {} : { log: options.log }),
   };
   const progress = (report: UpgradeProgress): void => {
     if (options.output === 'json') process.stderr.write(`${JSON.stringify(report)}\n`);

@@ -66,11 +66,11 @@ class ServerGiver implements Giver {
     this.#begun = true;
     signal.throwIfAborted();
     await vmm?.hold();
+    const heldAtMs = monotonicMs();
     signal.throwIfAborted();
     await device.quiesce();
     signal.throwIfAborted();
     const frozen = await vmm?.freeze();
-    const frozenAtMs = monotonicMs();
     signal.throwIfAborted();
     listener.pause();
     migrationListener?.pause();
@@ -81,7 +81,7 @@ class ServerGiver implements Giver {
       vmm: this.#captureConnection(frozen),
       waiting: this.#server.waiting.length,
       note: Buffer.from(this.#server.note).toString('base64'),
-      frozenAtMs,
+      heldAtMs,
       device: captured.document,
     };
     this.#captureSockets();

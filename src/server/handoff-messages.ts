@@ -71,8 +71,8 @@ export const serverDocument = z.object({
   waiting: unsigned,
   /** What a manager has left, base64. */
   note: z.string(),
-  /** When the VMM's connection was frozen, in milliseconds of CLOCK_MONOTONIC. */
-  frozenAtMs: z.number(),
+  /** When the last command of the VMM had been carried out, in milliseconds of CLOCK_MONOTONIC. */
+  heldAtMs: z.number(),
   device: z.unknown(),
 });
 export type ServerDocument = z.infer<typeof serverDocument>;

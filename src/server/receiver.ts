@@ -3,7 +3,8 @@
 
 import { DevstateError } from '../errors.js';
 import { type Adopted, type Bundle, FdKind, type Receiver } from '../handoff/index.js';
-import { closeAll, type Fd, Listener } from '../transport/index.js';
+import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
+import { defaultCapabilities } from '../wire/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
 import {
   FdName,
@@ -54,7 +55,27 @@ export class ServerReceiver implements Receiver {
     requireSame('--migration-socket', offer.migrationSocketPath, migrationSocketPath ?? null);
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
+    this.#rehearseConnection();
     return null;
+  }
+
+  /** As the device does: a connection of nobody is adopted and let go of. */
+  #rehearseConnection(): void {
+    const [ours, theirs] = socketPair();
+    theirs.close();
+    const frozen = { negotiated: false, peer: defaultCapabilities, dma: undefined, backlog: [] };
+    parseHandoff(
+      serverDocument,
+      {
+        vmm: { ...frozen, dma: null },
+        waiting: 0,
+        note: '',
+        heldAtMs: 0,
+        device: null,
+      } satisfies ServerDocument,
+      'the rehearsal',
+    );
+    this.#host.adoptVmm(ours, frozen).letGo();
   }
 
   async adopt(bundle: Bundle): Promise<Adopted> {
@@ -159,7 +180,7 @@ class Adoption {
       waiting: this.#waiting,
       generation: this.#generation,
       note: new Uint8Array(Buffer.from(this.#document.note, 'base64')),
-      pauseMs: monotonicMs() - this.#document.frozenAtMs,
+      pauseMs: monotonicMs() - this.#document.heldAtMs,
     });
     this.#vmm?.thaw();
     for (const accepting of this.#listeners) accepting.resume();

@@ -2,7 +2,7 @@
 /** The successor as a process: started, waited for, ended if it is not to be. */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Client, MigrationClient } from '../../client/index.js';
@@ -20,8 +20,8 @@ export class Successor {
   #ended: string | undefined;
   readonly exited: Promise<void>;
 
-  /** Its output goes to our stderr. It lives on when we end. */
-  constructor(command: readonly string[]) {
+  /** It lives on when we end. @param log file that its output is appended to; our stderr if undefined */
+  constructor(command: readonly string[], log: string | undefined) {
     const [program, ...args] = command;
     if (program === undefined)
       throw new DevstateError(
@@ -30,12 +30,14 @@ export class Successor {
       );
     // Only this user may enter it.
     this.#directory = mkdtempSync(join(tmpdir(), 'devstate-upgrade-'));
+    const output = log === undefined ? 2 : openSync(log, 'a', 0o600);
     this.#process = spawn(program, args, {
-      stdio: ['ignore', 2, 2],
+      stdio: ['ignore', output, output],
       detached: true,
       env: { ...process.env, [TAKEOVER_VARIABLE]: this.#directory },
     });
     this.#process.unref();
+    if (output !== 2) closeSync(output);
     this.exited = new Promise((resolve) => {
       const end = (why: string): void => {
         this.#ended ??= why;

@@ -8,6 +8,8 @@ export interface UpgradeOptions extends Pick<FormatOptions, 'format' | 'allowLos
   readonly migrationSocket: string;
   /** The successor's command line. */
   readonly command: readonly string[];
+  /** File that the successor's output is appended to; default: our stderr. */
+  readonly log?: string;
   /** For the successor's start and preparation together, ms. */
   readonly startMs: number;
   /** For the old server to stop, and for the successor to adopt, ms. */

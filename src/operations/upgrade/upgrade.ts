@@ -55,7 +55,7 @@ class Upgrade {
   }
 
   async run(): Promise<UpgradeResult> {
-    const successor = new Successor(this.#options.command);
+    const successor = new Successor(this.#options.command, this.#options.log);
     let client: MigrationClient | undefined;
     try {
       const { startMs } = this.#options;

@@ -194,11 +194,11 @@ def kept(kind, payload):
     """What a kept record says of the record in it."""
     if kind != KEPT or len(payload) < 32:
         return {}
-    major, reserved, type_, flags, continues = struct.unpack("<HHIII", payload[16:32])
-    ok = reserved == 0 and type_ >= FORMAT_TYPES and flags & 0xFFFF == 0 and continues <= 1
+    major, role, type_, flags, continues = struct.unpack("<HHIII", payload[16:32])
+    ok = role <= 1 and type_ >= FORMAT_TYPES and flags & 0xFFFF == 0 and continues <= 1
     require(ok, "RECORD")
     form = str(uuid.UUID(bytes=payload[:16]))
-    return {"kept": {"format": form, "major": major, "type": type_, "continues": continues == 1}}
+    return {"kept": {"format": form, "major": major, "type": type_, "original": role == 1, "continues": continues == 1}}
 
 
 def main(paths):

@@ -106,6 +106,7 @@ t.test('sound blobs', { skip }, async (t) => {
         format: NVME_STANDARD.uuid,
         major: 1,
         type: 0x20000,
+        original: false,
         continues: false,
       });
     }

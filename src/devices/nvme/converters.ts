@@ -49,6 +49,8 @@ interface NvmeFormat {
   knows(type: number): boolean;
   decode(records: readonly FormatRecord[], header: EnvelopeHeader): NvmeState;
   encode(state: NvmeState, header: EnvelopeHeader): Iterable<PlainRecord>;
+  /** The payload as it would be written of what is understood of it. Default: all is understood, or refused. */
+  canonical?(record: PlainRecord): Uint8Array;
 }
 
 const standard: NvmeFormat = {
@@ -57,6 +59,7 @@ const standard: NvmeFormat = {
   knows: (type) => NvmeStateDecoder.knows(type),
   decode: decodeNvmeState,
   encode: encodeNvmeState,
+  canonical: (record) => NvmeStateDecoder.canonical(record),
 };
 
 const alder: NvmeFormat = {
@@ -103,22 +106,40 @@ function converter(from: NvmeFormat, to: NvmeFormat): Converter {
     losses: [],
     begin: (header) => {
       const records: FormatRecord[] = [];
+      const originals = new Map<number, Uint8Array>();
       return {
         record: (record) => {
           if (!from.knows(record.type)) return undefined;
           records.push({ ...record, payload: new Uint8Array(record.payload) });
           return [];
         },
+        isPartial: (record) =>
+          from.canonical !== undefined &&
+          !isSame(
+            converted(from, to, () => from.canonical?.(record)),
+            record.payload,
+          ),
+        original: ({ type, payload }) => {
+          originals.set(type, new Uint8Array(payload));
+        },
         end: () =>
           converted(from, to, () =>
-            [...to.encode(from.decode(records, header), header)].map(({ optional = false, ...record }) => ({
-              ...record,
-              optional,
-            })),
+            [...to.encode(from.decode(records, header), header)].map(
+              ({ optional = false, type, payload }) => {
+                const original = originals.get(type);
+                const stands =
+                  original !== undefined && isSame(to.canonical?.({ type, payload: original }), payload);
+                return { type, optional, payload: stands ? original : payload };
+              },
+            ),
           ),
       };
     },
   };
+}
+
+function isSame(a: Uint8Array | undefined, b: Uint8Array): boolean {
+  return a !== undefined && Buffer.compare(a, b) === 0;
 }
 
 /** What keeps a state from being converted is said with the two formats. */

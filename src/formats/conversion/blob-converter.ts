@@ -12,7 +12,7 @@ import { EnvelopeRecord, FORMAT_RECORD_TYPES, RecordFlag } from '../envelope/lay
 import { formatVersionText } from '../registry.js';
 import { newUuid } from '../uuid.js';
 import type { Converter, FormatRecord, RecordConverter } from './converter.js';
-import { KeptRecords, RecordKeeper } from './kept-record.js';
+import { type Kept, KeptRecords, KeptRole, RecordKeeper } from './kept-record.js';
 import type { FormatPoint } from './path.js';
 
 /** The bits of a record's flags that are the format's own. */
@@ -140,11 +140,24 @@ export class BlobConverter {
   #unkeep({ payload, offset, sequence }: DecodedRecord): void {
     const kept = this.#kept.take(payload, { offset, record: sequence });
     if (kept === undefined) return;
+    if (kept.role === KeptRole.original) {
+      this.#takeOriginal(kept);
+      return;
+    }
     const { point, record } = kept;
     const points = [...this.#stages.map(({ converter }) => fromPoint(converter)), this.#endPoint()];
     const stage = points.findIndex(({ uuid, major }) => uuid === point.uuid && major === point.major);
     if (stage < 0) this.#writeKept(record, point);
     else this.#convert(record, stage);
+  }
+
+  /** Given to the converter that writes records of its format, if there is one on the way. */
+  #takeOriginal({ point, record }: Kept): void {
+    const stage = this.#stages.find(
+      ({ converter: { to } }) => to.uuid === point.uuid && to.version.major === point.major,
+    );
+    if (stage?.records.original === undefined) this.#writeKept(record, point, KeptRole.original);
+    else stage.records.original(record);
   }
 
   #endPoint(): FormatPoint {
@@ -162,6 +175,9 @@ export class BlobConverter {
     }
     const converted = stage.records.record(record);
     if (converted !== undefined) {
+      if (stage.records.isPartial?.(record) === true) {
+        this.#writeKept(record, fromPoint(stage.converter), KeptRole.original);
+      }
       for (const next of converted) this.#convert(next, index + 1);
     } else if (record.optional) this.#writeKept(record, fromPoint(stage.converter));
     else {
@@ -173,8 +189,8 @@ export class BlobConverter {
     }
   }
 
-  #writeKept(record: FormatRecord, point: FormatPoint): void {
-    for (const payload of this.#keeper.keep(record, point)) {
+  #writeKept(record: FormatRecord, point: FormatPoint, role: KeptRole = KeptRole.record): void {
+    for (const payload of this.#keeper.keep(record, point, role)) {
       this.#write(EnvelopeRecord.kept, RecordFlag.optional, payload);
     }
   }

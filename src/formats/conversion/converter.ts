@@ -33,6 +33,16 @@ export interface RecordConverter {
    *   and refused if not)
    */
   record(record: FormatRecord): Iterable<FormatRecord> | undefined;
+  /**
+   * Whether a record that `record` took holds more than was taken of it, such as fields of a newer version: it is then
+   * kept beside what comes of it. Default: none does.
+   */
+  isPartial?(record: FormatRecord): boolean;
+  /**
+   * A record of the format that is written, as it was before an earlier conversion took a part of it. It is to be
+   * written in place of a record that says the same as that part; its payload is valid until the call returns.
+   */
+  original?(record: FormatRecord): void;
   /** All records have come, intact. @returns the rest */
   end(): Iterable<FormatRecord>;
 }

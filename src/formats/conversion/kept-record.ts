@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Records that a conversion does not understand and may not drop: carried along as envelope records of type `kept`,
+ * Records that a conversion does not understand, or not all of, and may not drop: carried along as envelope records of type `kept`,
  * and put back when the blob is converted to their format again. See `formats/README.md`, "Kept records".
  */
 import { EnvelopeError } from '../envelope/envelope-error.js';
@@ -10,8 +10,17 @@ import type { FormatRecord } from './converter.js';
 import type { FormatPoint } from './path.js';
 
 /** Offsets within the payload; the kept payload follows. */
-const Offset = { format: 0, major: 16, reserved: 18, type: 20, flags: 24, continues: 28 } as const;
+const Offset = { format: 0, major: 16, role: 18, type: 20, flags: 24, continues: 28 } as const;
 const HEAD_LENGTH = 32;
+
+/** What a kept record is kept for. */
+export const KeptRole = {
+  /** It was not understood: it is a record again when its format is reached again. */
+  record: 0,
+  /** It was understood in part: it stands for the record that comes of the conversion back, where that says the same. */
+  original: 1,
+} as const;
+export type KeptRole = (typeof KeptRole)[keyof typeof KeptRole];
 
 type Where = { offset: number; record?: number };
 
@@ -20,7 +29,7 @@ export class RecordKeeper {
   #buffer = new Uint8Array(0);
 
   /** `record` of format `point` as the payloads of one or two `kept` records; each is valid until the next is asked for. */
-  *keep(record: FormatRecord, point: FormatPoint): Generator<Uint8Array> {
+  *keep(record: FormatRecord, point: FormatPoint, role: KeptRole = KeptRole.record): Generator<Uint8Array> {
     let rest = record.payload;
     do {
       const piece = rest.subarray(0, RECORD_LENGTH_MAX - HEAD_LENGTH);
@@ -29,7 +38,7 @@ export class RecordKeeper {
       const view = new DataView(payload.buffer);
       payload.set(uuidToBytes(point.uuid), Offset.format);
       view.setUint16(Offset.major, point.major, true);
-      view.setUint16(Offset.reserved, 0, true);
+      view.setUint16(Offset.role, role, true);
       view.setUint32(Offset.type, record.type, true);
       view.setUint32(Offset.flags, record.formatFlags ?? 0, true);
       view.setUint32(Offset.continues, rest.length > 0 ? 1 : 0, true);
@@ -48,8 +57,8 @@ export class RecordKeeper {
 export interface KeptHead {
   readonly uuid: Uuid;
   readonly major: number;
-  /** 0 from every writer there is. */
-  readonly reserved: number;
+  /** A {@link KeptRole} from every writer there is. */
+  readonly role: number;
   readonly type: number;
   readonly formatFlags: number;
   /** 1 if the next `kept` record continues this one's payload, else 0. */
@@ -65,12 +74,20 @@ export function readKeptHead(payload: Uint8Array): KeptHead {
   return {
     uuid: uuidFromBytes(payload, Offset.format),
     major: view.getUint16(Offset.major, true),
-    reserved: view.getUint16(Offset.reserved, true),
+    role: view.getUint16(Offset.role, true),
     type: view.getUint32(Offset.type, true),
     formatFlags: view.getUint32(Offset.flags, true),
     continues: view.getUint32(Offset.continues, true),
     length: payload.length - HEAD_LENGTH,
   };
+}
+
+/** A kept record, whole. */
+export interface Kept {
+  readonly record: FormatRecord;
+  /** The format that it is of. */
+  readonly point: FormatPoint;
+  readonly role: KeptRole;
 }
 
 /** Puts kept records together again. */
@@ -84,10 +101,10 @@ export class KeptRecords {
    * @param where its place in the blob, for errors
    * @throws EnvelopeError RECORD when it is not as it should be
    */
-  take(payload: Uint8Array, where: Where): { record: FormatRecord; point: FormatPoint } | undefined {
+  take(payload: Uint8Array, where: Where): Kept | undefined {
     if (payload.length < HEAD_LENGTH) throw damaged(`a kept record of ${payload.length} bytes`, where);
-    const { uuid, major, reserved, type, formatFlags, continues } = readKeptHead(payload);
-    if (reserved !== 0 || type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
+    const { uuid, major, role, type, formatFlags, continues } = readKeptHead(payload);
+    if (!isRole(role) || type < FORMAT_RECORD_TYPES || (formatFlags & 0xffff) !== 0 || continues > 1) {
       throw damaged('a kept record that no writer makes', where);
     }
     const begun = this.#begun;
@@ -104,13 +121,17 @@ export class KeptRecords {
     const whole = begun === undefined ? piece : Buffer.concat([begun.subarray(HEAD_LENGTH), piece]);
     if (whole.length > RECORD_LENGTH_MAX) throw damaged('a kept record longer than any record', where);
     const point = { uuid, major };
-    return { record: { type, optional: true, formatFlags, payload: whole }, point };
+    return { record: { type, optional: true, formatFlags, payload: whole }, point, role };
   }
 
   /** No more come. @throws EnvelopeError RECORD when one was to continue */
   end(where: Where): void {
     if (this.#begun !== undefined) throw damaged('a kept record that does not continue', where);
   }
+}
+
+function isRole(role: number): role is KeptRole {
+  return role === KeptRole.record || role === KeptRole.original;
 }
 
 /** Whether two payloads are of the same record. */

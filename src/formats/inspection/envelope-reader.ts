@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One of our own blobs, as it passes by: what its header says, its records, their fields, and whether it is whole. */
 import { asDevstateError } from '../../errors.js';
-import { readKeptHead } from '../conversion/kept-record.js';
+import { KeptRole, readKeptHead } from '../conversion/kept-record.js';
 import { compressionFlags } from '../envelope/compression.js';
 import { type Crc32c, crc32c } from '../envelope/crc32c.js';
 import { type DecodedRecord, EnvelopeDecoder } from '../envelope/decoder.js';
@@ -252,9 +252,10 @@ function isUnknownVersion({ format, version }: EnvelopeHeader): boolean {
 
 /** The head of a kept record; its payload is of a format that the blob is not of. */
 function describeKept(payload: Uint8Array): FieldMap {
-  const { uuid, major, type, length, continues } = readKeptHead(payload);
+  const { uuid, major, role, type, length, continues } = readKeptHead(payload);
   const format = findFormat(uuid)?.name ?? uuid;
-  return { format, major, type: `0x${type.toString(16).padStart(8, '0')}`, length, continues };
+  const original = role === KeptRole.original;
+  return { format, major, type: `0x${type.toString(16).padStart(8, '0')}`, original, length, continues };
 }
 
 function hex(bytes: Uint8Array): string {

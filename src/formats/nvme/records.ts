@@ -72,6 +72,12 @@ export class NvmeStateDecoder {
     return byType.has(type);
   }
 
+  /** The payload as this version writes what it knows of it. @throws DevstateError when it is damaged */
+  static canonical({ type, payload }: Pick<FormatRecord, 'type' | 'payload'>): Uint8Array {
+    const codec = byType.get(type)?.codec;
+    return codec === undefined ? payload : codec.encode(codec.decode(payload));
+  }
+
   /** @returns false for a type that this version does not have */
   record({ type, payload }: Pick<FormatRecord, 'type' | 'payload'>): boolean {
     const known = byType.get(type);

@@ -108,7 +108,7 @@ t.test('what no writer makes', async (t) => {
   const wrong: [string, Uint8Array[]][] = [
     ['nothing', [new Uint8Array(0)]],
     ['less than its head', [sound.slice(0, 31)]],
-    ['reserved bytes', [changed(18, 1)]],
+    ['a role that there is not', [changed(18, 2)]],
     ['a type of the envelope', [changed(20, 0xff, 0xff, 0, 0)]],
     ['flags of the envelope', [changed(24, 1, 0, 0, 0)]],
     ['flags of a feature', [changed(24, 0, 0x80, 0, 0)]],

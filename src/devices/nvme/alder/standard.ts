@@ -61,7 +61,7 @@ export function alderToStandard(
       held.map(({ sq, cid, status, result }) => ({ submissionQueue: sq, commandId: cid, status, result })),
     ),
     commands: state.commands.map(({ sq, entry }) => ({ submissionQueue: sq, entry })),
-    features: featuresOf(state.features),
+    features: featuresOf(state.features, parameters),
     events: {
       requests: state.events.requests,
       pending: state.events.pending.map(({ page, ...event }) => ({ ...event, logPage: page })),
@@ -101,16 +101,23 @@ export function identityOf(parameters: NvmeParameters): NvmeIdentity {
   };
 }
 
-function featuresOf(values: FeatureValues): NvmeFeature[] {
-  const list = SIMPLE.map(([id, key]) => [id, values[key]] as const);
-  return [
-    ...list,
+/** In order of identifier, those with a selector once for each thing selected. */
+function featuresOf(values: FeatureValues, parameters: NvmeParameters): NvmeFeature[] {
+  const { queues, msix_vectors: vectors } = parameters;
+  const disabled = new Set(values.coalescingDisabled);
+  const list = [
+    ...SIMPLE.map(([id, key]) => [id, values[key]] as const),
     [FeatureId.TEMPERATURE_THRESHOLD, values.temperatureOver] as const,
     [FeatureId.TEMPERATURE_THRESHOLD, values.temperatureUnder | UNDER_TEMPERATURE] as const,
-    ...values.coalescingDisabled.map(
-      (vector) => [FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector | COALESCING_DISABLED] as const,
-    ),
-  ].map(([id, value]) => ({ id, namespace: 0, value, data: new Uint8Array(0) }));
+    [FeatureId.NUMBER_OF_QUEUES, (queues - 1) * 0x10001] as const,
+    ...Array.from({ length: vectors }, (_, vector) => {
+      const value = disabled.has(vector) ? vector | COALESCING_DISABLED : vector;
+      return [FeatureId.INTERRUPT_VECTOR_CONFIGURATION, value] as const;
+    }),
+  ];
+  return list
+    .sort(([a], [b]) => a - b)
+    .map(([id, value]) => ({ id, namespace: 0, value, data: new Uint8Array(0) }));
 }
 
 /**

@@ -14,6 +14,7 @@ import { loadCommand } from './load.js';
 import { migrateCommand } from './migrate.js';
 import { printError } from './output.js';
 import { recoverCommand } from './recover.js';
+import { relayCommand } from './relay.js';
 import { saveCommand } from './save.js';
 import { serveCommand } from './serve.js';
 import { upgradeCommand } from './upgrade.js';
@@ -32,6 +33,7 @@ for (const add of [
   migrateCommand,
   upgradeCommand,
   recoverCommand,
+  relayCommand,
   saveCommand,
   loadCommand,
   inspectCommand,

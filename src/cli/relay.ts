@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate relay`: between a VMM and any vfio-user device server, until it is told to end. */
+
+import { Command } from 'commander';
+import { DevstateError } from '../errors.js';
+import { DEFAULT_HOLD_MS, Relay } from '../relay/index.js';
+import { createLog } from './logger.js';
+import { parsePositive } from './options.js';
+import { untilTold } from './signals.js';
+
+interface RelayCommandOptions {
+  listen: string;
+  server: string;
+  migrationSocket?: string;
+  holdMs: number;
+  trap?: boolean;
+}
+
+export function relayCommand(): Command {
+  return new Command('relay')
+    .description('stand between a VMM and its device server: migrate, replace, re-attach the server')
+    .requiredOption('--listen <path>', 'where the VMM connects')
+    .requiredOption('--server <path>', 'where the device server listens')
+    .option('--migration-socket <path>', 'where managers connect')
+    .option(
+      '--hold-ms <ms>',
+      "how long an access waits for a server; less than the VMM's own time-out (QEMU: 5000)",
+      parsePositive,
+      DEFAULT_HOLD_MS,
+    )
+    .option('--trap', 'do not let managers map the data section of the migration region (v1)')
+    .action(relay);
+}
+
+async function relay(options: RelayCommandOptions): Promise<void> {
+  const { listen, server, migrationSocket, holdMs, trap } = options;
+  const paths = [listen, server, migrationSocket].filter((path) => path !== undefined);
+  if (new Set(paths).size < paths.length) {
+    throw new DevstateError('DEVSTATE_E_USAGE', 'two sockets have the same path; give each its own');
+  }
+  // Listened for before the sockets exist: whoever sees them may send one.
+  const told = untilTold();
+  const log = createLog('relay');
+  const running = new Relay({
+    listenPath: listen,
+    serverPath: server,
+    ...(migrationSocket === undefined ? {} : { migrationSocketPath: migrationSocket }),
+    holdMs,
+    trap: trap === true,
+    log,
+  });
+  log('info', `relaying ${listen} to ${server}`);
+  await told;
+  await running.close();
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Connecting to a device server and making sure that it can serve the VMM: the same version, the same device. */
+
+import { asDevstateError, DevstateError } from '../errors.js';
+import { Command, decodeVersion, HEADER_LENGTH } from '../wire/index.js';
+import { BackEnd, type BackEndHandler } from './back-end.js';
+import { identityDifferences, learnIdentity } from './identity.js';
+import { versionDifferences } from './version-filter.js';
+
+/** A server that does not answer for so long serves somebody else, or hangs. */
+const ATTACH_TIMEOUT_MS = 5000;
+
+export interface AttachOptions {
+  readonly path: string;
+  /** The VMM's VERSION payload. */
+  readonly proposal: Uint8Array;
+  readonly handler: BackEndHandler;
+  /** The server whose place it takes; undefined for the first one. */
+  readonly predecessor: BackEnd | undefined;
+}
+
+export interface Attached {
+  readonly back: BackEnd;
+  /** Its VERSION payload. */
+  readonly answer: Uint8Array;
+}
+
+/**
+ * Connects, agrees on the version and learns what is served. Nothing of the VMM is replayed yet.
+ * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_REFUSED, DEVSTATE_E_INCOMPATIBLE with every reason
+ */
+export async function attach({ path, proposal, handler, predecessor }: AttachOptions): Promise<Attached> {
+  const back = await BackEnd.connect(path, handler);
+  try {
+    const answer = await withinTime(back, async () => {
+      const payload = await back.request(Command.VERSION, proposal, (frame) => {
+        back.version = decodeVersion(frame.view, HEADER_LENGTH, frame.length);
+        return frame.bytes.slice(HEADER_LENGTH, frame.length);
+      });
+      back.identity = await learnIdentity(back);
+      return payload;
+    });
+    if (predecessor !== undefined) requireSame(predecessor, back);
+    return { back, answer };
+  } catch (error) {
+    back.close();
+    throw error;
+  }
+}
+
+/** @throws DEVSTATE_E_INCOMPATIBLE */
+function requireSame(now: BackEnd, next: BackEnd): void {
+  const reasons = [
+    ...versionDifferences(now.version, next.version),
+    ...identityDifferences(now.identity, next.identity),
+  ];
+  if (reasons.length === 0) return;
+  const message = `the server at ${next.path} does not serve what the VMM knows: ${reasons.join('; ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
+/** Ends the connection of a server that takes too long: everything that waits for it fails. */
+export async function withinTime<T>(
+  back: BackEnd,
+  work: () => Promise<T>,
+  limitMs = ATTACH_TIMEOUT_MS,
+): Promise<T> {
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    back.close();
+  }, limitMs);
+  try {
+    return await work();
+  } catch (cause) {
+    if (!late) throw asDevstateError(cause);
+    const message = `the device server at ${back.path} does not answer within ${Math.round(limitMs)} ms; does it serve another client?`;
+    throw new DevstateError('DEVSTATE_E_TIMEOUT', message, { cause });
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * The relay's connection to one device server. Requests of the VMM, of managers and of the relay itself go out on it
+ * under ids of its own; replies find their way back by them.
+ */
+
+import { asDevstateError, DevstateError } from '../errors.js';
+import { migrationStateOf } from '../migration/index.js';
+import { connect, type Fd, type Frame, MessageSocket } from '../transport/index.js';
+import {
+  Command,
+  commandName,
+  DEVICE_INFO_LENGTH,
+  type DeviceState,
+  DeviceStateBit,
+  Errno,
+  encodeHeader,
+  errnoName,
+  FEATURE_LENGTH,
+  Feature,
+  FeatureFlag,
+  HEADER_LENGTH,
+  HeaderFlag,
+  MigrationRegister,
+  MigrationState,
+  messageCommand,
+  messageError,
+  messageFlags,
+  messageId,
+  REGION_ACCESS_LENGTH,
+  readU64,
+  type Version,
+  vfioUserFraming,
+} from '../wire/index.js';
+import type { Identity } from './identity.js';
+import { type InFlight, InFlightTable, type Origin } from './in-flight.js';
+import { type Message, NO_FDS } from './messages.js';
+
+/** Longest message either way: the largest transfer that QEMU accepts a server to announce would be longer, and nobody does. */
+export const MAX_MESSAGE_LENGTH = (1 << 20) + 128 * 1024;
+export const RELAY_LIMITS = {
+  maxMessageLength: MAX_MESSAGE_LENGTH,
+  maxFds: 253,
+  maxQueuedBytes: 64 * 1024 * 1024,
+};
+
+export interface BackEndHandler {
+  /** A command of the server for the VMM. */
+  serverCommand(back: BackEnd, frame: Frame): void;
+  /** The device has reached another migration state. */
+  stateChanged(back: BackEnd): void;
+  /** The connection has ended; `unanswered` are the handler's to release. */
+  backEndClosed(back: BackEnd, error: DevstateError | undefined, unanswered: InFlight[]): void;
+}
+
+export class BackEnd {
+  readonly path: string;
+  readonly #socket: MessageSocket;
+  readonly #handler: BackEndHandler;
+  readonly #table = new InFlightTable();
+  #state: MigrationState = MigrationState.RUNNING;
+  #identity: Identity | undefined;
+  #version: Version | undefined;
+
+  private constructor(path: string, fd: Fd, handler: BackEndHandler) {
+    this.path = path;
+    this.#handler = handler;
+    this.#socket = new MessageSocket(fd, vfioUserFraming, RELAY_LIMITS, {
+      message: (frame) => this.#message(frame),
+      closed: (error) => this.#closed(error),
+    });
+  }
+
+  /** @throws DEVSTATE_E_CONNECT */
+  static async connect(path: string, handler: BackEndHandler): Promise<BackEnd> {
+    return new BackEnd(path, await connect(path), handler);
+  }
+
+  get isClosed(): boolean {
+    return this.#socket.isClosed;
+  }
+
+  /** What the server answered to VERSION. Set once, by who asked. */
+  get version(): Version {
+    if (this.#version === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'version not negotiated');
+    return this.#version;
+  }
+
+  set version(version: Version) {
+    this.#version = version;
+  }
+
+  /** What it serves. Set once, by who asked. */
+  get identity(): Identity {
+    if (this.#identity === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'server not known yet');
+    return this.#identity;
+  }
+
+  set identity(identity: Identity) {
+    this.#identity = identity;
+  }
+
+  /** As far as it has been driven through the relay, by either protocol. */
+  get state(): MigrationState {
+    return this.#state;
+  }
+
+  /** Whether the device is stopped, or not yet run, for a migration: some servers then refuse what is no migration. */
+  get isStopped(): boolean {
+    const { STOP, STOP_COPY, RESUMING } = MigrationState;
+    return this.#state === STOP || this.#state === STOP_COPY || this.#state === RESUMING;
+  }
+
+  close(): void {
+    this.#socket.close();
+  }
+
+  /**
+   * Sends a request on. Its reply goes to `origin`, which is not told if there will be none.
+   * @param message whose id is overwritten
+   * @param fds become this one's
+   * @param whole keep all of it, so that it can be sent to another server
+   */
+  forward(origin: Origin, message: Message, fds: readonly Fd[], whole: boolean): void {
+    const { view, bytes, length } = message;
+    const flags = messageFlags(view);
+    const wantsNone = (flags & HeaderFlag.NO_REPLY) !== 0;
+    const silent = wantsNone && this.#table.needsReply;
+    const request = this.#table.add(
+      {
+        origin,
+        senderId: messageId(view),
+        command: messageCommand(view),
+        posted: wantsNone && !silent,
+        silent,
+        whole,
+      },
+      bytes,
+      length,
+      fds,
+    );
+    view.setUint16(0, request.id, true);
+    if (silent) view.setUint32(8, flags & ~HeaderFlag.NO_REPLY, true);
+    this.#socket.send(bytes, fds.length === 0 ? { length } : { length, fds });
+  }
+
+  /** Passes the VMM's reply to a command of the server on. */
+  answer({ bytes, length }: Message): void {
+    this.#socket.send(bytes, { length });
+  }
+
+  /**
+   * A request of the relay's own; `take` reads the reply while it is valid. `fds` stay the caller's.
+   * @throws DEVSTATE_E_REFUSED with the server's errno, DEVSTATE_E_CONNECTION_CLOSED
+   */
+  request<T>(
+    command: number,
+    payload: Uint8Array,
+    take: (frame: Frame) => T,
+    fds: readonly Fd[] = NO_FDS,
+  ): Promise<T> {
+    if (this.isClosed) return Promise.reject(closedError(this.path));
+    return new Promise((resolve, reject) => {
+      const origin = new OwnRequest(this.path, command, take, resolve, reject);
+      const bytes = new Uint8Array(HEADER_LENGTH + payload.length);
+      bytes.set(payload, HEADER_LENGTH);
+      const view = new DataView(bytes.buffer);
+      encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
+      this.forward(
+        origin,
+        { view, bytes, length: bytes.length },
+        fds.map((fd) => fd.duplicate()),
+        false,
+      );
+    });
+  }
+
+  /** Settles when the server has carried out all that was sent before. */
+  async fence(): Promise<void> {
+    const payload = new Uint8Array(DEVICE_INFO_LENGTH);
+    new DataView(payload.buffer).setUint32(0, payload.length, true);
+    await this.request(Command.DEVICE_GET_INFO, payload, () => {}).catch((error: unknown) => {
+      // A server that is stopped may refuse it; the refusal came in its turn all the same.
+      if (asDevstateError(error).code !== 'DEVSTATE_E_REFUSED') throw error;
+    });
+    await this.#table.idle();
+  }
+
+  #message(frame: Frame): void {
+    const { view } = frame;
+    if ((messageFlags(view) & HeaderFlag.TYPE_MASK) !== HeaderFlag.TYPE_REPLY) {
+      this.#handler.serverCommand(this, frame);
+      return;
+    }
+    const request = this.#table.take(messageId(view));
+    if (request === undefined || request.command !== messageCommand(view))
+      throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the device server answered what it was not asked');
+    try {
+      if ((messageFlags(view) & HeaderFlag.ERROR) === 0) this.#observe(request);
+      if (!request.silent) request.origin.reply(request, frame);
+    } finally {
+      this.#table.release(request);
+    }
+  }
+
+  /** What a command that was carried out says of the device's migration state. */
+  #observe({ command, view }: InFlight): void {
+    if (command === Command.DEVICE_FEATURE) {
+      const { INDEX_MASK, SET, PROBE } = FeatureFlag;
+      const flags = view.getUint32(HEADER_LENGTH + 4, true);
+      const sets = (flags & (INDEX_MASK | SET | PROBE)) === (Feature.MIG_DEVICE_STATE | SET);
+      if (sets) this.#enter(view.getUint32(HEADER_LENGTH + FEATURE_LENGTH, true) as MigrationState);
+    } else if (command === Command.REGION_WRITE) {
+      const region = this.#identity?.migrationRegion;
+      if (region === undefined || view.getUint32(HEADER_LENGTH + 8, true) !== region) return;
+      if (readU64(view, HEADER_LENGTH) !== MigrationRegister.DEVICE_STATE) return;
+      const bits = view.getUint32(HEADER_LENGTH + REGION_ACCESS_LENGTH, true) & DeviceStateBit.MASK;
+      this.#enter(migrationStateOf(bits as DeviceState));
+    } else if (command === Command.DEVICE_RESET) this.#enter(MigrationState.RUNNING);
+  }
+
+  #enter(state: MigrationState): void {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.#handler.stateChanged(this);
+  }
+
+  #closed(error: DevstateError | undefined): void {
+    const unanswered: InFlight[] = [];
+    for (const request of this.#table.drain()) {
+      if (request.origin instanceof OwnRequest) {
+        request.origin.fail(error ?? closedError(this.path));
+        this.#table.release(request);
+      } else unanswered.push(request);
+    }
+    this.#handler.backEndClosed(this, error, unanswered);
+  }
+}
+
+/** A request that the relay makes for itself. */
+class OwnRequest<T> implements Origin {
+  constructor(
+    readonly path: string,
+    readonly command: number,
+    readonly take: (frame: Frame) => T,
+    readonly resolve: (value: T) => void,
+    readonly fail: (error: unknown) => void,
+  ) {}
+
+  reply(_request: InFlight, frame: Frame): void {
+    if ((messageFlags(frame.view) & HeaderFlag.ERROR) !== 0) {
+      const errno = messageError(frame.view) || Errno.EINVAL;
+      const message = `the device server at ${this.path} refuses ${commandName(this.command)}: ${errnoName(errno)}`;
+      this.fail(new DevstateError('DEVSTATE_E_REFUSED', message, { errno }));
+      return;
+    }
+    try {
+      this.resolve(this.take(frame));
+    } catch (error) {
+      this.fail(asDevstateError(error, 'DEVSTATE_E_PROTOCOL'));
+    }
+  }
+}
+
+function closedError(path: string): DevstateError {
+  return new DevstateError(
+    'DEVSTATE_E_CONNECTION_CLOSED',
+    `the device server at ${path} closed the connection; see whether it still runs`,
+  );
+}

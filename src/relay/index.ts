@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The man in the middle between a VMM and its device server. */
+
+export { DEFAULT_HOLD_MS, Relay, type RelayOptions } from './relay.js';

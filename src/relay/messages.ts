@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Messages as the relay passes them on and makes them: whole, header included. */
+
+import type { Fd } from '../transport/index.js';
+import { encodeReplyHeader, HEADER_LENGTH, messageCommand, messageId } from '../wire/index.js';
+
+export const NO_FDS: readonly Fd[] = [];
+
+/** A message as it came: valid until its receiver returns. */
+export interface Message {
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  readonly length: number;
+}
+
+/** A message that is nobody else's, with what travels along. */
+export interface OwnMessage extends Message {
+  readonly fds: readonly Fd[];
+}
+
+export function ownCopy({ bytes, length }: Message, fds: readonly Fd[]): OwnMessage {
+  const copy = bytes.slice(0, length);
+  return { bytes: copy, view: new DataView(copy.buffer), length, fds };
+}
+
+export function takeAll(fds: readonly Fd[]): readonly Fd[] {
+  return fds.length === 0 ? NO_FDS : fds.map((fd) => fd.take());
+}
+
+export function payloadOf({ bytes, length }: Message): Uint8Array {
+  return bytes.slice(HEADER_LENGTH, length);
+}
+
+/** The reply to the request whose header is at the beginning of `request`; with `errno` an error reply. */
+export function encodeReply(request: DataView, errno: number, payload: Uint8Array | undefined): Uint8Array {
+  const length = errno === 0 ? (payload?.length ?? 0) : 0;
+  const bytes = new Uint8Array(HEADER_LENGTH + length);
+  const view = new DataView(bytes.buffer);
+  encodeReplyHeader(view, 0, messageId(request), messageCommand(request), length, errno);
+  if (payload !== undefined && length > 0) bytes.set(payload, HEADER_LENGTH);
+  return bytes;
+}

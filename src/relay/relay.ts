@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The relay: takes a VMM's place at a device server, and a device server's place at the VMM. */
+
+import { type Fd, Listener } from '../transport/index.js';
+import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError } from '../wire/index.js';
+import type { BackEnd } from './back-end.js';
+import { type Managed, ManagerConnection } from './manager-connection.js';
+import { Session } from './session.js';
+
+export interface RelayOptions {
+  /** Where the VMM connects. One at a time; the next is served when it has left. */
+  readonly listenPath: string;
+  /** Where the device server listens. */
+  readonly serverPath: string;
+  /** Where managers connect. */
+  readonly migrationSocketPath?: string;
+  /** How long a request of the VMM waits for a server, ms. Default {@link DEFAULT_HOLD_MS}. */
+  readonly holdMs?: number;
+  /** Do not let managers map the data section of the migration region (v1). */
+  readonly trap?: boolean;
+  readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
+}
+
+/** QEMU's time-out for a message is 5 s. */
+export const DEFAULT_HOLD_MS = 4000;
+/** Clients that may wait while the VMM's place is taken. */
+const MAX_WAITING = 16;
+const MAX_MANAGERS = 16;
+
+export class Relay {
+  readonly #options: RelayOptions;
+  readonly #listeners: Listener[] = [];
+  readonly #managers = new Set<ManagerConnection>();
+  readonly #waiting: Fd[] = [];
+  readonly #idleWaiters: (() => void)[] = [];
+  #serverPath: string;
+  #session: Session | undefined;
+  #closing = false;
+
+  /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
+  constructor(options: RelayOptions) {
+    this.#options = options;
+    this.#serverPath = options.serverPath;
+    try {
+      this.#listeners.push(Listener.listen(options.listenPath, (fd) => this.#acceptVmm(fd)));
+      if (options.migrationSocketPath !== undefined)
+        this.#listeners.push(Listener.listen(options.migrationSocketPath, (fd) => this.#acceptManager(fd)));
+    } catch (error) {
+      for (const listener of this.#listeners) listener.close();
+      throw error;
+    }
+  }
+
+  /** Where the device server of the next attachment listens. */
+  get serverPath(): string {
+    return this.#serverPath;
+  }
+
+  /** Whether a server serves the VMM now. */
+  get isAttached(): boolean {
+    return this.#session?.isOpen === true;
+  }
+
+  readonly #log = (level: 'info' | 'warn' | 'error', message: string): void => {
+    this.#options.log?.(level, message);
+  };
+
+  #acceptVmm(fd: Fd): void {
+    if (this.#session === undefined) this.#serveVmm(fd);
+    else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
+    else fd.close();
+  }
+
+  #serveVmm(fd: Fd): void {
+    this.#log('info', 'a VMM has connected');
+    this.#session = new Session(fd, {
+      serverPath: () => this.#serverPath,
+      holdMs: this.#options.holdMs ?? DEFAULT_HOLD_MS,
+      log: this.#log,
+      lost: () => this.#sendManagersAway(),
+      closed: () => {
+        this.#log('info', 'the VMM has left');
+        this.#session = undefined;
+        this.#sendManagersAway();
+        const next = this.#waiting.shift();
+        if (next !== undefined) this.#serveVmm(next);
+        this.#settleIdle();
+      },
+    });
+  }
+
+  /** What they were doing has come to nothing, and that is how they notice. */
+  #sendManagersAway(): void {
+    for (const manager of this.#managers) manager.close();
+  }
+
+  #acceptManager(fd: Fd): void {
+    const session = this.#session;
+    if (this.#managers.size >= MAX_MANAGERS || session === undefined) {
+      if (session === undefined) this.#log('warn', 'a manager was sent away: no VMM is connected');
+      fd.close();
+      return;
+    }
+    const manager = new ManagerConnection(fd, {
+      managed: managedBy(session, () => requireOpen(session)),
+      trap: this.#options.trap ?? false,
+      log: this.#log,
+      closed: () => {
+        this.#managers.delete(manager);
+        this.#settleIdle();
+      },
+    });
+    this.#managers.add(manager);
+  }
+
+  #settleIdle(): void {
+    if (!this.#closing || this.#session !== undefined || this.#managers.size > 0) return;
+    for (const resolve of this.#idleWaiters.splice(0)) resolve();
+  }
+
+  /** Stops listening, ends every connection, and settles when nothing is left. */
+  close(): Promise<void> {
+    this.#closing = true;
+    for (const listener of this.#listeners) listener.close();
+    for (const fd of this.#waiting.splice(0)) fd.close();
+    this.#sendManagersAway();
+    this.#session?.close();
+    return new Promise((resolve) => {
+      this.#idleWaiters.push(resolve);
+      this.#settleIdle();
+    });
+  }
+}
+
+/** @throws RequestError */
+function requireOpen(session: Session): BackEnd {
+  const { back } = session;
+  if (back === undefined) throw new RequestError(Errno.ENOTCONN, 'the relay has no device server');
+  if (!session.isOpen) throw new RequestError(Errno.EBUSY, 'the relay is about to replace its device server');
+  return back;
+}
+
+/** A session as managers of one of its servers see it. */
+export function managedBy(session: Session, target: () => BackEnd): Managed {
+  return {
+    target,
+    get maxTransfer() {
+      return Math.min(target().version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
+    },
+    memory: session.log.dma,
+    get note() {
+      return session.note;
+    },
+    set note(bytes) {
+      session.note = bytes;
+    },
+    stopping: () => session.keepConfig(),
+  };
+}

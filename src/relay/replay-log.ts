@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What a server has been told by the VMM that another one must be told to be the same: DMA ranges with their fds,
+ * interrupts with their eventfds, the config space. VERSION is kept where it is negotiated.
+ */
+
+import type { Fd } from '../transport/index.js';
+import {
+  Command,
+  DMA_MAP_LENGTH,
+  decodeDmaMap,
+  decodeDmaUnmap,
+  decodeRegionAccess,
+  decodeSetIrqs,
+  decodeWriteMultiCount,
+  decodeWriteMultiEntry,
+  encodeDmaMap,
+  encodeRegionAccess,
+  encodeSetIrqs,
+  HEADER_LENGTH,
+  messageCommand,
+  PciRegion,
+  REGION_ACCESS_LENGTH,
+  type RegionAccess,
+  SET_IRQS_LENGTH,
+} from '../wire/index.js';
+import type { BackEnd } from './back-end.js';
+import { ConfigLog } from './config-log.js';
+import { DmaMaps } from './dma-maps.js';
+import { InterruptLog } from './interrupt-log.js';
+import type { Message } from './messages.js';
+
+const access: RegionAccess = { offset: 0, region: 0, count: 0 };
+const ignore = (): void => {};
+
+/** Commands that a server need not be asked about: the relay can take them and see to it later that it is done. */
+export function canBeOwed(command: number): boolean {
+  return command === Command.DMA_MAP || command === Command.DMA_UNMAP || command === Command.DEVICE_SET_IRQS;
+}
+
+/** Whether a region access is one of the config space. */
+export function isConfigAccess(view: DataView): boolean {
+  return view.getUint32(HEADER_LENGTH + 8, true) === PciRegion.CONFIG;
+}
+
+export class ReplayLog {
+  readonly dma = new DmaMaps();
+  readonly interrupts = new InterruptLog();
+  readonly config = new ConfigLog();
+
+  /** Notes a request that was carried out, or will be. Takes the fds that it needs. */
+  note({ view, bytes, length }: Message, fds: readonly Fd[]): void {
+    const at = HEADER_LENGTH;
+    switch (messageCommand(view)) {
+      case Command.DMA_MAP:
+        this.dma.add(decodeDmaMap(view, at, length), fds[0]);
+        return;
+      case Command.DMA_UNMAP:
+        this.dma.remove(decodeDmaUnmap(view, at, length));
+        return;
+      case Command.DEVICE_SET_IRQS: {
+        const request = decodeSetIrqs(view, at, length);
+        this.interrupts.set(request, bytes.subarray(at + SET_IRQS_LENGTH, length), fds);
+        return;
+      }
+      case Command.REGION_WRITE:
+        decodeRegionAccess(view, at, length, access);
+        this.#noteWrite(bytes, at + REGION_ACCESS_LENGTH, length);
+        return;
+      case Command.REGION_WRITE_MULTI:
+        for (let i = 0; i < decodeWriteMultiCount(view, at, length); i++) {
+          const start = decodeWriteMultiEntry(view, at, i, access) + REGION_ACCESS_LENGTH;
+          this.#noteWrite(bytes, start, start + access.count);
+        }
+        return;
+      case Command.DEVICE_RESET:
+        this.config.clear();
+    }
+  }
+
+  /** The write that `access` says, if it is one of the config space. */
+  #noteWrite(bytes: Uint8Array, start: number, end: number): void {
+    if (access.region === PciRegion.CONFIG) this.config.write(access.offset, bytes.subarray(start, end));
+  }
+
+  /** Gives a new server the VMM's memory and interrupts. @throws DEVSTATE_E_REFUSED */
+  async replay(back: BackEnd): Promise<void> {
+    const sent: Promise<void>[] = [];
+    for (const { fd, ...request } of this.dma.ranges) {
+      const payload = new Uint8Array(DMA_MAP_LENGTH);
+      encodeDmaMap(viewOf(payload), 0, request);
+      sent.push(back.request(Command.DMA_MAP, payload, ignore, fd === undefined ? [] : [fd]));
+    }
+    for (const { request, fds } of this.interrupts.messages(back.version.capabilities.maxMsgFds)) {
+      const payload = new Uint8Array(SET_IRQS_LENGTH);
+      encodeSetIrqs(viewOf(payload), 0, request);
+      sent.push(back.request(Command.DEVICE_SET_IRQS, payload, ignore, fds));
+    }
+    await all(sent);
+  }
+
+  /** Writes the config space of a new server as the VMM has. @throws DEVSTATE_E_REFUSED */
+  async replayConfig(back: BackEnd): Promise<void> {
+    const sent: Promise<void>[] = [];
+    for (const { offset, data } of this.config.writes()) {
+      const payload = new Uint8Array(REGION_ACCESS_LENGTH + data.length);
+      encodeRegionAccess(viewOf(payload), 0, offset, PciRegion.CONFIG, data.length);
+      payload.set(data, REGION_ACCESS_LENGTH);
+      sent.push(back.request(Command.REGION_WRITE, payload, ignore));
+    }
+    await all(sent);
+  }
+
+  close(): void {
+    this.dma.close();
+    this.interrupts.close();
+    this.config.clear();
+  }
+}
+
+/** Settles when all have, so that nothing is under way any more; then throws the first error. */
+async function all(sent: readonly Promise<void>[]): Promise<void> {
+  await Promise.allSettled(sent);
+  await Promise.all(sent);
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+}

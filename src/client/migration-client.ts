@@ -214,15 +214,21 @@ export class MigrationClient {
       return await request;
     } catch (error) {
       if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
-      const words = await this.getFeature(Feature.DEVSTATE_LAST_ERROR, MAX_FEATURE_LENGTH).catch(
-        () => undefined,
-      );
-      if (words === undefined || words.length === 0) throw error;
+      const words = await this.#lastError();
+      if (words === undefined) throw error;
       const options = error.errno === undefined ? {} : { errno: error.errno };
       // The errno has been named; the server's words end with it too.
-      const why = new TextDecoder().decode(words).replaceAll(` (${errnoName(error.errno ?? 0)})`, '');
+      const why = words.replaceAll(` (${errnoName(error.errno ?? 0)})`, '');
       throw new DevstateError(error.code, `${error.message}: ${why}`, options);
     }
+  }
+
+  /** Why the server refused the last command of this connection, in its own words, if it has any. */
+  async #lastError(): Promise<string | undefined> {
+    const words = await this.getFeature(Feature.DEVSTATE_LAST_ERROR, MAX_FEATURE_LENGTH).catch(
+      () => undefined,
+    );
+    return words === undefined || words.length === 0 ? undefined : new TextDecoder().decode(words);
   }
 
   async setState(state: MigrationState): Promise<void> {
@@ -366,11 +372,19 @@ export class MigrationClient {
     return this.probeFeature(Feature.DEVSTATE_HANDOFF, FeatureFlag.GET);
   }
 
-  /** Has the server hand over to the successor that listens at `request.socket`. @throws DEVSTATE_E_REFUSED when it goes on */
+  /** Has the server hand over to the successor that listens at `request.socket`. @throws DEVSTATE_E_HANDOFF when it goes on */
   async handOver(request: HandoffRequest, timeoutMs: number): Promise<HandoffReport> {
     const data = new TextEncoder().encode(JSON.stringify(request));
-    const reply = this.getFeature(Feature.DEVSTATE_HANDOFF, MAX_FEATURE_LENGTH, data, { timeoutMs });
-    return parsed(handoffReport, await this.explained(reply), 'reports on its handoff');
+    try {
+      const reply = this.getFeature(Feature.DEVSTATE_HANDOFF, MAX_FEATURE_LENGTH, data, { timeoutMs });
+      return parsed(handoffReport, await reply, 'reports on its handoff');
+    } catch (error) {
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
+      // It says which phase it ended in, and who goes on.
+      throw new DevstateError('DEVSTATE_E_HANDOFF', (await this.#lastError()) ?? error.message, {
+        cause: error,
+      });
+    }
   }
 
   /** Whether the server serves, or is a successor that has not taken over. */

@@ -48,6 +48,8 @@ export interface GiveOptions {
   readonly timeouts?: Partial<PhaseTimeouts>;
   /** Counts the handoffs of what is handed over. Default 1. */
   readonly generation?: number;
+  /** What the giver is called in errors. Default: the giver. */
+  readonly name?: string;
   /** A phase begins. */
   readonly report?: (phase: HandoffPhase) => void;
 }
@@ -67,7 +69,7 @@ export interface GiveReport {
  */
 export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Promise<GiveReport> {
   const clock = new PhaseClock(options.timeouts, options.report);
-  const handoff = new Handoff(clock, giver, options.generation ?? 1);
+  const handoff = new Handoff(clock, giver, options);
   try {
     return await handoff.run(fd);
   } finally {
@@ -78,16 +80,16 @@ export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Pro
 class Handoff {
   readonly #clock: PhaseClock;
   readonly #giver: Giver;
-  readonly #generation: number;
+  readonly #options: GiveOptions;
   #channel: Channel | undefined;
   #lease: Lease | undefined;
   #froze = false;
   #fds = 0;
 
-  constructor(clock: PhaseClock, giver: Giver, generation: number) {
+  constructor(clock: PhaseClock, giver: Giver, options: GiveOptions) {
     this.#clock = clock;
     this.#giver = giver;
-    this.#generation = generation;
+    this.#options = options;
   }
 
   async run(fd: Fd): Promise<GiveReport> {
@@ -101,7 +103,11 @@ class Handoff {
       this.#lease?.takeBack();
       if (this.#lease?.isTaken === true && this.#channel !== undefined)
         return this.#reportOf(this.#channel, true);
-      const failure = new HandoffError(this.#clock.phase, error, 'the giver goes on');
+      const failure = new HandoffError(
+        this.#clock.phase,
+        error,
+        `${this.#options.name ?? 'the giver'} goes on`,
+      );
       this.#tell(failure);
       if (this.#froze) await this.#giver.thaw();
       throw failure;
@@ -122,7 +128,7 @@ class Handoff {
   }
 
   async #transfer(channel: Channel, { entries, document }: Outgoing): Promise<void> {
-    const lease = Lease.create(this.#generation);
+    const lease = Lease.create(this.#options.generation ?? 1);
     this.#lease = lease;
     const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
     if (all.length > MAX_BUNDLE_FDS) throw malformed(`a bundle of ${all.length} fds`);

@@ -6,6 +6,7 @@
  *     two messages ─▶ the state is captured
  */
 
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   type BundleEntry,
   FdKind,
@@ -25,6 +26,9 @@ import {
   type ServerDocument,
 } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
+
+/** Longest that the end of a failed handoff is kept from its manager, ms. */
+const RESUME_MS = 500;
 
 /** What of a server goes over. Nothing of it changes while it is handed over. */
 export interface HandedOver {
@@ -130,11 +134,13 @@ class ServerGiver implements Giver {
   async thaw(): Promise<void> {
     const { device, vmm, listener, migrationListener } = this.#server;
     this.closeCopies();
-    // First those who wait; the device may still be on its way to a stop.
+    // First those who wait.
     vmm?.thaw();
     listener.resume();
     migrationListener?.resume();
-    if (this.#begun) await device.resume();
+    if (!this.#begun) return;
+    // A device that has not come to a stop yet runs again when it has; nobody is to wait for that.
+    await Promise.race([device.resume(), delay(RESUME_MS, undefined, { ref: false })]);
   }
 
   closeCopies(): void {
@@ -155,7 +161,12 @@ export async function giveServer(
   try {
     const socket = await connect(request.socket);
     const { timeouts = {} } = request;
-    return await give(socket, giver, { timeouts, generation: server.generation, report });
+    return await give(socket, giver, {
+      timeouts,
+      generation: server.generation,
+      name: 'the old server',
+      report,
+    });
   } finally {
     giver.closeCopies();
   }

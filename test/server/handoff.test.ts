@@ -2,11 +2,14 @@
 /** A served device goes to its successor under a guest that works: nothing is lost, nothing is reset, nothing leaks. */
 
 import t, { type Test } from 'tap';
+import { Client, MigrationClient } from '../../src/client/index.js';
 import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
+import { takeoverPaths } from '../../src/server/index.js';
 import { Succession, type Vendor } from '../guest-driver/successors.js';
 
 const STANDARD = 'org.devstate.nvme';
 
+/** A device that is served, and a guest that drives it. */
 async function boot(t: Test, vendor: Vendor, shareMemory = true) {
   const succession = new Succession(t);
   const first = succession.start(vendor);
@@ -16,6 +19,16 @@ async function boot(t: Test, vendor: Vendor, shareMemory = true) {
   t.teardown(() => driver.detach());
   return { succession, first, machine, driver };
 }
+
+t.test('a successor whose manager leaves, or whose giver never comes, ends', async (t) => {
+  const succession = new Succession(t);
+  succession.start('alder');
+  const { server, takeover } = succession.successor('birch');
+  const manager = new MigrationClient(await Client.connect(takeoverPaths(takeover).manager));
+  t.match(await manager.handoffStatus(), { generation: 0, serving: false });
+  manager.close();
+  await t.rejects(server.ended, { code: 'DEVSTATE_E_HANDOFF', message: /the manager has left/ });
+});
 
 for (const shareMemory of [true, false]) {
   t.test(`a guest that writes, memory ${shareMemory ? 'shared' : 'by messages'}`, async (t) => {

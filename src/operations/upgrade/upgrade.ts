@@ -194,7 +194,7 @@ function isLost(error: unknown): error is DevstateError {
 }
 
 function lostBoth(cause: DevstateError): DevstateError {
-  const message =
-    'the old server ended during the handoff, and the successor has not taken over: start a server again';
+  const what = cause.code === 'DEVSTATE_E_CONNECTION_CLOSED' ? 'ended during the handoff' : 'does not answer';
+  const message = `the old server ${what}, and the successor has not taken over: start a server again`;
   return new DevstateError('DEVSTATE_E_HANDOFF', message, { cause });
 }

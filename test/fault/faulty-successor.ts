@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A successor of an NVMe device server that fails where it is told to, run as a process of its own:
+ *
+ *     node faulty-successor.js SOCKET MIGRATION_SOCKET IMAGE STEP ACTION
+ *
+ * STEP is `prepare`, `adopt` (everything has come, nothing is adopted) or `commit` (all is adopted, the lease not taken).
+ * ACTION is `refuse`, `crash`, `kill`, `hang`, `murder` (of the process VICTIM,
+ * or of who started this one; then go on) or `nothing`.
+ */
+
+import { DeviceRuntime } from '../../src/device/index.js';
+import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
+import { Server, TAKEOVER_VARIABLE } from '../../src/server/index.js';
+
+const [socketPath = '', migrationSocketPath = '', imagePath = '', step = '', action = ''] =
+  process.argv.slice(2);
+
+process.stdout.write(`pid ${process.pid}\n`);
+
+/** What the step comes to. */
+async function fail(at: string): Promise<void> {
+  if (at !== step) return;
+  switch (action) {
+    case 'refuse':
+      throw new Error('the successor does not want to');
+    case 'crash':
+      process.exit(7);
+      break;
+    case 'kill':
+    case 'hang':
+      process.kill(process.pid, action === 'kill' ? 'SIGKILL' : 'SIGSTOP');
+      // The signal arrives within this turn or the next.
+      await new Promise((resolve) => setTimeout(resolve, 60_000));
+      break;
+    case 'murder':
+      process.kill(Number(process.env.VICTIM ?? process.ppid), 'SIGKILL');
+      break;
+  }
+}
+
+const image = ImageFile.open({ path: imagePath, lock: false });
+const runtime = new DeviceRuntime(createAlderNvme({ image }), { name: 'faulty' });
+const port = runtime.handoff;
+const { rehearse, adopt } = port;
+let prepared = false;
+port.rehearse = async (format) => {
+  await fail('prepare');
+  await rehearse.call(port, format);
+  prepared = true;
+};
+// A device also adopts itself, while it prepares.
+port.adopt = async (...parts) => {
+  if (prepared) await fail('adopt');
+  await adopt.apply(port, parts);
+  if (prepared) await fail('commit');
+};
+
+const takeover = process.env[TAKEOVER_VARIABLE] ?? '';
+const server = new Server({ device: runtime, socketPath, migrationSocketPath, takeover });
+server.ended.catch((error: Error) => {
+  process.stderr.write(`${error.message}\n`);
+  process.exit(1);
+});

@@ -6,6 +6,11 @@ import { fileURLToPath } from 'node:url';
 
 const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 
+/** `devstate` with arguments as a command line, for a command that starts it. */
+export function devstateCommand(...args: string[]): string[] {
+  return [process.execPath, MAIN, ...args];
+}
+
 /** One run of `devstate`. */
 export class Devstate {
   readonly process: ChildProcess;

@@ -12,13 +12,14 @@
  *     const { code, result } = await lab.migrate(source, destination);
  *     t.same(await lab.finishAndCheck(destination), []);
  */
+import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
-import type { MigrateProgress, MigrateResult, Phase } from '../../../src/operations/index.js';
+import type { MigrateProgress, MigrateResult, Phase, UpgradeResult } from '../../../src/operations/index.js';
 import type { GuestParts, QemuInstallation } from '../../../tools/qemu/provision.js';
-import { Devstate, serveNvme } from './devstate-process.js';
+import { Devstate, devstate, devstateCommand, serveNvme } from './devstate-process.js';
 import { buildInitramfs, compileGuestProgram } from './initramfs.js';
 import { QemuProcess } from './qemu-process.js';
 import { requireGuest, requireQemu } from './require-qemu.js';
@@ -86,6 +87,8 @@ export class MigrationLab {
   readonly servers: LabServer[] = [];
   readonly #boot: { readonly kernel: string; readonly initrd: string };
   readonly #migrations: RunningMigration[] = [];
+  /** Processes that serve, or served, as successors. */
+  readonly #successors: number[] = [];
   #attempts = 0;
 
   private constructor(
@@ -194,6 +197,20 @@ export class MigrationLab {
     return this.startMigrate(from, to, extraArgs).finished;
   }
 
+  /** Replaces the process of a server of `serve` by another one, `args` its own, and returns how that went. */
+  async upgrade(server: LabServer, args: readonly string[]): Promise<UpgradeResult> {
+    const { socket, migrationSocket, image } = server;
+    const where = ['--socket', socket, '--migration-socket', migrationSocket, '--image', image];
+    const { code, stdout, stderr } = await devstate(
+      ...['upgrade', '--migration-socket', migrationSocket, '--log', join(this.directory, 'successors.log')],
+      ...['-o', 'json', '--', ...devstateCommand('serve', 'nvme', ...where, ...args)],
+    );
+    if (code !== 0) throw new Error(`devstate upgrade ended with ${code}: ${stderr}`);
+    const result = JSON.parse(stdout) as UpgradeResult;
+    this.#successors.push(result.pid);
+    return result;
+  }
+
   /** Resolves when the guest has written and verified blocks from now on; the sequence number of the last one. */
   async guestWrites(vm: LabVm, options: { disk?: number } = {}): Promise<number> {
     const prefix = prefixOf(options.disk ?? 0);
@@ -263,6 +280,7 @@ export class MigrationLab {
     await Promise.all(this.#migrations.map(({ process }) => process.end()));
     await Promise.all(this.vms.map((vm) => vm.kill()));
     await Promise.all(this.servers.map(({ process }) => process.end()));
+    for (const pid of this.#successors) endServer(pid);
     await rm(this.directory, { recursive: true, force: true });
   }
 }
@@ -309,6 +327,12 @@ export class RunningMigration {
   async reaches(phase: Phase): Promise<void> {
     await this.reports((progress) => progress.phase === phase);
   }
+}
+
+/** A server that was started for us, if it is one still. */
+function endServer(pid: number): void {
+  const command = `/proc/${pid}/cmdline`;
+  if (existsSync(command) && readFileSync(command, 'utf8').includes('serve')) process.kill(pid, 'SIGKILL');
 }
 
 function prefixOf(disk: number): string {

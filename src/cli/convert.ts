@@ -2,9 +2,9 @@
 /** `devstate convert`: a saved state in another format. */
 
 import { Command } from 'commander';
-import { convertFile, withInput, withOutput } from '../operations/index.js';
-import { readProgress } from './byte-progress.js';
+import { convertFile } from '../operations/index.js';
 import { formatBytes } from './output.js';
+import { rewrite } from './rewrite.js';
 
 interface ConvertCommandOptions {
   to: string;
@@ -23,17 +23,9 @@ export function convertCommand(): Command {
     .option('--compress', 'compress the result (default: as the input is)')
     .option('--no-compress', 'do not compress the result')
     .action(async (path: string, { to, output, allowLossy, compress }: ConvertCommandOptions) => {
-      const progress = readProgress();
-      const { way, losses, bytes } = await withInput(path, (input) =>
-        withOutput(output, (file) =>
-          convertFile(input, file, {
-            to,
-            allowLossy: allowLossy === true,
-            compress,
-            progress: progress.update,
-          }),
-        ),
-      ).finally(progress.end);
+      const { way, losses, bytes } = await rewrite(path, output, (input, file, progress) =>
+        convertFile(input, file, { to, allowLossy: allowLossy === true, compress, progress }),
+      );
       process.stderr.write(`wrote ${formatBytes(bytes)} to ${output}: ${way.join(' → ')}\n`);
       for (const loss of losses) process.stderr.write(`lost: ${loss}\n`);
     });

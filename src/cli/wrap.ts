@@ -11,10 +11,10 @@ import {
   parseUuid,
   type Uuid,
 } from '../formats/index.js';
-import { unwrapFile, withInput, withOutput, wrapFile } from '../operations/index.js';
-import { readProgress } from './byte-progress.js';
+import { unwrapFile, wrapFile } from '../operations/index.js';
 import { collectParameter } from './options.js';
 import { formatBytes } from './output.js';
+import { rewrite } from './rewrite.js';
 
 interface WrapCommandOptions {
   format: string;
@@ -42,7 +42,6 @@ export function wrapCommand(): Command {
     .argument('<raw>', 'the stream; - for stdin')
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .action(async (path: string, options: WrapCommandOptions) => {
-      const progress = readProgress();
       const wrapping = {
         format: requireUuid(options.format),
         version: options.formatVersion,
@@ -50,11 +49,10 @@ export function wrapCommand(): Command {
         parameters: Object.fromEntries(
           Object.entries(options.param).map(([key, text]) => [key, parseValue(text)]),
         ),
-        progress: progress.update,
       };
-      const bytes = await withInput(path, (input) =>
-        withOutput(options.output, (output) => wrapFile(input, output, wrapping)),
-      ).finally(progress.end);
+      const bytes = await rewrite(path, options.output, (input, output, progress) =>
+        wrapFile(input, output, { ...wrapping, progress }),
+      );
       process.stderr.write(`wrapped ${formatBytes(bytes)} to ${options.output}\n`);
     });
 }
@@ -65,10 +63,7 @@ export function unwrapCommand(): Command {
     .argument('<in>', 'a blob that wraps a stream; - for stdin')
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .action(async (path: string, { output }: { output: string }) => {
-      const progress = readProgress();
-      const bytes = await withInput(path, (input) =>
-        withOutput(output, (file) => unwrapFile(input, file, progress.update)),
-      ).finally(progress.end);
+      const bytes = await rewrite(path, output, unwrapFile);
       process.stderr.write(`unwrapped ${formatBytes(bytes)} to ${output}\n`);
     });
 }

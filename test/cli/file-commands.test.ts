@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** inspect, verify, diff, convert, wrap, unwrap and formats as users meet them: files of every sort, pipes, what is refused. */
 
-import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { type SpawnSyncReturns, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import {
   existsSync,
   lstatSync,
@@ -12,6 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import {
@@ -299,8 +301,20 @@ t.test('where output goes', async (t) => {
   t.match(head, { stdout: /^Format:.*\n$/, stderr: '' });
   const full = shell('devstate inspect alder > /dev/full', directory);
   t.match(full, { status: 1, stderr: /ENOSPC.*DEVSTATE_E_OUTPUT/ });
+  const args = [MAIN, 'convert', '--to', 'org.devstate.nvme', '-', '-o', file('never')];
+  const waiting = spawn(process.execPath, args, { stdio: ['pipe', 'ignore', 'pipe'] });
+  const ended = once(waiting, 'close');
+  let said = '';
+  waiting.stderr.setEncoding('utf8').on('data', (text: string) => {
+    said += text;
+  });
+  waiting.stdin.write(readFileSync(file('alder')).subarray(0, 100));
+  while (!readdirSync(directory).some((name) => name.startsWith('never.partial'))) await delay(20);
+  waiting.kill('SIGINT');
+  t.same(await ended, [4, null], 'told to end while it waits for more');
+  t.match(said, /cancelled: .*never was not written.*DEVSTATE_E_CANCELLED/);
   t.same(
-    readdirSync(directory).filter((name) => name.includes('partial')),
+    readdirSync(directory).filter((name) => name.includes('partial') || name === 'never'),
     [],
     'nothing half written is left',
   );

@@ -11,7 +11,7 @@ import type { ContentFile } from '../../formats/index.js';
 /** Bytes read at a time. */
 const READ_LENGTH = 1024 * 1024;
 
-/** Told how many bytes have been read, and of how many; undefined if nobody knows. */
+/** Told how many bytes have been read, and of how many; undefined if nobody knows. May throw, to end the reading. */
 export type ReadProgress = (done: number, total: number | undefined) => void;
 
 /** Something that is read from its beginning to its end, any number of times unless it is a pipe. */
@@ -150,6 +150,7 @@ async function* stdinPieces(): AsyncGenerator<Uint8Array> {
   try {
     yield* process.stdin;
   } catch (cause) {
+    if (cause instanceof DevstateError) throw cause;
     throw unreadable('stdin', cause);
   }
 }

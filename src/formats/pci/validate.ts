@@ -8,9 +8,10 @@ const VECTOR_LENGTH = 16;
 const VECTORS_MAX = 2048;
 
 /** Why it is no state of a function, as a phrase; undefined if it is one. */
-export function pciFunctionDefect({ config, msixTable, msixPending }: PciFunctionState): string | undefined {
-  if (![config, msixTable, msixPending].every((part) => part instanceof Uint8Array))
-    return 'a part that is not bytes';
+export function pciFunctionDefect(state: Partial<PciFunctionState> = {}): string | undefined {
+  const { config, msixTable, msixPending } = state;
+  const isBytes = (part: unknown): part is Uint8Array => part instanceof Uint8Array;
+  if (!isBytes(config) || !isBytes(msixTable) || !isBytes(msixPending)) return 'a part that is not there';
   const vectors = msixTable.length / VECTOR_LENGTH;
   if (!CONFIG_LENGTHS.includes(config.length)) return `configuration space of ${config.length} bytes`;
   if (!Number.isInteger(vectors) || vectors > VECTORS_MAX)

@@ -151,6 +151,8 @@ export const ERROR_CODES = {
   DEVSTATE_E_HANDOFF_BUNDLE: ExitCode.failed,
   /** The process at the other end of a handoff is another user's. */
   DEVSTATE_E_HANDOFF_PEER: ExitCode.failed,
+  /** The relay cannot do that now: no VMM is connected, no server is attached, or something else is under way. */
+  DEVSTATE_E_RELAY: ExitCode.failed,
   /** The built-in guest has no free memory left. */
   DEVSTATE_E_GUEST_MEMORY: ExitCode.failed,
   /** The built-in guest's NVMe driver met a controller that is not ready, not compatible, or does what no controller may. */

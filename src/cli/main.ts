@@ -15,6 +15,7 @@ import { migrateCommand } from './migrate.js';
 import { printError } from './output.js';
 import { recoverCommand } from './recover.js';
 import { relayCommand } from './relay.js';
+import { relaySwitchCommand } from './relay-switch.js';
 import { saveCommand } from './save.js';
 import { serveCommand } from './serve.js';
 import { upgradeCommand } from './upgrade.js';
@@ -34,6 +35,7 @@ for (const add of [
   upgradeCommand,
   recoverCommand,
   relayCommand,
+  relaySwitchCommand,
   saveCommand,
   loadCommand,
   inspectCommand,

@@ -12,6 +12,7 @@ interface RelayCommandOptions {
   listen: string;
   server: string;
   migrationSocket?: string;
+  control?: string;
   holdMs: number;
   trap?: boolean;
 }
@@ -22,6 +23,7 @@ export function relayCommand(): Command {
     .requiredOption('--listen <path>', 'where the VMM connects')
     .requiredOption('--server <path>', 'where the device server listens')
     .option('--migration-socket <path>', 'where managers connect')
+    .option('--control <path>', 'where devstate relay-switch connects')
     .option(
       '--hold-ms <ms>',
       "how long an access waits for a server; less than the VMM's own time-out (QEMU: 5000)",
@@ -33,8 +35,8 @@ export function relayCommand(): Command {
 }
 
 async function relay(options: RelayCommandOptions): Promise<void> {
-  const { listen, server, migrationSocket, holdMs, trap } = options;
-  const paths = [listen, server, migrationSocket].filter((path) => path !== undefined);
+  const { listen, server, migrationSocket, control, holdMs, trap } = options;
+  const paths = [listen, server, migrationSocket, control].filter((path) => path !== undefined);
   if (new Set(paths).size < paths.length) {
     throw new DevstateError('DEVSTATE_E_USAGE', 'two sockets have the same path; give each its own');
   }
@@ -45,6 +47,7 @@ async function relay(options: RelayCommandOptions): Promise<void> {
     listenPath: listen,
     serverPath: server,
     ...(migrationSocket === undefined ? {} : { migrationSocketPath: migrationSocket }),
+    ...(control === undefined ? {} : { controlPath: control }),
     holdMs,
     trap: trap === true,
     log,

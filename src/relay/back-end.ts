@@ -229,7 +229,7 @@ export class BackEnd {
     const unanswered: InFlight[] = [];
     for (const request of this.#table.drain()) {
       if (request.origin instanceof OwnRequest) {
-        request.origin.fail(error ?? closedError(this.path));
+        request.origin.lost();
         this.#table.release(request);
       } else unanswered.push(request);
     }
@@ -246,6 +246,10 @@ class OwnRequest<T> implements Origin {
     readonly resolve: (value: T) => void,
     readonly fail: (error: unknown) => void,
   ) {}
+
+  lost(): void {
+    this.fail(closedError(this.path));
+  }
 
   reply(_request: InFlight, frame: Frame): void {
     if ((messageFlags(frame.view) & HeaderFlag.ERROR) !== 0) {

@@ -24,6 +24,8 @@ const NO_FDS: readonly Fd[] = [];
 export interface Origin {
   /** Its reply; `frame` is valid during the call only. */
   reply(request: InFlight, frame: Frame): void;
+  /** There will be no reply to some of its requests: the server is gone. */
+  lost(): void;
 }
 
 /** A request that was sent. Valid until its reply has been dealt with. */

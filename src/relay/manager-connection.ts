@@ -166,7 +166,14 @@ export class ManagerConnection implements Origin {
   }
 
   #forward(frame: Frame): void {
-    this.#managed.target().forward(this, frame, takeAll(frame.fds), false);
+    const back = this.#managed.target();
+    if (back.isClosed) throw new RequestError(Errno.ENOTCONN, 'the device server is gone');
+    back.forward(this, frame, takeAll(frame.fds), false);
+  }
+
+  /** What it was doing has come to nothing, and that is how the manager notices. */
+  lost(): void {
+    this.close();
   }
 
   /** A reply of the server. */

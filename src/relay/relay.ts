@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The relay: takes a VMM's place at a device server, and a device server's place at the VMM. */
 
+import { DevstateError } from '../errors.js';
 import { type Fd, Listener } from '../transport/index.js';
-import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError } from '../wire/index.js';
-import type { BackEnd } from './back-end.js';
-import { type Managed, ManagerConnection } from './manager-connection.js';
+import { type ControlRequest, serveControl } from './control.js';
+import { currentServer, managedBy } from './managed.js';
+import { ManagerConnection } from './manager-connection.js';
 import { Session } from './session.js';
+import { type SwitchReport, switchBackEnd } from './switch.js';
 
 export interface RelayOptions {
   /** Where the VMM connects. One at a time; the next is served when it has left. */
@@ -14,6 +16,8 @@ export interface RelayOptions {
   readonly serverPath: string;
   /** Where managers connect. */
   readonly migrationSocketPath?: string;
+  /** Where `devstate relay-switch` connects. */
+  readonly controlPath?: string;
   /** How long a request of the VMM waits for a server, ms. Default {@link DEFAULT_HOLD_MS}. */
   readonly holdMs?: number;
   /** Do not let managers map the data section of the migration region (v1). */
@@ -29,12 +33,13 @@ const MAX_MANAGERS = 16;
 
 export class Relay {
   readonly #options: RelayOptions;
-  readonly #listeners: Listener[] = [];
+  readonly #listeners: { close(): void }[] = [];
   readonly #managers = new Set<ManagerConnection>();
   readonly #waiting: Fd[] = [];
   readonly #idleWaiters: (() => void)[] = [];
   #serverPath: string;
   #session: Session | undefined;
+  #switching = false;
   #closing = false;
 
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
@@ -45,6 +50,10 @@ export class Relay {
       this.#listeners.push(Listener.listen(options.listenPath, (fd) => this.#acceptVmm(fd)));
       if (options.migrationSocketPath !== undefined)
         this.#listeners.push(Listener.listen(options.migrationSocketPath, (fd) => this.#acceptManager(fd)));
+      if (options.controlPath !== undefined) {
+        const carryOut = ({ server, state }: ControlRequest) => this.switchTo(server, state === 'with');
+        this.#listeners.push(serveControl(options.controlPath, carryOut));
+      }
     } catch (error) {
       for (const listener of this.#listeners) listener.close();
       throw error;
@@ -102,7 +111,7 @@ export class Relay {
       return;
     }
     const manager = new ManagerConnection(fd, {
-      managed: managedBy(session, () => requireOpen(session)),
+      managed: managedBy(session, () => currentServer(session)),
       trap: this.#options.trap ?? false,
       log: this.#log,
       closed: () => {
@@ -111,6 +120,31 @@ export class Relay {
       },
     });
     this.#managers.add(manager);
+  }
+
+  /**
+   * Replaces the device server by the one at `path`, for the VMM that is connected and those that come.
+   * @throws DEVSTATE_E_RELAY when it cannot be done now; when it fails, the old one goes on
+   */
+  async switchTo(path: string, withState: boolean): Promise<SwitchReport> {
+    const session = this.#session;
+    if (session === undefined)
+      throw new DevstateError('DEVSTATE_E_RELAY', 'no VMM is connected to the relay; start it first');
+    if (this.#switching)
+      throw new DevstateError(
+        'DEVSTATE_E_RELAY',
+        'the device server is being replaced already; wait for that',
+      );
+    this.#switching = true;
+    const { holdMs = DEFAULT_HOLD_MS, trap = false } = this.#options;
+    try {
+      const report = await switchBackEnd(session, { path, withState, holdMs, trap, log: this.#log });
+      this.#serverPath = path;
+      this.#log('info', `the device server is ${path} now; the VMM waited ${report.heldMs.toFixed(1)} ms`);
+      return report;
+    } finally {
+      this.#switching = false;
+    }
   }
 
   #settleIdle(): void {
@@ -130,30 +164,4 @@ export class Relay {
       this.#settleIdle();
     });
   }
-}
-
-/** @throws RequestError */
-function requireOpen(session: Session): BackEnd {
-  const { back } = session;
-  if (back === undefined) throw new RequestError(Errno.ENOTCONN, 'the relay has no device server');
-  if (!session.isOpen) throw new RequestError(Errno.EBUSY, 'the relay is about to replace its device server');
-  return back;
-}
-
-/** A session as managers of one of its servers see it. */
-export function managedBy(session: Session, target: () => BackEnd): Managed {
-  return {
-    target,
-    get maxTransfer() {
-      return Math.min(target().version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
-    },
-    memory: session.log.dma,
-    get note() {
-      return session.note;
-    },
-    set note(bytes) {
-      session.note = bytes;
-    },
-    stopping: () => session.keepConfig(),
-  };
 }

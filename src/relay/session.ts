@@ -61,7 +61,7 @@ const LOOK_AGAIN_MS = 10;
 const LOOK_AGAIN_LATER_MS = 100;
 
 /** For what the relay does in the VMM's name: nobody waits for the reply. */
-const NOBODY: Origin = { reply: () => {} };
+const NOBODY: Origin = { reply: () => {}, lost: () => {} };
 
 export class Session implements Origin, BackEndHandler {
   readonly log = new ReplayLog();
@@ -182,6 +182,9 @@ export class Session implements Origin, BackEndHandler {
     this.#socket.send(bytes, fds.length === 0 ? { length } : { length, fds });
   }
 
+  /** Its requests are made again: see {@link backEndClosed}. */
+  lost(): void {}
+
   #note(message: Message, fds: readonly Fd[]): void {
     try {
       this.log.note(message, fds);
@@ -298,7 +301,10 @@ export class Session implements Origin, BackEndHandler {
     const requests: OwnMessage[] = [];
     for (const { origin, bytes, view, length, fds } of unanswered) {
       if (origin === this && !this.#closed) requests.push({ bytes, view, length, fds });
-      else closeAll(fds);
+      else {
+        closeAll(fds);
+        origin.lost();
+      }
     }
     this.discard(back);
     if (back !== this.#back) {
@@ -331,6 +337,10 @@ export class Session implements Origin, BackEndHandler {
         } catch (error) {
           this.discard(back);
           throw error;
+        }
+        if (this.#back !== undefined) {
+          this.discard(back);
+          return;
         }
         this.adopt(back);
         const ms = (performance.now() - since).toFixed(1);

@@ -6,7 +6,7 @@ import t from 'tap';
 import { type InFlight, InFlightTable, type Origin } from '../../src/relay/in-flight.js';
 import { Command, encodeHeader, HeaderFlag, messageId } from '../../src/wire/index.js';
 
-const origin: Origin = { reply: () => {} };
+const origin: Origin = { reply: () => {}, lost: () => {} };
 
 function message(id: number, length = 32, flags: number = HeaderFlag.TYPE_COMMAND): Uint8Array {
   const bytes = new Uint8Array(length).fill(id & 0xff);

@@ -194,6 +194,7 @@ t.test('a request that was under way when the server died is made again', async 
   const behind = read32(vmm, Register.ID);
   await until(() => first.scratch.calls.includes('slow'));
   void first.server.close();
+  await bed.said('is gone');
   const { scratch } = bed.serveScratch();
   t.equal(await behind, SCRATCH_ID);
   t.equal(await slow, 0);

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+/** `devstate relay-switch`: has a relay replace its device server. */
+
+import { Command } from 'commander';
+import { DevstateError } from '../errors.js';
+import { askRelay } from '../relay/index.js';
+import { outputOption } from './options.js';
+import { formatBytes, formatMs, printColumns, printJson } from './output.js';
+
+interface RelaySwitchOptions {
+  control: string;
+  server: string;
+  withState?: boolean;
+  withoutState?: boolean;
+  output: 'text' | 'json';
+}
+
+export function relaySwitchCommand(): Command {
+  return new Command('relay-switch')
+    .description("replace a relay's device server under its running VM")
+    .requiredOption('--control <path>', "the relay's control socket")
+    .requiredOption('--server <path>', 'where the new device server listens')
+    .option('--with-state', "move the device's state to it (the default)")
+    .option('--without-state', 'do not: the device keeps its state somewhere else, or has none')
+    .addOption(outputOption())
+    .action(relaySwitch);
+}
+
+async function relaySwitch(options: RelaySwitchOptions): Promise<void> {
+  const { control, server, withState, withoutState, output } = options;
+  if (withState === true && withoutState === true)
+    throw new DevstateError('DEVSTATE_E_USAGE', '--with-state and --without-state: it can only be one');
+  const state = withoutState === true ? 'without' : 'with';
+  const report = await askRelay(control, { command: 'switch', server, state });
+  if (output === 'json') {
+    printJson({ status: 'completed', ...report });
+    return;
+  }
+  printColumns([
+    ['Status', 'completed'],
+    ['Server', report.server],
+    ['State', report.withState ? formatBytes(report.stateBytes) : 'not moved'],
+    ['VMM waited', formatMs(report.heldMs)],
+    ['  for the old server', formatMs(report.drainMs)],
+    ['  memory, interrupts', formatMs(report.replayMs)],
+    ['  state', formatMs(report.stateMs)],
+  ]);
+}

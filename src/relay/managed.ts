@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+/** A session as managers see it. */
+
+import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError } from '../wire/index.js';
+import type { BackEnd } from './back-end.js';
+import type { Managed } from './manager-connection.js';
+import type { Session } from './session.js';
+
+/** @param target which of the session's servers they manage */
+export function managedBy(session: Session, target: () => BackEnd): Managed {
+  return {
+    target,
+    get maxTransfer() {
+      return Math.min(target().version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
+    },
+    memory: session.log.dma,
+    get note() {
+      return session.note;
+    },
+    set note(bytes) {
+      session.note = bytes;
+    },
+    stopping: () => session.keepConfig(),
+  };
+}
+
+/** The server of the VMM. @throws RequestError ENOTCONN, EBUSY */
+export function currentServer(session: Session): BackEnd {
+  const { back } = session;
+  if (back === undefined) throw new RequestError(Errno.ENOTCONN, 'the relay has no device server');
+  if (!session.isOpen) throw new RequestError(Errno.EBUSY, 'the relay is about to replace its device server');
+  return back;
+}

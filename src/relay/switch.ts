@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Replaces the back end of a running VM by another one, with or without the device's state.
+ *
+ *     VMM            relay                     old server              new server
+ *      │               │ VERSION, what it serves ────────────────────────▶│    prepare: the VMM goes on
+ *      │ access ──────▶│ (waits)                  │                       │
+ *      │               │ GET_INFO (fence) ───────▶│                       │    drain
+ *      │               │ DMA_MAP, SET_IRQS ──────────────────────────────▶│    replay
+ *      │               │ RESUMING ───────────────────────────────────────▶│
+ *      │               │ STOP_COPY ──────────────▶│                       │    state
+ *      │               │◀══════ MIG_DATA ═════════│══════════════════════▶│
+ *      │               │ STOP, config writes, RUNNING ───────────────────▶│
+ *      │               │ (waiting accesses) ─────────────────────────────▶│    adopt
+ *      │◀──────────────│ close ──────────────────▶│
+ *
+ * Whatever fails before the new device runs, the old one goes on. The time that the VMM waits is bounded: when too much
+ * of it has gone by, that is a failure like any other.
+ */
+
+import { asDevstateError, DevstateError } from '../errors.js';
+import { Errno, MigrationState, migrationStateName } from '../wire/index.js';
+import type { BackEnd } from './back-end.js';
+import { managedBy } from './managed.js';
+import type { Session } from './session.js';
+import { type MoveOptions, StateMove } from './state-move.js';
+
+export interface SwitchOptions extends MoveOptions {
+  /** Where the new server listens. */
+  readonly path: string;
+  readonly withState: boolean;
+  /** How long the VMM may wait, ms. */
+  readonly holdMs: number;
+}
+
+/** Milliseconds; `heldMs` is what an access of the VMM waits at most, and the others but the first are its parts. */
+export interface SwitchReport {
+  readonly server: string;
+  readonly withState: boolean;
+  readonly stateBytes: number;
+  readonly prepareMs: number;
+  readonly heldMs: number;
+  readonly drainMs: number;
+  readonly replayMs: number;
+  readonly stateMs: number;
+}
+
+/** The rest of the time that the VMM may wait is for the old server to go on. */
+const SWITCH_PART = 0.7;
+/** How often a device that is still held by the new server is asked to run again, ms. */
+const ASK_AGAIN_MS = 10;
+
+/** @throws DEVSTATE_E_RELAY, what `attach` throws, and the reason when the old back end goes on */
+export async function switchBackEnd(session: Session, options: SwitchOptions): Promise<SwitchReport> {
+  const old = requireRunning(session);
+  const started = performance.now();
+  const { back: next } = await session.attach(options.path);
+  let move: StateMove | undefined;
+  try {
+    if (options.withState)
+      move = await StateMove.prepare(managedPart(session, old), managedPart(session, next), options);
+    if (requireRunning(session) !== old)
+      throw new DevstateError('DEVSTATE_E_RELAY', 'the device server was replaced meanwhile');
+  } catch (error) {
+    move?.close();
+    session.discard(next);
+    throw error;
+  }
+  const held = performance.now();
+  session.shut();
+  try {
+    const times = await inTime(options.holdMs * SWITCH_PART, replace(session, old, next, move));
+    if (session.back !== old)
+      throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the old server is gone');
+    session.adopt(next);
+    return {
+      server: options.path,
+      withState: options.withState,
+      stateBytes: move?.bytes ?? 0,
+      prepareMs: held - started,
+      heldMs: performance.now() - held,
+      ...times,
+    };
+  } catch (error) {
+    session.discard(next);
+    throw await goOn(session, old, move, error, held + options.holdMs);
+  } finally {
+    move?.close();
+  }
+}
+
+function managedPart(session: Session, back: BackEnd) {
+  return { back, managed: managedBy(session, () => back) };
+}
+
+/** @throws DEVSTATE_E_RELAY */
+function requireRunning(session: Session): BackEnd {
+  const { back } = session;
+  if (back === undefined || !session.isOpen) {
+    const message = 'the relay has no device server that could be replaced; wait until it is attached';
+    throw new DevstateError('DEVSTATE_E_RELAY', message);
+  }
+  if (back.state !== MigrationState.RUNNING) {
+    const message = `the device is in ${migrationStateName(back.state)}: a migration is under way; wait for its end`;
+    throw new DevstateError('DEVSTATE_E_RELAY', message);
+  }
+  return back;
+}
+
+async function replace(
+  session: Session,
+  old: BackEnd,
+  next: BackEnd,
+  move: StateMove | undefined,
+): Promise<Pick<SwitchReport, 'drainMs' | 'replayMs' | 'stateMs'>> {
+  const began = performance.now();
+  await old.fence();
+  const drained = performance.now();
+  session.expect(next);
+  await session.log.replay(next);
+  const replayed = performance.now();
+  await move?.move();
+  await session.log.replayConfig(next);
+  await move?.runDestination();
+  return {
+    drainMs: drained - began,
+    replayMs: replayed - drained,
+    stateMs: performance.now() - replayed,
+  };
+}
+
+/** The old server goes on, as far as it can. @returns the error to report */
+async function goOn(
+  session: Session,
+  old: BackEnd,
+  move: StateMove | undefined,
+  reason: unknown,
+  deadline: number,
+): Promise<DevstateError> {
+  const { code, message, errno } = asDevstateError(reason);
+  const rest = { cause: reason, ...(errno === undefined ? {} : { errno }) };
+  if (session.back !== old) {
+    return new DevstateError(
+      code,
+      `${message}; the old server is gone too, and looked for at its path`,
+      rest,
+    );
+  }
+  let problem: string | undefined;
+  if (move !== undefined && old.state !== MigrationState.RUNNING)
+    problem = await inTime(deadline - performance.now(), runAgain(move, deadline)).then(
+      () => undefined,
+      (error: unknown) => asDevstateError(error).message,
+    );
+  if (session.back === old) session.adopt(old);
+  if (problem === undefined) return new DevstateError(code, `${message}; the old server goes on`, rest);
+  const what = `${message}; and the old server does not go on: ${problem}. Reset the device, or restart its server`;
+  return new DevstateError('DEVSTATE_E_ROLLBACK', what, rest);
+}
+
+/** The new server may be about to give back what only one of the two can hold. */
+async function runAgain(move: StateMove, deadline: number): Promise<void> {
+  for (;;) {
+    try {
+      await move.runSource();
+      return;
+    } catch (error) {
+      const isBusy = asDevstateError(error).errno === Errno.EBUSY;
+      if (!isBusy || performance.now() >= deadline) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
+  }
+}
+
+/** @throws DEVSTATE_E_TIMEOUT; what is under way then is left to itself */
+async function inTime<T>(limitMs: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      const message = `the device servers took longer than the ${Math.round(limitMs)} ms that the VMM can wait`;
+      reject(new DevstateError('DEVSTATE_E_TIMEOUT', message));
+    }, limitMs);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+    work.catch(() => {});
+  }
+}

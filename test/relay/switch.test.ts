@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Back ends that are replaced: under load, with state and without, and every way in which that can fail. */
+
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { BLOCK_BYTES, BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
+import { askRelay } from '../../src/relay/index.js';
+import { Errno, MigrationState } from '../../src/wire/index.js';
+import { TestBed } from '../guest-driver/served-nvme.js';
+import { Register, SCRATCH_ID } from '../support/scratch-device.js';
+import { outcome, resources, until } from '../support/served.js';
+import { RelayBed } from './support.js';
+
+const BLOCKS = 256;
+
+t.test('an NVMe guest under load: eight servers, one after the other', async (t) => {
+  const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
+  const first = await bed.serve();
+  const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
+  const machine = await GuestMachine.start(listenPath, { memoryBytes: 8 * 1024 * 1024 });
+  const driver = await NvmeDriver.start(machine, { queues: 2, queueEntries: 16 });
+  t.teardown(() => {
+    driver.detach();
+    machine.close();
+  });
+  const load = new BlockWriter(driver, { blocks: BLOCKS, depth: 12 });
+  await load.progress(100);
+  const held: number[] = [];
+  for (let i = 0; i < 8; i++) {
+    const next = await bed.serve({ incoming: true });
+    const report = await relay.switchTo(next.socketPath, true);
+    t.ok(report.stateBytes > 0);
+    held.push(report.heldMs);
+    await load.progress(100);
+  }
+  await load.stop();
+  t.ok(load.checkImage(bed.content()) > 50, `${load.written} writes: the image is what was written`);
+  t.equal(await load.readBack(), BLOCKS);
+  t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
+  t.comment(`held ${held.map((ms) => ms.toFixed(1)).join(', ')} ms; longest operation ${load.longestMs} ms`);
+});
+
+t.test('memory by messages: what the old server waits for still reaches it', async (t) => {
+  const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
+  const first = await bed.serve();
+  const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
+  const machine = await GuestMachine.start(listenPath, { memoryBytes: 4 * 1024 * 1024, shareMemory: false });
+  const driver = await NvmeDriver.start(machine, { queues: 1, queueEntries: 16 });
+  t.teardown(() => {
+    driver.detach();
+    machine.close();
+  });
+  const load = new BlockWriter(driver, { blocks: BLOCKS, depth: 12 });
+  for (let i = 0; i < 3; i++) {
+    await load.progress(50);
+    await relay.switchTo((await bed.serve({ incoming: true })).socketPath, true);
+  }
+  await load.progress(50);
+  await load.stop();
+  t.equal(await load.readBack(), BLOCKS);
+  t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
+});
+
+/** A relay in front of a scratch device, and paths for others. */
+async function scratches(t: Test, holdMs?: number) {
+  const bed = new RelayBed(t, {
+    ...(holdMs === undefined ? {} : { holdMs }),
+  });
+  const old = bed.serveScratch();
+  const vmm = await bed.vmm();
+  const state = Uint8Array.from({ length: 4096 }, (_, i) => (i * 11) % 241);
+  await vmm.regionWrite(2, 0, state);
+  const path = join(bed.folder, 'next');
+  const whole = async () => {
+    const bytes = new Uint8Array(4096);
+    await vmm.regionRead(2, 0, bytes);
+    return bytes;
+  };
+  const serveNext = (options: Parameters<RelayBed['serveScratch']>[0] = {}) =>
+    bed.serveScratch({ socketPath: path, ...options });
+  return { bed, old, vmm, state, path, whole, serveNext };
+}
+
+for (const migration of ['v2', 'v1', 'both'] as const) {
+  t.test(`with state, servers of ${migration}`, async (t) => {
+    const bed = new RelayBed(t);
+    const old = bed.serveScratch({ migration });
+    const vmm = await bed.vmm();
+    await vmm.regionWrite(2, 0, Uint8Array.of(1, 2, 3));
+    const next = bed.serveScratch({ migration, socketPath: join(bed.folder, 'next') });
+    await bed.relay.switchTo(join(bed.folder, 'next'), true);
+    t.same(next.scratch.state.memory.subarray(0, 3), Uint8Array.of(1, 2, 3));
+    t.ok(next.scratch.running);
+    await until(() => old.scratch.calls.includes('reset disconnected'));
+    const bytes = new Uint8Array(3);
+    await vmm.regionRead(2, 0, bytes);
+    t.same(bytes, Uint8Array.of(1, 2, 3));
+  });
+}
+
+t.test('without state', async (t) => {
+  const { bed, path, whole, serveNext } = await scratches(t);
+  const next = serveNext();
+  const report = await bed.relay.switchTo(path, false);
+  t.match(report, { withState: false, stateBytes: 0, server: path });
+  t.same(await whole(), new Uint8Array(4096));
+  await bed.servers[0]!.server.close();
+  t.ok(next.scratch.running, 'the old one is not missed');
+  await next.server.close();
+  serveNext();
+  await bed.said('attached');
+  t.equal(bed.relay.serverPath, path, 'and the next one is looked for where the last one was');
+});
+
+t.test('whatever fails, the old server goes on', async (t) => {
+  const { bed, old, vmm, state, path, whole, serveNext } = await scratches(t, 400);
+  const attempt = async (what: string, pattern: RegExp): Promise<void> => {
+    await t.rejects(bed.relay.switchTo(path, true), { message: pattern }, what);
+    t.ok(bed.relay.isAttached, what);
+    t.same(await whole(), state, what);
+    t.ok(old.scratch.running, what);
+  };
+  await vmm.deviceInfo();
+  const steady = resources();
+  let wake: () => void = () => {};
+  await attempt('nobody is there', /cannot connect/);
+
+  const cases: [string, RegExp, (next: ReturnType<typeof serveNext>) => void][] = [
+    [
+      'it refuses the state',
+      /goes on/,
+      ({ scratch }) => {
+        scratch.hook = (step) => {
+          if (step === 'commit') throw new Error('no');
+        };
+      },
+    ],
+    [
+      'it does not run',
+      /goes on/,
+      ({ scratch }) => {
+        scratch.hook = (step) => {
+          if (step === 'resume') throw new Error('no');
+        };
+      },
+    ],
+    [
+      'it hangs',
+      /longer than the 280 ms that the VMM can wait; the old server goes on/,
+      ({ scratch }) => {
+        scratch.hook = (step) =>
+          step === 'commit'
+            ? new Promise((resolve) => {
+                wake = resolve;
+              })
+            : undefined;
+      },
+    ],
+    [
+      'it dies in the middle',
+      /goes on/,
+      ({ scratch, server }) => {
+        scratch.hook = (step) => {
+          if (step === 'commit') void server.close();
+        };
+      },
+    ],
+    [
+      'the old one cannot save',
+      /goes on/,
+      () => {
+        old.scratch.hook = (step) => {
+          if (step === 'save final') throw new Error('no');
+        };
+      },
+    ],
+    [
+      'the old one does not stop',
+      /goes on/,
+      () => {
+        old.scratch.hook = (step) => {
+          if (step === 'quiesce') throw new Error('no');
+        };
+      },
+    ],
+  ];
+  for (const [what, pattern, prepare] of cases) {
+    const next = serveNext();
+    prepare(next);
+    await attempt(what, pattern);
+    old.scratch.hook = () => {};
+    next.scratch.hook = () => {};
+    wake();
+    await next.server.close();
+  }
+  const other = serveNext({ stateSize: 8192 });
+  await attempt('another device', /does not serve what the VMM knows/);
+  await other.server.close();
+  t.same(resources(), steady, 'nothing is left of the attempts');
+
+  serveNext();
+  await bed.relay.switchTo(path, true);
+  t.same(await whole(), state);
+});
+
+t.test('the old server dies while its state is taken', async (t) => {
+  const { bed, old, vmm, path, serveNext } = await scratches(t);
+  serveNext();
+  old.scratch.hook = (step) => {
+    if (step === 'save final') void old.server.close();
+  };
+  const waiting = until(() => old.scratch.calls.includes('quiesce')).then(async () => {
+    const bytes = new Uint8Array(4);
+    await vmm.regionRead(0, Register.ID, bytes);
+    return new DataView(bytes.buffer).getUint32(0, true);
+  });
+  await t.rejects(bed.relay.switchTo(path, true), { message: /gone too/ });
+  bed.serveScratch();
+  t.equal(await waiting, SCRATCH_ID, 'another one at its path has the access that waited');
+});
+
+t.test('what comes while the VMM waits is done afterwards, in order', async (t) => {
+  const { bed, vmm, path, serveNext } = await scratches(t);
+  const next = serveNext();
+  let release: () => void = () => {};
+  next.scratch.hook = (step) =>
+    step === 'commit'
+      ? new Promise((resolve) => {
+          release = resolve;
+        })
+      : undefined;
+  const switched = bed.relay.switchTo(path, true);
+  await until(() => next.scratch.calls.includes('commit'));
+  t.notOk(bed.relay.isAttached);
+  await t.rejects(bed.relay.switchTo(path, true), { code: 'DEVSTATE_E_RELAY' }, 'one at a time');
+  const manager = await outcome(bed.manager());
+  t.equal(manager, Errno.EBUSY, 'no managers meanwhile');
+  const word = (value: number) => Uint8Array.of(value, 0, 0, 0);
+  void vmm.regionWrite(0, Register.KEPT, word(1), { noReply: true });
+  void vmm.regionWrite(0, Register.KEPT, word(2));
+  const bytes = new Uint8Array(4);
+  const read = vmm.regionRead(0, Register.KEPT, bytes);
+  await vmm.regionWrite(0, Register.KEPT, word(3), { noReply: true });
+  // It has loaded its own state, for a try; the other's is next.
+  next.scratch.hook = () => {};
+  release();
+  await switched;
+  await read;
+  t.same(bytes, word(2));
+  await vmm.regionRead(0, Register.KEPT, bytes);
+  t.same(bytes, word(3));
+});
+
+t.test('not while a manager migrates the device, and not without a VMM', async (t) => {
+  const { bed, vmm, path, serveNext } = await scratches(t);
+  serveNext();
+  const manager = await bed.manager();
+  await manager.setState(MigrationState.STOP_COPY);
+  await t.rejects(bed.relay.switchTo(path, true), { message: /STOP_COPY.*under way/ });
+  await manager.setState(MigrationState.RUNNING);
+  await bed.relay.switchTo(path, true);
+  vmm.close();
+  await bed.said('the VMM has left');
+  await t.rejects(bed.relay.switchTo(path, true), { code: 'DEVSTATE_E_RELAY' });
+});
+
+t.test('by its control socket', async (t) => {
+  const control = join(new RelayBed(t).folder, 'control');
+  const bed = new RelayBed(t, { controlPath: control });
+  bed.serveScratch();
+  await bed.vmm();
+  const path = join(bed.folder, 'next');
+  bed.serveScratch({ socketPath: path });
+  t.match(await askRelay(control, { command: 'switch', server: path, state: 'with' }), { server: path });
+  await t.rejects(askRelay(control, { command: 'switch', server: '/nowhere', state: 'with' }), {
+    code: 'DEVSTATE_E_CONNECT',
+  });
+  await t.rejects(askRelay(control, { command: 'switch', server: '', state: 'with' }), {
+    code: 'DEVSTATE_E_USAGE',
+  });
+  await bed.relay.close();
+  await t.rejects(askRelay(control, { command: 'switch', server: path, state: 'with' }), {
+    code: 'DEVSTATE_E_CONNECT',
+  });
+});

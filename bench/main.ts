@@ -18,10 +18,11 @@ import { memory } from './memory.js';
 import { nvme } from './nvme.js';
 import { pause } from './pause.js';
 import { region } from './region.js';
+import { relay } from './relay.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [latency, transfer, region, memory, files, nvme, pause];
+const sections: readonly Section[] = [latency, relay, transfer, region, memory, files, nvme, pause];
 
 interface Options {
   only: string[];

@@ -46,6 +46,9 @@ export const ourServer: Program = [process.execPath, join(here, 'state-server.js
 /** Our manager: `SOURCE DESTINATION`. */
 export const ourManager: Program = [process.execPath, join(here, 'state-manager.js')];
 
+/** Our relay: `LISTEN SERVER`. */
+export const ourRelay: Program = [process.execPath, join(here, 'state-relay.js')];
+
 /** A program that serves until it is ended. */
 export class Running {
   readonly process: ChildProcess;

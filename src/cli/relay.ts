@@ -15,6 +15,7 @@ interface RelayCommandOptions {
   control?: string;
   holdMs: number;
   trap?: boolean;
+  map?: boolean;
 }
 
 export function relayCommand(): Command {
@@ -31,11 +32,12 @@ export function relayCommand(): Command {
       DEFAULT_HOLD_MS,
     )
     .option('--trap', 'do not let managers map the data section of the migration region (v1)')
+    .option('--map', 'let the VMM map memory of the server, which then cannot be replaced')
     .action(relay);
 }
 
 async function relay(options: RelayCommandOptions): Promise<void> {
-  const { listen, server, migrationSocket, control, holdMs, trap } = options;
+  const { listen, server, migrationSocket, control, holdMs, trap, map } = options;
   const paths = [listen, server, migrationSocket, control].filter((path) => path !== undefined);
   if (new Set(paths).size < paths.length) {
     throw new DevstateError('DEVSTATE_E_USAGE', 'two sockets have the same path; give each its own');
@@ -50,6 +52,7 @@ async function relay(options: RelayCommandOptions): Promise<void> {
     ...(control === undefined ? {} : { controlPath: control }),
     holdMs,
     trap: trap === true,
+    mapping: map === true,
     log,
   });
   log('info', `relaying ${listen} to ${server}`);

@@ -43,7 +43,6 @@ import {
   PROTOCOL_MINOR,
   REGION_ACCESS_LENGTH,
   type RegionAccess,
-  RegionInfoFlag,
   RequestError,
   DeviceState as StateOfV1,
   vfioUserFraming,
@@ -52,6 +51,7 @@ import { type BackEnd, RELAY_LIMITS } from './back-end.js';
 import type { DmaMaps } from './dma-maps.js';
 import type { InFlight, Origin } from './in-flight.js';
 import { encodeReply, NO_FDS, takeAll } from './messages.js';
+import { withoutMapping } from './region-filter.js';
 
 /** Largest note that a manager may leave. */
 const MAX_NOTE_LENGTH = 64 * 1024;
@@ -178,12 +178,12 @@ export class ManagerConnection implements Origin {
 
   /** A reply of the server. */
   reply(request: InFlight, frame: Frame): void {
-    const { view, bytes, length } = frame;
-    let fds = frame.fds;
+    const { view, bytes } = frame;
+    let { length, fds } = frame;
     const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
     if (failed) this.#lastError = '';
     else if (request.command === Command.DEVICE_GET_REGION_INFO && !this.#mayMap(request)) {
-      view.setUint32(HEADER_LENGTH + 4, view.getUint32(HEADER_LENGTH + 4, true) & ~RegionInfoFlag.MMAP, true);
+      length = withoutMapping(frame, request.view.getUint32(HEADER_LENGTH, true));
       fds = NO_FDS;
     }
     view.setUint16(0, request.senderId, true);

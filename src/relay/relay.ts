@@ -22,6 +22,8 @@ export interface RelayOptions {
   readonly holdMs?: number;
   /** Do not let managers map the data section of the migration region (v1). */
   readonly trap?: boolean;
+  /** Let the VMM map memory of the server; then no other server can take its place. */
+  readonly mapping?: boolean;
   readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
 }
 
@@ -85,6 +87,7 @@ export class Relay {
     this.#session = new Session(fd, {
       serverPath: () => this.#serverPath,
       holdMs: this.#options.holdMs ?? DEFAULT_HOLD_MS,
+      mapping: this.#options.mapping ?? false,
       log: this.#log,
       lost: () => this.#sendManagersAway(),
       closed: () => {

@@ -21,10 +21,10 @@ import {
   messageCommand,
   messageFlags,
   REGION_IO_FDS_LENGTH,
-  RegionInfoFlag,
   vfioUserFraming,
 } from '../wire/index.js';
 import { type Attached, attach } from './attach.js';
+import { attachAgain, attachFirst } from './attach-again.js';
 import { type BackEnd, type BackEndHandler, RELAY_LIMITS } from './back-end.js';
 import { ConfigShadow } from './config-shadow.js';
 import { Hold } from './hold.js';
@@ -40,6 +40,7 @@ import {
   takeAll,
 } from './messages.js';
 import { Owed } from './owed.js';
+import { withoutMapping } from './region-filter.js';
 import { canBeOwed, ReplayLog } from './replay-log.js';
 import { ServerCommands } from './server-commands.js';
 import { filterVersion } from './version-filter.js';
@@ -47,6 +48,8 @@ import { filterVersion } from './version-filter.js';
 export interface SessionOptions {
   /** Where the device server listens. */
   readonly serverPath: () => string;
+  /** Pass memory of the server on for the VMM to map; then no other server can take its place. */
+  readonly mapping: boolean;
   /** How long a request of the VMM may wait for a server, ms. */
   readonly holdMs: number;
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
@@ -55,10 +58,6 @@ export interface SessionOptions {
   /** The VMM has left. */
   readonly closed: () => void;
 }
-
-/** How often a server that is gone is looked for: at first, and when the VMM has been told, ms. */
-const LOOK_AGAIN_MS = 10;
-const LOOK_AGAIN_LATER_MS = 100;
 
 /** For what the relay does in the VMM's name: nobody waits for the reply. */
 const NOBODY: Origin = { reply: () => {}, lost: () => {} };
@@ -80,6 +79,8 @@ export class Session implements Origin, BackEndHandler {
   /** When the server was lost; undefined when it is there. */
   #lostMs: number | undefined;
   readonly #owed = new Owed();
+  /** The VMM has memory, or ioeventfds, of the server that it has now. */
+  #bound = false;
   #shadow: ConfigShadow | undefined;
   #closed = false;
 
@@ -101,6 +102,14 @@ export class Session implements Origin, BackEndHandler {
   /** Whether requests pass. */
   get isOpen(): boolean {
     return this.#open;
+  }
+
+  /** @throws DEVSTATE_E_RELAY when no other server can take the place of the VMM's */
+  requireReplaceable(): void {
+    if (!this.#bound) return;
+    const message =
+      'the VMM has mapped memory of its device server, which no other can have; run the relay without --map';
+    throw new DevstateError('DEVSTATE_E_RELAY', message);
   }
 
   get isClosed(): boolean {
@@ -130,7 +139,7 @@ export class Session implements Origin, BackEndHandler {
   #forward(message: Message, fds: readonly Fd[]): void {
     const { view } = message;
     const command = messageCommand(view);
-    if (command === Command.DEVICE_GET_REGION_IO_FDS) {
+    if (command === Command.DEVICE_GET_REGION_IO_FDS && !this.#options.mapping) {
       closeAll(fds);
       this.#replyWithoutIoFds(message);
       return;
@@ -157,22 +166,21 @@ export class Session implements Origin, BackEndHandler {
 
   /** A reply of the server to the VMM. */
   reply(request: InFlight, frame: Frame): void {
-    const { view, bytes, length } = frame;
+    const { view, bytes } = frame;
     const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
     if (failed && this.#back?.isStopped === true && this.#standIn(request)) return;
-    let fds = frame.fds;
+    let { length, fds } = frame;
     if (!failed) {
       switch (request.command) {
         case Command.REGION_READ:
           break;
         case Command.DEVICE_GET_REGION_INFO:
-          // Memory that the VMM has mapped could not be taken from it when the server changes.
-          view.setUint32(
-            HEADER_LENGTH + 4,
-            view.getUint32(HEADER_LENGTH + 4, true) & ~RegionInfoFlag.MMAP,
-            true,
-          );
-          fds = NO_FDS;
+        case Command.DEVICE_GET_REGION_IO_FDS:
+          if (this.#options.mapping) this.#bound ||= fds.length > 0;
+          else {
+            length = withoutMapping(frame, request.view.getUint32(HEADER_LENGTH, true));
+            fds = NO_FDS;
+          }
           break;
         default:
           this.#note(request, request.fds);
@@ -219,25 +227,17 @@ export class Session implements Origin, BackEndHandler {
   }
 
   async #start({ view }: Message): Promise<void> {
-    const since = performance.now();
-    for (;;) {
-      try {
-        const { back, answer } = await this.attach(this.#options.serverPath(), undefined);
-        this.#reply(view, 0, filterVersion(answer));
-        this.log.config.resetBits = resetBitsOf(back.identity.config);
-        this.adopt(back);
-        return;
-      } catch (error) {
-        if (this.#closed) return;
-        const { code, errno, message } = asDevstateError(error);
-        if (code !== 'DEVSTATE_E_CONNECT' || performance.now() - since > this.#options.holdMs) {
-          this.#options.log('error', `the VMM is sent away: ${message}`);
-          this.#reply(view, errno ?? Errno.ENOTCONN);
-          this.#socket.end();
-          return;
-        }
-      }
-      await delay(LOOK_AGAIN_MS);
+    try {
+      const { back, answer } = await attachFirst(this, this.#options);
+      this.#reply(view, 0, filterVersion(answer));
+      this.log.config.resetBits = resetBitsOf(back.identity.config);
+      this.adopt(back);
+    } catch (error) {
+      if (this.#closed) return;
+      const { errno, message } = asDevstateError(error);
+      this.#options.log('error', `the VMM is sent away: ${message}`);
+      this.#reply(view, errno ?? Errno.ENOTCONN);
+      this.#socket.end();
     }
   }
 
@@ -245,6 +245,7 @@ export class Session implements Origin, BackEndHandler {
 
   /** Connects to a server for this VMM. @throws as `attach` does */
   async attach(path: string, predecessor: BackEnd | undefined = this.#known): Promise<Attached> {
+    this.requireReplaceable();
     const proposal = this.#proposal ?? new Uint8Array(0);
     const attached = await attach({ path, proposal, handler: this, predecessor });
     if (!this.#closed) return attached;
@@ -322,39 +323,7 @@ export class Session implements Origin, BackEndHandler {
       'warn',
       `the device server at ${back.path} is gone (${why}); looking for another there`,
     );
-    void this.#attachAgain(performance.now());
-  }
-
-  async #attachAgain(since: number): Promise<void> {
-    let said = '';
-    while (!this.#closed && this.#back === undefined) {
-      try {
-        const { back } = await this.attach(this.#options.serverPath());
-        try {
-          this.expect(back);
-          await this.log.replay(back);
-          await this.log.replayConfig(back);
-        } catch (error) {
-          this.discard(back);
-          throw error;
-        }
-        if (this.#back !== undefined) {
-          this.discard(back);
-          return;
-        }
-        this.adopt(back);
-        const ms = (performance.now() - since).toFixed(1);
-        this.#options.log('info', `attached to the device server at ${back.path} again after ${ms} ms`);
-        return;
-      } catch (error) {
-        const { code, message } = asDevstateError(error);
-        if (code !== 'DEVSTATE_E_CONNECT' && message !== said && !this.#closed)
-          this.#options.log('warn', message);
-        said = message;
-      }
-      const isLate = performance.now() - since > this.#options.holdMs;
-      await delay(isLate ? LOOK_AGAIN_LATER_MS : LOOK_AGAIN_MS);
-    }
+    void attachAgain(this, this.#options);
   }
 
   // What the relay answers in a server's place.
@@ -426,8 +395,4 @@ export class Session implements Origin, BackEndHandler {
     this.log.close();
     this.#options.closed();
   }
-}
-
-function delay(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }

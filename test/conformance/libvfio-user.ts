@@ -3,7 +3,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Devstate } from '../e2e/harness/devstate-process.js';
@@ -61,6 +61,18 @@ export async function runSampleClient(
   const source = new Devstate([...serve, socket]);
   t.teardown(() => source.end());
   await source.saysOnStderr(/"msg":"serving /);
+  return { client: await runClient(t, folder, socket), source };
+}
+
+/** The sample client of `build` at a relay's socket; its own destination is the sample server beside it. */
+export function runSampleClientAt(t: Test, build: string, socket: string): Promise<Run> {
+  const folder = socketFolder(t);
+  for (const name of ['client', 'server']) symlinkSync(join(build, 'samples', name), join(folder, name));
+  return runClient(t, folder, socket);
+}
+
+/** `client` in `folder`. */
+async function runClient(t: Test, folder: string, socket: string): Promise<Run> {
   // A group of its own: its child would outlive it.
   const client = spawn(join(folder, 'client'), [socket], {
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -78,27 +90,40 @@ export async function runSampleClient(
   const deadline = setTimeout(endAll, DEADLINE_MS);
   const run = await collect(client).run;
   clearTimeout(deadline);
-  return { client: run, source };
+  return run;
 }
 
 /** The sample server of a build, which serves one client and ends when that leaves. */
 export class SampleServer {
   readonly socket: string;
+  readonly #process: ChildProcess;
   readonly #output: ReturnType<typeof collect>;
 
-  private constructor(t: Test, build: string) {
-    this.socket = join(socketFolder(t), 'sample');
-    const server = spawn(join(build, 'samples/server'), ['-v', this.socket], {
+  private constructor(t: Test, build: string, socket: string) {
+    this.socket = socket;
+    this.#process = spawn(join(build, 'samples/server'), ['-v', socket], {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
-    t.teardown(() => server.kill('SIGKILL'));
-    this.#output = collect(server);
+    t.teardown(() => this.#process.kill('SIGKILL'));
+    this.#output = collect(this.#process);
   }
 
-  static async start(t: Test, build: string): Promise<SampleServer> {
-    const server = new SampleServer(t, build);
+  /** @param socket where it is to listen, if that matters */
+  static async start(
+    t: Test,
+    build: string,
+    socket = join(socketFolder(t), 'sample'),
+  ): Promise<SampleServer> {
+    const server = new SampleServer(t, build, socket);
     await until(() => isListening(server.socket));
     return server;
+  }
+
+  /** Ends it as a crash does; nothing is left at its path. */
+  async kill(): Promise<void> {
+    this.#process.kill('SIGKILL');
+    await this.ended;
+    rmSync(this.socket, { force: true });
   }
 
   /** Once its client has left. */

@@ -117,6 +117,22 @@ t.test('no memory of a server reaches the VMM', async (t) => {
   region.fd?.close();
 });
 
+t.test('unless it is to: then no other server can take its place', async (t) => {
+  const bed = new RelayBed(t, { mapping: true, holdMs: 50 });
+  const { server } = bed.serveScratch({ migration: 'both', migrationRegion: { mapped: true } });
+  const vmm = await bed.vmm();
+  t.equal(await read32(vmm, Register.ID), SCRATCH_ID);
+  const info = await vmm.regionInfo(PciRegion.COUNT);
+  t.ok(info.fd?.isOpen);
+  info.fd?.close();
+  await t.rejects(bed.relay.switchTo(bed.serverPath, true), { code: 'DEVSTATE_E_RELAY' });
+  await server.close();
+  await bed.said('is gone');
+  bed.serveScratch({ migration: 'both' });
+  t.equal(await outcome(read32(vmm, Register.ID)), Errno.ETIMEDOUT);
+  t.notOk(bed.relay.isAttached);
+});
+
 t.test('a manager migrates a device whose server has no migration socket', async (t) => {
   const [from, to] = [new RelayBed(t), new RelayBed(t)];
   const [source, destination] = [from.serveScratch(), to.serveScratch()];

@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { asDevstateError } from '../src/errors.js';
 import { files } from './files.js';
+import { handover } from './handover.js';
 import { latency } from './latency.js';
 import { memory } from './memory.js';
 import { nvme } from './nvme.js';
@@ -22,7 +23,17 @@ import { relay } from './relay.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [latency, relay, transfer, region, memory, files, nvme, pause];
+const sections: readonly Section[] = [
+  latency,
+  relay,
+  transfer,
+  region,
+  memory,
+  files,
+  nvme,
+  pause,
+  handover,
+];
 
 interface Options {
   only: string[];

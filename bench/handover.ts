@@ -18,7 +18,7 @@ const CSTS = 0x1c;
 
 /** One upgrade as all who saw it tell. */
 interface Observed {
-  /** Between two answers at the reader, ms; the longest there was. */
+  /** Between the two answers before and after the new server began, at the reader. */
   readonly gapMs: number;
   readonly result: UpgradeResult;
 }
@@ -56,7 +56,7 @@ async function measure(
   try {
     for (let round = 0; round < rounds; round++) {
       await writer?.progress(500);
-      reader.longestMs = 0;
+      reader.forget();
       const vendor = vendors[round % vendors.length] ?? '';
       const result = await upgrade({
         migrationSocket: paths.migrationSocket,
@@ -68,7 +68,7 @@ async function measure(
       });
       pid = result.pid;
       await reader.answered();
-      all.push({ gapMs: reader.longestMs, result });
+      all.push({ gapMs: reader.gapAt(result.startedAtMs ?? 0), result });
     }
     const gaps = all.map(({ gapMs }) => gapMs);
     note(`${name}: longest gaps between two answers ${gaps.map((ms) => ms.toFixed(1)).join(', ')} ms`);
@@ -90,9 +90,22 @@ function arguments_({
   return ['--socket', socket, '--migration-socket', migrationSocket, '--image', image];
 }
 
+/** Two answers after one another, in milliseconds of CLOCK_MONOTONIC. */
+interface Gap {
+  readonly from: number;
+  readonly to: number;
+}
+
+/** Gaps that are too short to be remembered, ms. */
+const SHORT = 1;
+
+function monotonicMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
+}
+
 /** Reads a register without end. */
 class Reader {
-  longestMs = 0;
+  #gaps: Gap[] = [];
   #stopping = false;
   readonly #ended: Promise<void>;
   #answers = 0;
@@ -103,18 +116,25 @@ class Reader {
   }
 
   async #run(machine: GuestMachine): Promise<void> {
-    for (let last = performance.now(); !this.#stopping; ) {
+    for (let from = monotonicMs(); !this.#stopping; ) {
       await machine.read32(CSTS);
-      const now = performance.now();
-      this.longestMs = Math.max(this.longestMs, now - last);
-      last = now;
+      const to = monotonicMs();
+      if (to - from > SHORT) this.#gaps.push({ from, to });
+      from = to;
       this.#answers++;
-      // Others have their turn, and the time that takes is not the server's.
-      if (this.#answers % 16 === 0) {
-        await new Promise((resolve) => setImmediate(resolve));
-        last = performance.now();
-      }
+      // Others have their turn.
+      if (this.#answers % 16 === 0) await new Promise((resolve) => setImmediate(resolve));
     }
+  }
+
+  forget(): void {
+    this.#gaps = [];
+  }
+
+  /** How long nothing was answered around a moment, ms. */
+  gapAt(moment: number): number {
+    const gap = this.#gaps.find(({ from, to }) => from <= moment && moment <= to);
+    return gap === undefined ? SHORT : gap.to - gap.from;
   }
 
   /** Settles when some more reads have been answered. @throws what a read failed with */

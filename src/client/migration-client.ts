@@ -105,8 +105,12 @@ const handoffStatus = z.object({
   generation: z.number().int(),
   serving: z.boolean(),
   pauseMs: z.number().exactOptional(),
+  startedAtMs: z.number().exactOptional(),
 });
-/** `generation` counts the handoffs, `pauseMs` is how long the last one kept the VMM waiting. */
+/**
+ * `generation` counts the handoffs, `pauseMs` is how long the last one kept the VMM waiting, until `startedAtMs` (of
+ * CLOCK_MONOTONIC).
+ */
 export type HandoffStatus = z.infer<typeof handoffStatus>;
 
 /** JSON that a server has answered. @throws DEVSTATE_E_PROTOCOL */

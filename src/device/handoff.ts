@@ -12,9 +12,10 @@
 import { z } from 'zod';
 import { parseUuid, uuidToBytes } from '../formats/index.js';
 import { Bundle, type BundleEntry, FdKind, readSealed, sealedMemory } from '../handoff/index.js';
+import { check, native } from '../native/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat, HandoffPort } from '../server/index.js';
-import { closeAll, type Fd } from '../transport/index.js';
-import { DmaMapFlag, Errno, FormatFlag, RequestError } from '../wire/index.js';
+import { closeAll, Fd } from '../transport/index.js';
+import { DmaMapFlag, Errno, FormatFlag, IrqSetFlag, RequestError } from '../wire/index.js';
 import { openBacking } from './backing.js';
 import type { Device } from './device.js';
 import { EventSignal } from './event-signal.js';
@@ -36,6 +37,7 @@ const MAX_STATE = 1024 ** 3;
 const MAX_REHEARSAL = 1024 * 1024;
 /** The first time costs ten times the third. */
 const REHEARSALS = 3;
+const PAGE = 4096;
 /** Read from the saving at a time, bytes. */
 const CHUNK = 1024 * 1024;
 
@@ -61,6 +63,12 @@ const documentSchema = z.object({
   files: z.unknown(),
 });
 type DeviceDocument = z.infer<typeof documentSchema>;
+
+/** The VMM of a rehearsal: asked for nothing, as all memory is mapped. */
+const nobody: DmaPeer = {
+  read: () => Promise.reject(new RequestError(Errno.ENOTCONN, 'no VMM is connected')),
+  write: () => Promise.reject(new RequestError(Errno.ENOTCONN, 'no VMM is connected')),
+};
 
 export interface HandoffParts {
   readonly device: Device;
@@ -215,18 +223,48 @@ export class DeviceHandoff implements HandoffPort {
   }
 
   async #rehearseOnce(): Promise<void> {
+    const { memory, interrupts } = this.#parts;
+    this.#connectNobody();
     const { entries, document } = await this.capture();
     const bundle = new Bundle();
     const fds = entries.map(({ fd }) => fd);
     try {
+      await memory.clear();
       bundle.add(entries, fds);
-      await this.adopt(bundle, JSON.parse(JSON.stringify(document)), undefined);
+      await this.adopt(bundle, JSON.parse(JSON.stringify(document)), nobody);
     } finally {
+      interrupts.disconnect();
+      await memory.clear();
       closeAll(fds);
       bundle.close();
     }
     await this.#run();
     await this.quiesce();
+  }
+
+  /** Something of all that a VMM has: memory, and an eventfd of each kind of interrupt. */
+  #connectNobody(): void {
+    const { memory, interrupts, files } = this.#parts;
+    const fd = new Fd(check(native.memfdCreate('devstate-rehearsal'), 'make a memory file'));
+    try {
+      const request = { address: 0, size: PAGE, offset: 0, flags: DmaMapFlag.READ | DmaMapFlag.WRITE };
+      check(native.truncate(fd.number, PAGE), 'size a memory file');
+      memory.add({
+        address: 0,
+        length: PAGE,
+        readable: true,
+        writable: true,
+        backing: openBacking(request, fd, nobody, files),
+      });
+    } finally {
+      fd.close();
+    }
+    const flags = IrqSetFlag.DATA_EVENTFD | IrqSetFlag.ACTION_TRIGGER;
+    for (const [index, count] of interrupts.counts.entries()) {
+      if (count === 0) continue;
+      const signal = new EventSignal(new Fd(check(native.eventfdCreate(0), 'make an eventfd')));
+      interrupts.set({ flags, index, start: 0, count: 1 }, new Uint8Array(0), [signal]);
+    }
   }
 
   async adopt(bundle: Bundle, document: unknown, vmm: DmaPeer | undefined): Promise<void> {

@@ -5,6 +5,7 @@ import { DevstateError } from '../errors.js';
 import { type Adopted, type Bundle, FdKind, type Receiver } from '../handoff/index.js';
 import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
 import { defaultCapabilities } from '../wire/index.js';
+import { collectYoungGarbage } from './collect-garbage.js';
 import type { Connection, FrozenConnection } from './connection.js';
 import {
   FdName,
@@ -38,6 +39,8 @@ export interface AdoptedParts {
   readonly generation: number;
   /** From the last the old server did for its VMM to the first that this one does. */
   readonly pauseMs: number;
+  /** When that was over, in milliseconds of CLOCK_MONOTONIC. */
+  readonly startedAtMs: number;
 }
 
 export class ServerReceiver implements Receiver {
@@ -56,6 +59,7 @@ export class ServerReceiver implements Receiver {
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
     this.#rehearseConnection();
+    collectYoungGarbage();
     return null;
   }
 
@@ -64,17 +68,15 @@ export class ServerReceiver implements Receiver {
     const [ours, theirs] = socketPair();
     theirs.close();
     const frozen = { negotiated: false, peer: defaultCapabilities, dma: undefined, backlog: [] };
-    parseHandoff(
-      serverDocument,
-      {
-        vmm: { ...frozen, dma: null },
-        waiting: 0,
-        note: '',
-        heldAtMs: 0,
-        device: null,
-      } satisfies ServerDocument,
-      'the rehearsal',
-    );
+    const dma = { maxTransfer: 1, width: 64, twin: false } as const;
+    const document: ServerDocument = {
+      vmm: { ...frozen, dma, backlog: [{ bytes: '', fds: 0 }] },
+      waiting: 0,
+      note: '',
+      heldAtMs: 0,
+      device: null,
+    };
+    parseHandoff(serverDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
     this.#host.adoptVmm(ours, frozen).letGo();
   }
 
@@ -173,6 +175,7 @@ class Adoption {
     const [listener, migrationListener] = this.#listeners;
     if (listener === undefined) return;
     await this.#host.device.start();
+    const startedAtMs = monotonicMs();
     this.#host.installed({
       listener,
       migrationListener,
@@ -180,7 +183,8 @@ class Adoption {
       waiting: this.#waiting,
       generation: this.#generation,
       note: new Uint8Array(Buffer.from(this.#document.note, 'base64')),
-      pauseMs: monotonicMs() - this.#document.heldAtMs,
+      pauseMs: startedAtMs - this.#document.heldAtMs,
+      startedAtMs,
     });
     this.#vmm?.thaw();
     for (const accepting of this.#listeners) accepting.resume();

@@ -59,8 +59,8 @@ export class Server {
   #handing: Promise<unknown> | undefined;
   /** How often the device has been handed over. */
   #generation = 0;
-  /** How long the takeover took, as the VMM could notice it. */
-  #pauseMs: number | undefined;
+  /** How long the takeover took, as the VMM could notice it, and when it was over. */
+  #pause: { pauseMs: number; startedAtMs: number } | undefined;
   #handedOver = (): void => {};
   readonly #idleWaiters: (() => void)[] = [];
   /** Settles when the server is no more because its successor is; rejects when it should have been one, and is not. */
@@ -121,7 +121,7 @@ export class Server {
     this.#waiting = parts.waiting;
     this.#options.device.management.note = parts.note;
     this.#generation = parts.generation;
-    this.#pauseMs = parts.pauseMs;
+    this.#pause = { pauseMs: parts.pauseMs, startedAtMs: parts.startedAtMs };
     if (this.#vmm === undefined) this.#serveNext();
   }
 
@@ -206,11 +206,12 @@ export class Server {
     }
   }
 
-  get #status(): { generation: number; serving: boolean; pauseMs: number | undefined } {
+  /** What a manager is told that asks for nothing. */
+  get #status(): unknown {
     return {
       generation: this.#generation,
       serving: this.#listener !== undefined,
-      pauseMs: this.#pauseMs,
+      ...this.#pause,
     };
   }
 

@@ -49,6 +49,8 @@ export interface UpgradeResult {
   readonly generation: number;
   /** From the old server's last look at its VMM to the new one's first, ms. */
   readonly pauseMs: number | undefined;
+  /** When that was over, in milliseconds of CLOCK_MONOTONIC. */
+  readonly startedAtMs: number | undefined;
   /** ms. Those of the handoff are missing when the old server could not report any more. */
   readonly phases: Readonly<Partial<Record<UpgradePhase, number>>>;
   /** fds that went over. */

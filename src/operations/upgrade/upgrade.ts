@@ -79,6 +79,7 @@ class Upgrade {
         pid: successor.pid ?? 0,
         generation: status?.generation ?? 0,
         pauseMs: status?.pauseMs,
+        startedAtMs: status?.startedAtMs,
         phases: this.#phases,
         fds: report?.fds,
         negotiation: summarisePlan(plan),

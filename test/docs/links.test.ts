@@ -39,7 +39,13 @@ async function optionsOf(command: string): Promise<Set<string>> {
 /** Each `devstate …` command line of a page's blocks: the command's words and its arguments. */
 function commandLines(text: string): string[][] {
   return codeBlocks(text, 'sh', 'text').flatMap((block) =>
-    [...block.replaceAll(/\\\n\s*/g, ' ').matchAll(/^(?:\$ )?devstate (.*)$/gm)].map((match) =>
+    // A command line behind ` -- ` is one of its own.
+    [
+      ...block
+        .replaceAll(/\\\n\s*/g, ' ')
+        .replaceAll(' -- ', '\n')
+        .matchAll(/^(?:\$ )?devstate (.*)$/gm),
+    ].map((match) =>
       (match[1] ?? '')
         .replace(/ (&|2?>|\|).*$/, '')
         .trim()
@@ -55,6 +61,7 @@ t.test('commands and their options', async (t) => {
     'serve sample',
     'check',
     'migrate',
+    'upgrade',
     'recover',
     'save',
     'load',
@@ -84,6 +91,7 @@ t.test('commands and their options', async (t) => {
   // These pages explain every option of their commands.
   for (const [path, commands] of [
     ['docs/migrate.md', ['serve nvme', 'migrate']],
+    ['docs/upgrade.md', ['upgrade']],
     ['docs/conformance.md', ['serve sample']],
     ['docs/inspect.md', ['save', 'load', 'check', 'inspect', 'convert', 'wrap']],
   ] as const) {

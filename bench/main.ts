@@ -23,17 +23,7 @@ import { relay } from './relay.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [
-  latency,
-  relay,
-  transfer,
-  region,
-  memory,
-  files,
-  nvme,
-  pause,
-  handover,
-];
+const sections: readonly Section[] = [latency, relay, transfer, region, memory, files, nvme, pause, handover];
 
 interface Options {
   only: string[];

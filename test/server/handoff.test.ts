@@ -3,6 +3,7 @@
 
 import t, { type Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
+import { ImageFile } from '../../src/devices/nvme/index.js';
 import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { takeoverPaths } from '../../src/server/index.js';
 import { Succession, type Vendor } from '../guest-driver/successors.js';
@@ -44,6 +45,13 @@ for (const shareMemory of [true, false]) {
       await old.server.ended;
       t.notOk(old.image.locked);
       t.ok(next.image.locked);
+      await old.image.close();
+      const third = { path: succession.imagePath, lock: true };
+      t.throws(
+        () => ImageFile.open(third),
+        { code: 'DEVSTATE_E_IMAGE_LOCKED' },
+        'the lock was never dropped',
+      );
       const manager = await succession.manager();
       t.match(await manager.handoffStatus(), { generation: index + 1, serving: true });
       manager.close();

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Relays between stock QEMUs and device servers that have no migration socket, ours and libvfio-user's sample. */
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { findPciDevice, Qtest, type QtestCommand } from '../../src/qemu/index.js';
+import { configWrite } from '../../src/qemu/pci-commands.js';
+import { SampleServer } from '../conformance/libvfio-user.js';
+import { socketFolder } from '../support/served.js';
+import { Devstate, devstate } from './harness/devstate-process.js';
+import { type LabServer, MigrationLab } from './harness/lab.js';
+import { QemuProcess } from './harness/qemu-process.js';
+import { requireQemu } from './harness/require-qemu.js';
+
+t.setTimeout(300_000);
+
+interface Relayed extends LabServer {
+  readonly relay: Devstate;
+  readonly control: string;
+}
+
+/** `devstate relay` in front of a server's socket. */
+async function relay(t: Test, folder: string, name: string, server: string) {
+  const paths = {
+    socket: join(folder, `${name}.relay`),
+    migrationSocket: join(folder, `${name}.manager`),
+    control: join(folder, `${name}.control`),
+  };
+  const process = new Devstate([
+    ...['relay', '--listen', paths.socket, '--server', server, '--control', paths.control],
+    ...['--migration-socket', paths.migrationSocket, '--trap'],
+  ]);
+  t.teardown(() => process.end());
+  await process.saysOnStderr(/"msg":"relaying /);
+  return { ...paths, relay: process };
+}
+
+/** A `devstate serve nvme` without a migration socket. */
+async function serve(lab: MigrationLab, name: string, incoming: boolean) {
+  const socket = join(lab.directory, `${name}.sock`);
+  const disk = ['--image', lab.image(), '--param', 'serial=DISK0'];
+  const process = new Devstate([
+    ...['serve', 'nvme', '--socket', socket, ...disk],
+    ...(incoming ? ['--incoming'] : []),
+  ]);
+  // The lab ends it, and looks at the lock of its image.
+  lab.servers.push({ name, socket, migrationSocket: '', image: lab.image(), process });
+  await process.saysOnStderr(/"msg":"serving /);
+  return { name, socket, process };
+}
+
+async function relayed(t: Test, lab: MigrationLab, name: string, incoming = false): Promise<Relayed> {
+  const server = await serve(lab, name, incoming);
+  return {
+    name,
+    image: lab.image(),
+    process: server.process,
+    ...(await relay(t, lab.directory, name, server.socket)),
+  };
+}
+
+for (const { name, append } of [
+  { name: 'MSI-X', append: '' },
+  { name: 'INTx', append: 'pci=nomsi' },
+]) {
+  t.test(`there and back through relays, with ${name}`, async (t) => {
+    const lab = await MigrationLab.create(t, { append });
+    if (lab === undefined) return;
+    let vm = await lab.startVm({ server: await relayed(t, lab, 'a') });
+    await lab.guestWrites(vm);
+    for (const next of ['b', 'c']) {
+      const server = await relayed(t, lab, next, true);
+      const destination = await lab.startVm({ server, incoming: true });
+      const { code, result, stderr } = await lab.migrate(vm, destination);
+      t.equal(code, 0, `to ${next}`, { stderr });
+      t.match(result?.devices, [{ negotiation: { taken: null } }], 'as a stream that nobody knows');
+      t.comment(`downtime ${result?.downtime.totalMs} ms, ${result?.dirtyPages} pages of the device`);
+      await lab.guestWrites(destination);
+      t.same(await lab.lockHolders(), [next]);
+      await vm.kill();
+      vm = destination;
+    }
+    t.same(await lab.finishAndCheck(vm), []);
+  });
+}
+
+t.test('a refused state: the source goes on behind its relay', async (t) => {
+  const lab = await MigrationLab.create(t);
+  if (lab === undefined) return;
+  const vm = await lab.startVm({ server: await relayed(t, lab, 'a') });
+  await lab.guestWrites(vm);
+  const other = await relayed(t, lab, 'b', true);
+  const destination = await lab.startVm({ server: other, incoming: true });
+  other.process.signal('SIGKILL');
+  const { code } = await lab.migrate(vm, destination);
+  t.not(code, 0);
+  await lab.guestWrites(vm);
+  t.same(await lab.finishAndCheck(vm), []);
+});
+
+t.test('ten servers, one after the other, under one VM', async (t) => {
+  const lab = await MigrationLab.create(t);
+  if (lab === undefined) return;
+  const first = await relayed(t, lab, 's0');
+  const vm = await lab.startVm({ server: first });
+  await lab.guestWrites(vm);
+  const held: number[] = [];
+  for (let i = 1; i <= 10; i++) {
+    const { name, socket } = await serve(lab, `s${i}`, true);
+    const { code, stdout, stderr } = await devstate(
+      ...['relay-switch', '--control', first.control, '--server', socket, '-o', 'json'],
+    );
+    t.equal(code, 0, stderr);
+    held.push((JSON.parse(stdout) as { heldMs: number }).heldMs);
+    await lab.guestWrites(vm);
+    t.same(await lab.lockHolders(), [name]);
+  }
+  t.comment(`the VM waited ${held.map((ms) => ms.toFixed(1)).join(', ')} ms`);
+  const refused = await devstate(
+    'relay-switch',
+    '--control',
+    first.control,
+    '--server',
+    join(lab.directory, 'x'),
+  );
+  t.match(refused, { code: 5, stderr: /DEVSTATE_E_CONNECT/ });
+  await lab.guestWrites(vm);
+  t.same(await lab.finishAndCheck(vm), []);
+});
+
+const { DEVSTATE_LIBVFIO_USER_V2: build } = process.env;
+const skip = build === undefined && 'DEVSTATE_LIBVFIO_USER_V2 is not set, see docs/conformance.md';
+/** Where the test puts the sample's BARs, as its firmware would. */
+const ALARM = 0xfe000000;
+const MEMORY = 0xfe004000;
+/** One word in each page of BAR 1, the mappable ones and the other. */
+const WORDS = [MEMORY, MEMORY + 0x1ffc, MEMORY + 0x2ffc];
+const MEMORY_AND_BUS_MASTER = 0x6;
+
+/** A VM whose CPUs never run, with the sample device behind a relay; the test makes the accesses. */
+class SampleVm {
+  private constructor(
+    readonly server: SampleServer,
+    readonly front: Awaited<ReturnType<typeof relay>>,
+    readonly vm: QemuProcess,
+  ) {}
+
+  static async start(
+    t: Test,
+    folder: string,
+    name: string,
+    incoming: boolean,
+  ): Promise<SampleVm | undefined> {
+    const qemu = await requireQemu(t);
+    if (qemu === undefined) return undefined;
+    const server = await SampleServer.start(t, build ?? '');
+    const front = await relay(t, folder, name, server.socket);
+    const vm = await QemuProcess.start(qemu, {
+      memoryMiB: 64,
+      ...(incoming ? { incoming } : { paused: true }),
+      vfioUser: [{ id: 'sample', socket: front.socket, addr: '05.0' }],
+    });
+    t.teardown(() => vm.kill());
+    return new SampleVm(server, front, vm);
+  }
+
+  async #run(commands: readonly QtestCommand[]): Promise<number[]> {
+    const qtest = await Qtest.attach(this.vm.qmp);
+    try {
+      return await qtest.run(commands);
+    } finally {
+      qtest.close();
+    }
+  }
+
+  /** As a driver: BARs, the alarm, a value in each page. */
+  async drive(): Promise<void> {
+    const where = await findPciDevice(this.vm.qmp, 'sample');
+    const soon = Math.floor(Date.now() / 1000) + 1000;
+    await this.#run([
+      ...configWrite(where, 0x10, 'l', ALARM),
+      ...configWrite(where, 0x14, 'l', MEMORY),
+      ...configWrite(where, 0x04, 'w', MEMORY_AND_BUS_MASTER),
+      { operation: 'writel', address: ALARM, value: soon },
+    ]);
+    await this.write();
+  }
+
+  async write(): Promise<void> {
+    await this.#run(WORDS.map((address) => ({ operation: 'writel', address, value: address ^ 0x5a5a5a5a })));
+  }
+
+  /** Whether it is as {@link write} has left it, by what a driver reads. */
+  async isAsWritten(): Promise<boolean> {
+    const words = await this.#run(WORDS.map((address) => ({ operation: 'readl', address })));
+    return words.every((word, i) => word === ((WORDS[i] ?? 0) ^ 0x5a5a5a5a) >>> 0);
+  }
+}
+
+t.test("libvfio-user's sample server: replaced, migrated, killed", { skip }, async (t) => {
+  const folder = socketFolder(t);
+  const from = await SampleVm.start(t, folder, 'a', false);
+  if (from === undefined) return;
+  await from.drive();
+  t.ok(await from.isAsWritten());
+
+  const next = await SampleServer.start(t, build ?? '');
+  const { control } = from.front;
+  const switched = await devstate('relay-switch', '--control', control, '--server', next.socket);
+  t.match(switched, { code: 0, stdout: /State: +12.0 KiB/ });
+  t.ok(await from.isAsWritten(), 'another server, the same device');
+  t.equal((await from.server.ended).code, 0);
+
+  const to = await SampleVm.start(t, folder, 'b', true);
+  if (to === undefined) return;
+  const devices = `sample,source=${from.front.migrationSocket},dest=${to.front.migrationSocket}`;
+  const moved = await devstate(
+    ...['migrate', '--source-qmp', from.vm.qmpPath, '--dest-qmp', to.vm.qmpPath, '-o', 'json'],
+    ...['--uri', `unix:${join(folder, 'ram')}`, '--device', devices],
+  );
+  t.equal(moved.code, 0, moved.stderr);
+  t.match(JSON.parse(moved.stdout || '{}'), { status: 'completed', running: false });
+  t.ok(await to.isAsWritten(), 'at the destination, by the VMM that has not run before');
+
+  await to.server.kill();
+  await to.front.relay.saysOnStderr(/is gone/);
+  const waiting = to.isAsWritten();
+  await SampleServer.start(t, build ?? '', to.server.socket);
+  t.equal(await waiting, false, 'a new server begins anew, where the VMM has the device');
+  await to.write();
+  t.ok(await to.isAsWritten());
+  t.equal(to.vm.stderr.replace(/.*spurious capabilities.*\n?/g, ''), '', 'QEMU has not noticed');
+});

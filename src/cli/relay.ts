@@ -16,6 +16,7 @@ interface RelayCommandOptions {
   holdMs: number;
   trap?: boolean;
   map?: boolean;
+  preCopy: boolean;
 }
 
 export function relayCommand(): Command {
@@ -32,12 +33,13 @@ export function relayCommand(): Command {
       DEFAULT_HOLD_MS,
     )
     .option('--trap', 'do not let managers map the data section of the migration region (v1)')
+    .option('--no-pre-copy', 'do not tell managers that the device can send state while it runs (v2)')
     .option('--map', 'let the VMM map memory of the server, which then cannot be replaced')
     .action(relay);
 }
 
 async function relay(options: RelayCommandOptions): Promise<void> {
-  const { listen, server, migrationSocket, control, holdMs, trap, map } = options;
+  const { listen, server, migrationSocket, control, holdMs, trap, map, preCopy } = options;
   const paths = [listen, server, migrationSocket, control].filter((path) => path !== undefined);
   if (new Set(paths).size < paths.length) {
     throw new DevstateError('DEVSTATE_E_USAGE', 'two sockets have the same path; give each its own');
@@ -53,6 +55,7 @@ async function relay(options: RelayCommandOptions): Promise<void> {
     holdMs,
     trap: trap === true,
     mapping: map === true,
+    noPreCopy: !preCopy,
     log,
   });
   log('info', `relaying ${listen} to ${server}`);

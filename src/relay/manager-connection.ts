@@ -35,6 +35,7 @@ import {
   FeatureFlag,
   HEADER_LENGTH,
   HeaderFlag,
+  MigrationFlag,
   MigrationRegister,
   MigrationState,
   messageCommand,
@@ -78,6 +79,8 @@ export interface ManagerOptions {
   readonly managed: Managed;
   /** Do not let managers map the data section of the region of v1. */
   readonly trap: boolean;
+  /** Do not tell managers that the device has pre-copy. */
+  readonly noPreCopy: boolean;
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
   readonly closed: () => void;
 }
@@ -185,6 +188,9 @@ export class ManagerConnection implements Origin {
     else if (request.command === Command.DEVICE_GET_REGION_INFO && !this.#mayMap(request)) {
       length = withoutMapping(frame, request.view.getUint32(HEADER_LENGTH, true));
       fds = NO_FDS;
+    } else if (this.#options.noPreCopy && isFlagsReply(request, length)) {
+      const at = HEADER_LENGTH + FEATURE_LENGTH;
+      view.setUint32(at, view.getUint32(at, true) & ~MigrationFlag.PRE_COPY, true);
     }
     view.setUint16(0, request.senderId, true);
     this.#socket.send(bytes, fds.length === 0 ? { length } : { length, fds });
@@ -293,4 +299,12 @@ export class ManagerConnection implements Origin {
     this.#managed.memory.write(address, bytes.subarray(start, length));
     return bytes.slice(HEADER_LENGTH, start);
   }
+}
+
+/** Whether a reply has the device's `MigrationFlag`s. */
+function isFlagsReply({ command, view }: InFlight, length: number): boolean {
+  if (command !== Command.DEVICE_FEATURE || length < HEADER_LENGTH + FEATURE_LENGTH + 8) return false;
+  const { INDEX_MASK, GET, PROBE } = FeatureFlag;
+  const flags = view.getUint32(HEADER_LENGTH + 4, true);
+  return (flags & (INDEX_MASK | GET | PROBE)) === (Feature.MIGRATION | GET);
 }

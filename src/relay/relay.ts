@@ -22,6 +22,8 @@ export interface RelayOptions {
   readonly holdMs?: number;
   /** Do not let managers map the data section of the migration region (v1). */
   readonly trap?: boolean;
+  /** Do not tell managers that the device has pre-copy (v2), for one that does not take all that its like sends. */
+  readonly noPreCopy?: boolean;
   /** Let the VMM map memory of the server; then no other server can take its place. */
   readonly mapping?: boolean;
   readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
@@ -116,6 +118,7 @@ export class Relay {
     const manager = new ManagerConnection(fd, {
       managed: managedBy(session, () => currentServer(session)),
       trap: this.#options.trap ?? false,
+      noPreCopy: this.#options.noPreCopy ?? false,
       log: this.#log,
       closed: () => {
         this.#managers.delete(manager);

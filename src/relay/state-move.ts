@@ -25,7 +25,7 @@ async function openMigration(
   { trap, log }: MoveOptions,
 ): Promise<MigrationClient> {
   const [ours, theirs] = socketPair();
-  new ManagerConnection(theirs, { managed, trap, log, closed: () => {} });
+  new ManagerConnection(theirs, { managed, trap, noPreCopy: false, log, closed: () => {} });
   const client = await Client.connect(ours);
   try {
     const byCommands = new MigrationClient(client);

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The samples of a libvfio-user that was built aside: its client against our server, its server for our client. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { chmodSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { Devstate } from '../e2e/harness/devstate-process.js';
 import { socketFolder, type Test, until } from '../support/served.js';
 
+const run = promisify(execFile);
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
 /** The client waits ten seconds; the rest is for a machine that has other things to do. */
@@ -135,6 +137,31 @@ export class SampleServer {
   get log(): string {
     return this.#output.stderr;
   }
+}
+
+/**
+ * The sample server with two numbers changed, in a build of its own: QEMU takes no BAR of 12 KiB, so its BAR 1 has 16;
+ * and its alarm is set, without which it would not run again after a migration.
+ * @returns what stands for the build
+ */
+export async function buildSampleForQemu(t: Test, build: string): Promise<string> {
+  const folder = socketFolder(t);
+  const ninja = readFileSync(join(build, 'build.ninja'), 'utf8');
+  const path = /^build samples\/server\.p\/server\.c\.o: \S+ (\S+)/m.exec(ninja)?.[1];
+  if (path === undefined) throw new Error(`${build} has no sample server`);
+  const source = resolve(build, path);
+  const root = dirname(dirname(source));
+  const changed = readFileSync(source, 'utf8')
+    .replace('bar1_size = 0x3000', 'bar1_size = 0x4000')
+    .replace('.iov_base  = (void*)0x2000', '.iov_base  = (void*)0x3000')
+    .replace(/(server_data\.bar1_size = bar1_size;)/, '$1 server_data.bar0 = time(NULL) + 1000;');
+  mkdirSync(join(folder, 'samples'));
+  writeFileSync(join(folder, 'server.c'), changed);
+  const includes = ['include', 'lib', 'samples'].map((name) => `-I${join(root, name)}`);
+  const library = [`-L${join(build, 'lib')}`, '-lvfio-user', `-Wl,-rpath,${join(build, 'lib')}`];
+  const output = ['-o', join(folder, 'samples/server')];
+  await run('cc', ['-D_GNU_SOURCE', ...includes, join(folder, 'server.c'), ...library, ...output]);
+  return folder;
 }
 
 /** Without connecting: it would take that for its client. */

@@ -42,7 +42,7 @@ async function relaySwitch(options: RelaySwitchOptions): Promise<void> {
     ['State', report.withState ? formatBytes(report.stateBytes) : 'not moved'],
     ['VMM waited', formatMs(report.heldMs)],
     ['  for the old server', formatMs(report.drainMs)],
-    ['  memory, interrupts', formatMs(report.replayMs)],
+    ['  for the new one to catch up', formatMs(report.catchUpMs)],
     ['  state', formatMs(report.stateMs)],
   ]);
 }

@@ -49,9 +49,8 @@ export async function attachAgain(session: Session, options: SearchOptions): Pro
 async function replaceLost(session: Session, path: string): Promise<void> {
   const { back } = await session.attach(path);
   try {
-    session.expect(back);
     await withinTime(back, async () => {
-      await session.log.replay(back);
+      await session.replay(back);
       await session.log.replayConfig(back);
     });
   } catch (error) {

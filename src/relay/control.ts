@@ -29,7 +29,7 @@ const Report = z.object({
   prepareMs: z.number(),
   heldMs: z.number(),
   drainMs: z.number(),
-  replayMs: z.number(),
+  catchUpMs: z.number(),
   stateMs: z.number(),
 });
 const Answer = z.union([

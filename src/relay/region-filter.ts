@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/** DEVICE_GET_REGION_INFO without memory to map: what a client has mapped could not be taken from it when the server changes. */
+/** What is said of regions, without what a client could keep of one server when another takes its place: memory and ioeventfds. */
 
 import {
   decodeRegionInfo,
   encodeRegionInfo,
   HEADER_LENGTH,
+  REGION_IO_FDS_LENGTH,
   type RegionInfo,
   RegionInfoFlag,
 } from '../wire/index.js';
-import type { Message } from './messages.js';
+import { type Message, payloadOf } from './messages.js';
 
 /**
  * Rewrites a reply in place; its fds are not to be passed on.
@@ -27,4 +28,17 @@ export function withoutMapping({ view, length }: Message, argsz: number): number
   const left = HEADER_LENGTH + encodeRegionInfo(view, HEADER_LENGTH, { ...info, flags, offset: 0 }, argsz);
   view.setUint32(4, left, true);
   return left;
+}
+
+/**
+ * The payload of the answer to DEVICE_GET_REGION_IO_FDS: none. An ioeventfd would belong to one server for ever, and the
+ * client cannot be told of another.
+ */
+export function withoutIoFds(request: Message): Uint8Array {
+  const payload = new Uint8Array(REGION_IO_FDS_LENGTH);
+  payload.set(payloadOf(request).subarray(0, payload.length));
+  const view = new DataView(payload.buffer);
+  view.setUint32(0, payload.length, true);
+  view.setUint32(12, 0, true);
+  return payload;
 }

@@ -20,7 +20,6 @@ import {
   HeaderFlag,
   messageCommand,
   messageFlags,
-  REGION_IO_FDS_LENGTH,
   vfioUserFraming,
 } from '../wire/index.js';
 import { type Attached, attach } from './attach.js';
@@ -40,7 +39,7 @@ import {
   takeAll,
 } from './messages.js';
 import { Owed } from './owed.js';
-import { withoutMapping } from './region-filter.js';
+import { withoutIoFds, withoutMapping } from './region-filter.js';
 import { canBeOwed, ReplayLog } from './replay-log.js';
 import { ServerCommands } from './server-commands.js';
 import { filterVersion } from './version-filter.js';
@@ -141,27 +140,16 @@ export class Session implements Origin, BackEndHandler {
     const command = messageCommand(view);
     if (command === Command.DEVICE_GET_REGION_IO_FDS && !this.#options.mapping) {
       closeAll(fds);
-      this.#replyWithoutIoFds(message);
+      this.#reply(view, 0, withoutIoFds(message));
       return;
     }
     const posted = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
     if (posted) {
       const copies = fds.map((fd) => fd.duplicate());
-      this.#note(message, copies);
+      this.#noteDone(message, copies);
       closeAll(copies);
     }
     this.#back?.forward(this, message, fds, true);
-  }
-
-  /** An ioeventfd would belong to one server for ever, and the VMM cannot be told of another: there are none. */
-  #replyWithoutIoFds(message: Message): void {
-    const { view } = message;
-    const payload = new Uint8Array(REGION_IO_FDS_LENGTH);
-    payload.set(payloadOf(message).subarray(0, payload.length));
-    const out = new DataView(payload.buffer);
-    out.setUint32(0, payload.length, true);
-    out.setUint32(12, 0, true);
-    this.#reply(view, 0, payload);
   }
 
   /** A reply of the server to the VMM. */
@@ -183,7 +171,7 @@ export class Session implements Origin, BackEndHandler {
           }
           break;
         default:
-          this.#note(request, request.fds);
+          this.#noteDone(request, request.fds);
       }
     }
     view.setUint16(0, request.senderId, true);
@@ -192,6 +180,12 @@ export class Session implements Origin, BackEndHandler {
 
   /** Its requests are made again: see {@link backEndClosed}. */
   lost(): void {}
+
+  /** The server has carried it out; one that is to take its place has not. */
+  #noteDone(message: Message, fds: readonly Fd[]): void {
+    if (canBeOwed(messageCommand(message.view))) this.#owed.add(message, fds, this.#back);
+    this.#note(message, fds);
+  }
 
   #note(message: Message, fds: readonly Fd[]): void {
     try {
@@ -258,9 +252,15 @@ export class Session implements Origin, BackEndHandler {
     this.#open = false;
   }
 
-  /** Begins to collect what a server is to be told beside what it is replayed. */
-  expect(back: BackEnd): void {
+  /** Gives a server the VMM's memory and interrupts, and begins to collect what changes from then on. */
+  async replay(back: BackEnd): Promise<void> {
     this.#owed.expect(back);
+    await this.log.replay(back);
+  }
+
+  /** Has a server carry out what has changed since {@link replay}. @throws DEVSTATE_E_REFUSED when it does not */
+  async catchUp(back: BackEnd): Promise<void> {
+    await this.#owed.carryOut(back);
   }
 
   /** Gives the VMM's requests to `back`, those that waited first. */

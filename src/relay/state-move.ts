@@ -52,16 +52,20 @@ export class StateMove {
     this.#destination = destination;
   }
 
-  /** Makes sure that both can do it; changes nothing. @throws DEVSTATE_E_NOT_MIGRATABLE */
+  /** Makes sure that both can do it, and has the destination wait for it. @throws DEVSTATE_E_NOT_MIGRATABLE */
   static async prepare(
     from: { back: BackEnd; managed: Managed },
     to: { back: BackEnd; managed: Managed },
     options: MoveOptions,
   ): Promise<StateMove> {
     const source = await openMigration(from.managed, from.back, options);
+    let destination: MigrationClient | undefined;
     try {
-      return new StateMove(source, await openMigration(to.managed, to.back, options));
+      destination = await openMigration(to.managed, to.back, options);
+      await destination.setState(RESUMING);
+      return new StateMove(source, destination);
     } catch (error) {
+      destination?.close();
       source.close();
       throw error;
     }
@@ -70,7 +74,6 @@ export class StateMove {
   /** Stops the source and has the destination load its state, stopped still. */
   async move(): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
-    await destination.setState(RESUMING);
     await source.setState(STOP_COPY);
     let buffers = [new Uint8Array(source.maxChunk), new Uint8Array(source.maxChunk)];
     let written: Promise<void> = Promise.resolve();

@@ -4,10 +4,10 @@
  *
  *     VMM            relay                     old server              new server
  *      │               │ VERSION, what it serves ────────────────────────▶│    prepare: the VMM goes on
+ *      │               │ DMA_MAP, SET_IRQS, RESUMING ────────────────────▶│
  *      │ access ──────▶│ (waits)                  │                       │
  *      │               │ GET_INFO (fence) ───────▶│                       │    drain
- *      │               │ DMA_MAP, SET_IRQS ──────────────────────────────▶│    replay
- *      │               │ RESUMING ───────────────────────────────────────▶│
+ *      │               │ what has changed since ─────────────────────────▶│    catch up
  *      │               │ STOP_COPY ──────────────▶│                       │    state
  *      │               │◀══════ MIG_DATA ═════════│══════════════════════▶│
  *      │               │ STOP, config writes, RUNNING ───────────────────▶│
@@ -20,6 +20,7 @@
 
 import { asDevstateError, DevstateError } from '../errors.js';
 import { Errno, MigrationState, migrationStateName } from '../wire/index.js';
+import { withinTime } from './attach.js';
 import type { BackEnd } from './back-end.js';
 import { managedBy } from './managed.js';
 import type { Session } from './session.js';
@@ -41,7 +42,7 @@ export interface SwitchReport {
   readonly prepareMs: number;
   readonly heldMs: number;
   readonly drainMs: number;
-  readonly replayMs: number;
+  readonly catchUpMs: number;
   readonly stateMs: number;
 }
 
@@ -57,8 +58,11 @@ export async function switchBackEnd(session: Session, options: SwitchOptions): P
   const { back: next } = await session.attach(options.path);
   let move: StateMove | undefined;
   try {
-    if (options.withState)
-      move = await StateMove.prepare(managedPart(session, old), managedPart(session, next), options);
+    await withinTime(next, async () => {
+      await session.replay(next);
+      if (options.withState)
+        move = await StateMove.prepare(managedPart(session, old), managedPart(session, next), options);
+    });
     if (requireRunning(session) !== old)
       throw new DevstateError('DEVSTATE_E_RELAY', 'the device server was replaced meanwhile');
   } catch (error) {
@@ -112,20 +116,19 @@ async function replace(
   old: BackEnd,
   next: BackEnd,
   move: StateMove | undefined,
-): Promise<Pick<SwitchReport, 'drainMs' | 'replayMs' | 'stateMs'>> {
+): Promise<Pick<SwitchReport, 'drainMs' | 'catchUpMs' | 'stateMs'>> {
   const began = performance.now();
   await old.fence();
   const drained = performance.now();
-  session.expect(next);
-  await session.log.replay(next);
-  const replayed = performance.now();
+  await session.catchUp(next);
+  const caughtUp = performance.now();
   await move?.move();
   await session.log.replayConfig(next);
   await move?.runDestination();
   return {
     drainMs: drained - began,
-    replayMs: replayed - drained,
-    stateMs: performance.now() - replayed,
+    catchUpMs: caughtUp - drained,
+    stateMs: performance.now() - caughtUp,
   };
 }
 

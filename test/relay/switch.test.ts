@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { BLOCK_BYTES, BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { askRelay } from '../../src/relay/index.js';
-import { Errno, MigrationState } from '../../src/wire/index.js';
+import { Errno, MigrationState, PciIrq } from '../../src/wire/index.js';
 import { TestBed } from '../guest-driver/served-nvme.js';
+import { eventfd, memfd, signals } from '../support/memory.js';
 import { Register, SCRATCH_ID } from '../support/scratch-device.js';
 import { outcome, resources, until } from '../support/served.js';
 import { RelayBed } from './support.js';
@@ -98,6 +99,12 @@ for (const migration of ['v2', 'v1', 'both'] as const) {
   });
 }
 
+/** A hook for the moment when another's state is loaded; before, a device loads its own, for a try. */
+function whenLoading(action: () => void | Promise<void>): (step: string) => void | Promise<void> {
+  let commits = 0;
+  return (step) => (step === 'commit' && ++commits === 2 ? action() : undefined);
+}
+
 t.test('without state', async (t) => {
   const { bed, path, whole, serveNext } = await scratches(t);
   const next = serveNext();
@@ -130,9 +137,9 @@ t.test('whatever fails, the old server goes on', async (t) => {
       'it refuses the state',
       /goes on/,
       ({ scratch }) => {
-        scratch.hook = (step) => {
-          if (step === 'commit') throw new Error('no');
-        };
+        scratch.hook = whenLoading(() => {
+          throw new Error('no');
+        });
       },
     ],
     [
@@ -148,20 +155,27 @@ t.test('whatever fails, the old server goes on', async (t) => {
       'it hangs',
       /longer than the 280 ms that the VMM can wait; the old server goes on/,
       ({ scratch }) => {
-        scratch.hook = (step) =>
-          step === 'commit'
-            ? new Promise((resolve) => {
-                wake = resolve;
-              })
-            : undefined;
+        scratch.hook = whenLoading(
+          () =>
+            new Promise((resolve) => {
+              wake = resolve;
+            }),
+        );
       },
     ],
     [
       'it dies in the middle',
       /goes on/,
       ({ scratch, server }) => {
+        scratch.hook = whenLoading(() => void server.close());
+      },
+    ],
+    [
+      'it cannot even load its own state',
+      /refuses DEVICE_FEATURE/,
+      ({ scratch }) => {
         scratch.hook = (step) => {
-          if (step === 'commit') void server.close();
+          if (step === 'commit') throw new Error('no');
         };
       },
     ],
@@ -223,14 +237,14 @@ t.test('what comes while the VMM waits is done afterwards, in order', async (t) 
   const { bed, vmm, path, serveNext } = await scratches(t);
   const next = serveNext();
   let release: () => void = () => {};
-  next.scratch.hook = (step) =>
-    step === 'commit'
-      ? new Promise((resolve) => {
-          release = resolve;
-        })
-      : undefined;
+  next.scratch.hook = whenLoading(
+    () =>
+      new Promise((resolve) => {
+        release = resolve;
+      }),
+  );
   const switched = bed.relay.switchTo(path, true);
-  await until(() => next.scratch.calls.includes('commit'));
+  await until(() => next.scratch.calls.filter((step) => step === 'commit').length === 2);
   t.notOk(bed.relay.isAttached);
   await t.rejects(bed.relay.switchTo(path, true), { code: 'DEVSTATE_E_RELAY' }, 'one at a time');
   const manager = await outcome(bed.manager());
@@ -241,14 +255,46 @@ t.test('what comes while the VMM waits is done afterwards, in order', async (t) 
   const bytes = new Uint8Array(4);
   const read = vmm.regionRead(0, Register.KEPT, bytes);
   await vmm.regionWrite(0, Register.KEPT, word(3), { noReply: true });
-  // It has loaded its own state, for a try; the other's is next.
-  next.scratch.hook = () => {};
   release();
   await switched;
   await read;
   t.same(bytes, word(2));
   await vmm.regionRead(0, Register.KEPT, bytes);
   t.same(bytes, word(3));
+});
+
+t.test('what the VMM maps while the new server prepares reaches both', async (t) => {
+  const { bed, old, vmm, path, serveNext } = await scratches(t);
+  const [memory, irq] = [memfd(8192), eventfd()];
+  t.teardown(() => {
+    memory.close();
+    irq.close();
+  });
+  const map = (address: number) => vmm.dmaMap({ flags: 3, offset: 0, address, size: 4096 }, memory);
+  await map(0x10000);
+  const next = serveNext();
+  let release: () => void = () => {};
+  next.scratch.hook = (step) =>
+    step === 'commit'
+      ? new Promise((resolve) => {
+          release = resolve;
+        })
+      : undefined;
+  const switched = bed.relay.switchTo(path, true);
+  await until(() => next.scratch.calls.includes('commit'));
+  t.ok(bed.relay.isAttached, 'the VMM goes on meanwhile');
+  await map(0x20000);
+  await vmm.dmaUnmap({ flags: 0, address: 0x10000, size: 4096 });
+  await vmm.assignEventfds(PciIrq.MSIX, [irq]);
+  const ranges = ({ scratch }: typeof next) => scratch.host.memory.regions.map(({ address }) => address);
+  t.same(ranges(old), [0x20000]);
+  t.same(ranges(next), [0x10000]);
+  next.scratch.hook = () => {};
+  release();
+  await switched;
+  t.same(ranges(next), [0x20000]);
+  next.scratch.host.interrupts.triggerMsix(0);
+  t.equal(signals(irq), 1);
 });
 
 t.test('not while a manager migrates the device, and not without a VMM', async (t) => {

@@ -63,6 +63,8 @@ t.test('commands and their options', async (t) => {
     'migrate',
     'upgrade',
     'recover',
+    'relay',
+    'relay-switch',
     'save',
     'load',
     'inspect',
@@ -92,6 +94,7 @@ t.test('commands and their options', async (t) => {
   for (const [path, commands] of [
     ['docs/migrate.md', ['serve nvme', 'migrate']],
     ['docs/upgrade.md', ['upgrade']],
+    ['docs/relay.md', ['relay', 'relay-switch']],
     ['docs/conformance.md', ['serve sample']],
     ['docs/inspect.md', ['save', 'load', 'check', 'inspect', 'convert', 'wrap']],
   ] as const) {

@@ -4,8 +4,13 @@
  * server that does not answer within five seconds, for good.
  */
 
+import { DevstateError } from '../errors.js';
 import { closeAll } from '../transport/index.js';
 import type { OwnMessage } from './messages.js';
+
+/** Most that a VMM may send without waiting for answers. */
+const MAX_REQUESTS = 4096;
+const MAX_BYTES = 64 * 1024 * 1024;
 
 interface Entry {
   readonly request: OwnMessage;
@@ -17,6 +22,7 @@ export class Hold {
   readonly #limitMs: number;
   readonly #onExpired: (request: OwnMessage) => void;
   #entries: Entry[] = [];
+  #bytes = 0;
   #timer: NodeJS.Timeout | undefined;
 
   /** @param onExpired is given what has waited for `limitMs`, in order */
@@ -29,8 +35,16 @@ export class Hold {
     return this.#entries.length;
   }
 
-  /** Adds a request that came after all others. */
+  /** Adds a request that came after all others. @throws DEVSTATE_E_PROTOCOL when there are too many; it is not added then */
   push(request: OwnMessage): void {
+    if (this.#entries.length >= MAX_REQUESTS || this.#bytes + request.length > MAX_BYTES) {
+      closeAll(request.fds);
+      throw new DevstateError(
+        'DEVSTATE_E_PROTOCOL',
+        'the VMM sends more than can be kept until a server is there',
+      );
+    }
+    this.#bytes += request.length;
     this.#entries.push({ request, deadline: performance.now() + this.#limitMs });
     this.#arm();
   }
@@ -38,6 +52,7 @@ export class Hold {
   /** Puts back requests that a server was given before all others came, in order. */
   putBack(requests: readonly OwnMessage[]): void {
     const deadline = performance.now() + this.#limitMs;
+    for (const { length } of requests) this.#bytes += length;
     this.#entries.unshift(...requests.map((request) => ({ request, deadline })));
     this.#arm();
   }
@@ -46,6 +61,7 @@ export class Hold {
   takeAll(): OwnMessage[] {
     const requests = this.#entries.map(({ request }) => request);
     this.#entries = [];
+    this.#bytes = 0;
     clearTimeout(this.#timer);
     this.#timer = undefined;
     return requests;
@@ -65,8 +81,11 @@ export class Hold {
     this.#timer = undefined;
     // A timer may be early by a fraction of a millisecond.
     const now = performance.now() + 1;
-    while (this.#entries[0] !== undefined && this.#entries[0].deadline <= now)
-      this.#onExpired(this.#entries.shift()!.request);
+    while (this.#entries[0] !== undefined && this.#entries[0].deadline <= now) {
+      const { request } = this.#entries.shift()!;
+      this.#bytes -= request.length;
+      this.#onExpired(request);
+    }
     this.#arm();
   };
 }

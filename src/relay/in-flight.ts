@@ -8,13 +8,15 @@
  */
 
 import { DevstateError } from '../errors.js';
-import type { Fd, Frame } from '../transport/index.js';
+import { closeAll, type Fd, type Frame } from '../transport/index.js';
 
 const IDS = 0x10000;
 /** Bytes of a message that every slot has room for: a header and a region access of 32 bytes, and every fixed layout. */
 const ROOM = 64;
 /** Posted requests in a row; the next one is to be answered, so that these can be forgotten. */
 const MAX_POSTED = 64;
+/** Bytes of long messages that are kept until their replies have come. */
+const MAX_KEPT_BYTES = 64 * 1024 * 1024;
 /** Slots that are kept for the next requests. */
 const MAX_SPARE = 256;
 
@@ -101,6 +103,7 @@ export class InFlightTable {
   #nextId = 0;
   #sequence = 0;
   #posted = 0;
+  #keptBytes = 0;
   #idleWaiters: (() => void)[] = [];
 
   /** Requests that are not known to be done. */
@@ -119,8 +122,11 @@ export class InFlightTable {
    * @throws DEVSTATE_E_REQUEST_LIMIT
    */
   add(request: NewRequest, bytes: Uint8Array, length: number, fds: readonly Fd[]): InFlight {
-    if (this.#slots.size >= IDS)
-      throw new DevstateError('DEVSTATE_E_REQUEST_LIMIT', `${IDS} requests wait for the server's replies`);
+    if (this.#slots.size >= IDS || this.#keptBytes > MAX_KEPT_BYTES) {
+      closeAll(fds);
+      const message = `${this.#slots.size} requests wait for the server's replies, and no more can be kept`;
+      throw new DevstateError('DEVSTATE_E_REQUEST_LIMIT', message);
+    }
     let id = this.#nextId;
     while (this.#slots.has(id)) id = (id + 1) % IDS;
     this.#nextId = (id + 1) % IDS;
@@ -133,6 +139,7 @@ export class InFlightTable {
     slot.silent = request.silent;
     slot.sequence = this.#sequence++;
     slot.store(bytes, length, request.whole);
+    this.#keptBytes += slot.bytes.length;
     if (fds.length > 0) slot.fds = fds;
     if (request.posted) this.#posted++;
     this.#slots.set(id, slot);
@@ -160,8 +167,9 @@ export class InFlightTable {
 
   /** The request is over. Fds that nobody took are closed. */
   release(request: InFlight): void {
-    for (const fd of request.fds) fd.close();
+    closeAll(request.fds);
     const slot = request as Slot;
+    this.#keptBytes -= slot.bytes.length;
     slot.clear();
     if (this.#spare.length < MAX_SPARE) this.#spare.push(slot);
     if (this.#slots.size === 0) for (const resolve of this.#idleWaiters.splice(0)) resolve();
@@ -178,6 +186,7 @@ export class InFlightTable {
     const all = [...this.#slots.values()];
     this.#slots.clear();
     this.#posted = 0;
+    this.#keptBytes = 0;
     for (const resolve of this.#idleWaiters.splice(0)) resolve();
     return all;
   }

@@ -146,6 +146,8 @@ export class Relay {
     try {
       const report = await switchBackEnd(session, { path, withState, holdMs, trap, log: this.#log });
       this.#serverPath = path;
+      // What they know of the device is of the old server.
+      this.#sendManagersAway();
       this.#log('info', `the device server is ${path} now; the VMM waited ${report.heldMs.toFixed(1)} ms`);
       return report;
     } finally {

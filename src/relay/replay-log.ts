@@ -7,6 +7,7 @@
 import type { Fd } from '../transport/index.js';
 import {
   Command,
+  DEFAULT_MAX_DMA_MAPS,
   DMA_MAP_LENGTH,
   decodeDmaMap,
   decodeDmaUnmap,
@@ -22,6 +23,7 @@ import {
   PciRegion,
   REGION_ACCESS_LENGTH,
   type RegionAccess,
+  RequestError,
   SET_IRQS_LENGTH,
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
@@ -36,6 +38,32 @@ const ignore = (): void => {};
 /** Commands that a server need not be asked about: the relay can take them and see to it later that it is done. */
 export function canBeOwed(command: number): boolean {
   return command === Command.DMA_MAP || command === Command.DMA_UNMAP || command === Command.DEVICE_SET_IRQS;
+}
+
+/**
+ * Whether a command that no server has looked at can be noted: what is in it bounds what is kept.
+ * @param irqs interrupts by index
+ */
+export function isPlausible(
+  message: Message,
+  fds: readonly Fd[],
+  log: ReplayLog,
+  irqs: readonly number[],
+): boolean {
+  const { view, length } = message;
+  try {
+    if (messageCommand(view) === Command.DMA_MAP) {
+      const { size } = decodeDmaMap(view, HEADER_LENGTH, length);
+      return size > 0 && fds.length <= 1 && log.dma.size < DEFAULT_MAX_DMA_MAPS;
+    }
+    if (messageCommand(view) === Command.DMA_UNMAP)
+      return decodeDmaUnmap(view, HEADER_LENGTH, length).size >= 0;
+    const { index, start, count } = decodeSetIrqs(view, HEADER_LENGTH, length);
+    return start + count <= (irqs[index] ?? 0) && (fds.length === 0 || fds.length === count);
+  } catch (error) {
+    if (error instanceof RequestError) return false;
+    throw error;
+  }
 }
 
 /** Whether a region access is one of the config space. */

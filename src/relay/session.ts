@@ -40,7 +40,7 @@ import {
 } from './messages.js';
 import { Owed } from './owed.js';
 import { withoutIoFds, withoutMapping } from './region-filter.js';
-import { canBeOwed, ReplayLog } from './replay-log.js';
+import { canBeOwed, isPlausible, ReplayLog } from './replay-log.js';
 import { ServerCommands } from './server-commands.js';
 import { filterVersion } from './version-filter.js';
 
@@ -340,7 +340,8 @@ export class Session implements Origin, BackEndHandler {
    */
   #owe(request: Message, fds: readonly Fd[]): boolean {
     const command = messageCommand(request.view);
-    if (!canBeOwed(command)) return false;
+    const irqs = this.#known?.identity.irqs ?? [];
+    if (!canBeOwed(command) || !isPlausible(request, fds, this.log, irqs)) return false;
     this.#owed.add(request, fds);
     this.#note(request, fds);
     this.#reply(request.view, 0, command === Command.DMA_UNMAP ? payloadOf(request) : undefined);

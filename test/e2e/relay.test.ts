@@ -37,9 +37,9 @@ async function relay(t: Test, folder: string, name: string, server: string, opti
 }
 
 /** A `devstate serve nvme` without a migration socket. */
-async function serve(lab: MigrationLab, name: string, incoming: boolean) {
+async function serve(lab: MigrationLab, name: string, incoming: boolean, serial = 'DISK0') {
   const socket = join(lab.directory, `${name}.sock`);
-  const disk = ['--image', lab.image(), '--param', 'serial=DISK0'];
+  const disk = ['--image', lab.image(), '--param', `serial=${serial}`];
   const process = new Devstate([
     ...['serve', 'nvme', '--socket', socket, ...disk],
     ...(incoming ? ['--incoming'] : []),
@@ -50,8 +50,14 @@ async function serve(lab: MigrationLab, name: string, incoming: boolean) {
   return { name, socket, process };
 }
 
-async function relayed(t: Test, lab: MigrationLab, name: string, incoming = false): Promise<Relayed> {
-  const server = await serve(lab, name, incoming);
+async function relayed(
+  t: Test,
+  lab: MigrationLab,
+  name: string,
+  incoming = false,
+  serial?: string,
+): Promise<Relayed> {
+  const server = await serve(lab, name, incoming, serial);
   return {
     name,
     image: lab.image(),
@@ -85,17 +91,26 @@ for (const { name, append } of [
   });
 }
 
-t.test('a refused state: the source goes on behind its relay', async (t) => {
+t.test('a destination that refuses the state, and one that dies: the source goes on', async (t) => {
   const lab = await MigrationLab.create(t);
   if (lab === undefined) return;
   const vm = await lab.startVm({ server: await relayed(t, lab, 'a') });
   await lab.guestWrites(vm);
-  const other = await relayed(t, lab, 'b', true);
-  const destination = await lab.startVm({ server: other, incoming: true });
-  other.process.signal('SIGKILL');
-  const { code } = await lab.migrate(vm, destination);
-  t.not(code, 0);
+  const other = await relayed(t, lab, 'b', true, 'ANOTHER');
+  const refused = await lab.migrate(vm, await lab.startVm({ server: other, incoming: true }));
+  t.not(refused.code, 0);
+  t.match(refused.stderr, /refuses .*the VM runs on at the source/);
   await lab.guestWrites(vm);
+
+  const third = await relayed(t, lab, 'c', true);
+  const migration = lab.startMigrate(vm, await lab.startVm({ server: third, incoming: true }));
+  await migration.reaches('precopy');
+  third.process.signal('SIGKILL');
+  const died = await migration.finished;
+  t.not(died.code, 0);
+  t.match(died.stderr, /the VM runs on at the source/);
+  await lab.guestWrites(vm);
+  t.same(await lab.lockHolders(), ['a']);
   t.same(await lab.finishAndCheck(vm), []);
 });
 

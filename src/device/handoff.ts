@@ -215,11 +215,16 @@ export class DeviceHandoff implements HandoffPort {
    * waits for it. Left out where the state is large.
    */
   async rehearse(format: HandoffFormat): Promise<void> {
-    this.#choose(format, FormatFlag.SAVE | FormatFlag.LOAD);
+    this.#choose(format, FormatFlag.LOAD);
     this.#endHold = await this.#parts.engine.hold();
     await this.quiesce();
     if (this.#sessions.pending > MAX_REHEARSAL) return;
-    for (let round = 0; round < REHEARSALS; round++) await this.#rehearseOnce();
+    // The others too: one day this server hands over in one of them.
+    const others = this.#parts.offer.formats.map(({ uuid, version }) => ({ uuid, ...version }));
+    for (const one of [...others, format]) {
+      this.#choose(one, FormatFlag.SAVE | FormatFlag.LOAD);
+      for (let round = 0; round < REHEARSALS; round++) await this.#rehearseOnce();
+    }
   }
 
   async #rehearseOnce(): Promise<void> {

@@ -50,8 +50,6 @@ export interface GiveOptions {
   readonly generation?: number;
   /** What the giver is called in errors. Default: the giver. */
   readonly name?: string;
-  /** A phase begins. */
-  readonly report?: (phase: HandoffPhase) => void;
 }
 
 export interface GiveReport {
@@ -68,7 +66,7 @@ export interface GiveReport {
  * @throws HandoffError when the giver goes on; its `thaw` has been called then, if its `freeze` was
  */
 export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Promise<GiveReport> {
-  const clock = new PhaseClock(options.timeouts, options.report);
+  const clock = new PhaseClock(options.timeouts);
   const handoff = new Handoff(clock, giver, options);
   try {
     return await handoff.run(fd);

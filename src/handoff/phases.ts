@@ -49,11 +49,9 @@ export class PhaseClock {
   readonly ms: Partial<Record<HandoffPhase, number>> = {};
   phase: HandoffPhase = 'prepare';
   readonly #timeouts: PhaseTimeouts;
-  readonly #report: (phase: HandoffPhase) => void;
 
-  constructor(timeouts: Partial<PhaseTimeouts> = {}, report: (phase: HandoffPhase) => void = () => {}) {
+  constructor(timeouts: Partial<PhaseTimeouts> = {}) {
     this.#timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts };
-    this.#report = report;
   }
 
   /**
@@ -62,7 +60,6 @@ export class PhaseClock {
    */
   async run<T>(phase: HandoffPhase, work: (signal: AbortSignal) => T | Promise<T>): Promise<T> {
     this.phase = phase;
-    this.#report(phase);
     const started = performance.now();
     const limit = this.#timeouts[phase];
     const abort = new AbortController();

@@ -48,8 +48,6 @@ export interface Receiver {
 
 export interface ReceiveOptions {
   readonly timeouts?: Partial<PhaseTimeouts>;
-  /** A phase begins. */
-  readonly report?: (phase: HandoffPhase) => void;
 }
 
 export interface ReceiveReport {
@@ -70,7 +68,7 @@ export async function receive(
   const timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
   // While the giver freezes, the receiver waits for what it will transfer.
   const waiting = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
-  const clock = new PhaseClock(waiting, options.report);
+  const clock = new PhaseClock(waiting);
   let channel: Channel | undefined;
   let adopted: Adopted;
   let generation: number;

@@ -13,7 +13,6 @@ import {
   type GiveReport,
   type Giver,
   give,
-  type HandoffPhase,
   type Outgoing,
 } from '../handoff/index.js';
 import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
@@ -152,11 +151,7 @@ class ServerGiver implements Giver {
  * Hands a server over, as asked. Afterwards the caller lets go of what went over.
  * @throws HandoffError when the server goes on
  */
-export async function giveServer(
-  server: HandedOver,
-  request: HandoffRequest,
-  report: (phase: HandoffPhase) => void,
-): Promise<GiveReport> {
+export async function giveServer(server: HandedOver, request: HandoffRequest): Promise<GiveReport> {
   const giver = new ServerGiver(server, request);
   try {
     const socket = await connect(request.socket);
@@ -165,7 +160,6 @@ export async function giveServer(
       timeouts,
       generation: server.generation,
       name: 'the old server',
-      report,
     });
   } finally {
     giver.closeCopies();

@@ -194,7 +194,7 @@ export class Server {
     if (handoff === undefined)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'the device cannot be handed over');
     const parts = this.#parts(this.#listener, this.#migrationListener, handoff);
-    const handing = giveServer(parts, request, (phase) => this.#log('info', `handoff: ${phase}`));
+    const handing = giveServer(parts, request);
     this.#handing = handing.catch(() => {});
     try {
       const report: z.infer<typeof handoffReport> = await handing;

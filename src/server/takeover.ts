@@ -8,6 +8,7 @@
  */
 
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { DevstateError } from '../errors.js';
 import { receive } from '../handoff/index.js';
 import { type Fd, Listener } from '../transport/index.js';
@@ -21,6 +22,8 @@ export function takeoverPaths(directory: string): { manager: string; handoff: st
   return { manager: join(directory, 'manager'), handoff: join(directory, 'handoff') };
 }
 
+/** Until what is not urgent is done. */
+const TIDY_MS = 5;
 /** A successor that nobody hands anything over to ends after this time. */
 const IDLE_TIMEOUT_MS = 60_000;
 
@@ -72,8 +75,9 @@ export class Takeover {
     if (this.#begun) return fd.close();
     this.#begun = true;
     try {
-      const report = (phase: string): void => this.#log('info', `takeover: ${phase}`);
-      const { generation } = await receive(fd, new ServerReceiver(this.#host), { report });
+      const { generation } = await receive(fd, new ServerReceiver(this.#host));
+      // First the VMM, which may have waited; a log and a folder take longer than its next access.
+      await delay(TIDY_MS);
       this.#log('info', `took over, successor number ${generation}`);
       this.#end();
     } catch (error) {

@@ -64,9 +64,24 @@ class ServerGiver implements Giver {
   }
 
   async freeze(_answer: unknown, signal: AbortSignal): Promise<Outgoing> {
-    const { device, vmm, listener, migrationListener } = this.#server;
+    try {
+      return await this.#freeze(signal);
+    } catch (error) {
+      this.closeCopies();
+      throw error;
+    }
+  }
+
+  async #freeze(signal: AbortSignal): Promise<Outgoing> {
+    const { device, listener, migrationListener } = this.#server;
+    // Nobody else is to come from here on.
+    listener.pause();
+    migrationListener?.pause();
+    const { vmm } = this.#server;
     await device.begin(this.#request.format);
     this.#begun = true;
+    // It took too long, and the server went on without it.
+    if (signal.aborted) await device.resume();
     signal.throwIfAborted();
     await vmm?.hold();
     const heldAtMs = monotonicMs();
@@ -74,9 +89,8 @@ class ServerGiver implements Giver {
     await device.quiesce();
     signal.throwIfAborted();
     const frozen = await vmm?.freeze();
+    if (frozen?.dma?.twin !== undefined) this.#add(FdKind.SOCKET, FdName.twin, frozen.dma.twin);
     signal.throwIfAborted();
-    listener.pause();
-    migrationListener?.pause();
     const captured = await device.capture();
     this.#entries.push(...captured.entries);
     signal.throwIfAborted();
@@ -87,7 +101,7 @@ class ServerGiver implements Giver {
       heldAtMs,
       device: captured.document,
     };
-    this.#captureSockets();
+    this.#captureSockets(vmm);
     return { entries: this.#entries, document };
   }
 
@@ -95,8 +109,8 @@ class ServerGiver implements Giver {
     this.#entries.push({ kind, name, fd });
   }
 
-  #captureSockets(): void {
-    const { vmm, listener, migrationListener, waiting } = this.#server;
+  #captureSockets(vmm: Connection | undefined): void {
+    const { listener, migrationListener, waiting } = this.#server;
     if (vmm !== undefined) this.#add(FdKind.SOCKET, FdName.vmm, vmm.duplicate());
     this.#add(FdKind.LISTENER, FdName.listener, listener.duplicate());
     if (migrationListener !== undefined)
@@ -108,7 +122,6 @@ class ServerGiver implements Giver {
   #captureConnection(frozen: FrozenConnection | undefined): ServerDocument['vmm'] {
     if (frozen === undefined) return null;
     const { negotiated, peer, dma, backlog } = frozen;
-    if (dma?.twin !== undefined) this.#add(FdKind.SOCKET, FdName.twin, dma.twin);
     let passengers = 0;
     for (const fd of backlog.flatMap(({ fds }) => fds))
       this.#add(FdKind.PASSENGER, FdName.passenger(passengers++), fd.duplicate());

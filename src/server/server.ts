@@ -272,8 +272,8 @@ export class Server {
   /** Stops listening, ends every connection, and settles when the device has been told. A handoff under way ends first. */
   async close(): Promise<void> {
     await this.#handing;
+    await this.#takeover?.stop();
     this.#closing = true;
-    this.#takeover?.close();
     for (const listener of [this.#listener, this.#migrationListener]) listener?.close();
     closeAll(this.#waiting.splice(0));
     this.#vmm?.close();

@@ -85,6 +85,12 @@ export class Takeover {
     }
   }
 
+  /** Begins nothing any more; settles when what has begun has ended. */
+  async stop(): Promise<void> {
+    this.giveUp('the successor was told to end');
+    await this.done.catch(() => {});
+  }
+
   close(): void {
     clearTimeout(this.#timer);
     for (const listener of this.#listeners.splice(0)) listener.close();

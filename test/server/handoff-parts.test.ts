@@ -249,15 +249,54 @@ t.test('the old server goes on', async (t) => {
     });
   });
 
-  await t.test('and takes one handoff at a time', async (t) => {
+  await t.test('when it does not come to a stop in time, and then hands over all the same', async (t) => {
     const old = serveScratch(t);
-    const [one, two] = [successorOf(t, old), successorOf(t, old)];
+    const vmm = await old.vmm();
     let release: () => void = () => {};
     old.scratch.hook = (step) =>
       step === 'quiesce' ? new Promise<void>((resolve) => (release = resolve)) : undefined;
-    const first = handOver(old, one.takeover);
+    const message = /phase freeze: not done within 50 ms; the old server goes on/;
+    await t.rejects(handOver(old, successorOf(t, old).takeover, { freeze: 50 }), { message });
+    await vmm.regionWrite(2, 0, Uint8Array.of(3));
+    t.notOk(old.scratch.calls.includes('resume'), 'the device has not stopped yet');
+    release();
+    await until(() => old.scratch.calls.includes('resume'));
+    old.scratch.hook = () => {};
+    await handOver(old, successorOf(t, old).takeover);
+    t.same(await stateBytes(vmm, 1), Uint8Array.of(3));
+  });
+
+  await t.test('when saving takes too long', async (t) => {
+    const before = resources();
+    await t.test('then nothing leaks', async (t) => {
+      const old = serveScratch(t);
+      const vmm = await old.vmm({ capabilities: { twinSocket: true } });
+      let release: () => void = () => {};
+      old.scratch.hook = (step) =>
+        step.startsWith('save') ? new Promise<void>((resolve) => (release = resolve)) : undefined;
+      const { takeover, server } = successorOf(t, old);
+      await t.rejects(handOver(old, takeover, { freeze: 50 }), { message: /phase freeze/ });
+      old.scratch.hook = () => {};
+      release();
+      t.ok(await vmm.deviceInfo());
+      await t.rejects(server.ended);
+    });
+    await until(() => resources().fds <= before.fds);
+    t.same(resources(), before);
+  });
+
+  await t.test('and takes one handoff at a time', async (t) => {
+    const old = serveScratch(t);
+    const { takeover } = successorOf(t, old);
+    // Before the handoff begins: who connects during one waits for its end.
+    const other = await old.manager();
+    let release: () => void = () => {};
+    old.scratch.hook = (step) =>
+      step === 'quiesce' ? new Promise<void>((resolve) => (release = resolve)) : undefined;
+    const first = handOver(old, takeover);
     await until(() => old.scratch.calls.includes('quiesce'));
-    await t.rejects(handOver(old, two.takeover), { message: /is being handed over, or ends/ });
+    const request = { socket: '/nowhere', format: { uuid: '', major: 1, minor: 0 } };
+    await t.rejects(other.handOver(request, 5000), { message: /is being handed over, or ends/ });
     release();
     t.match(await first, { unconfirmed: false });
   });

@@ -19,6 +19,7 @@ import {
   HEADER_LENGTH,
   HeaderFlag,
   messageCommand,
+  messageError,
   messageFlags,
   vfioUserFraming,
 } from '../wire/index.js';
@@ -156,7 +157,8 @@ export class Session implements Origin, BackEndHandler {
   reply(request: InFlight, frame: Frame): void {
     const { view, bytes } = frame;
     const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
-    if (failed && this.#back?.isStopped === true && this.#standIn(request)) return;
+    const refused = failed && messageError(view) === Errno.EINVAL && this.#back?.isStopped === true;
+    if (refused && this.#standIn(request)) return;
     let { length, fds } = frame;
     if (!failed) {
       switch (request.command) {
@@ -349,7 +351,7 @@ export class Session implements Origin, BackEndHandler {
   }
 
   /**
-   * A server refused a request because its device is stopped for a migration, which the VMM knows nothing of. What can
+   * A server refused a request (EINVAL) as its device is stopped for a migration, which the VMM knows nothing of. What can
    * wait until it runs is done then; config space is what it was. @returns whether the VMM was answered
    */
   #standIn(request: InFlight): boolean {

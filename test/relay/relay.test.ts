@@ -274,6 +274,8 @@ t.test('a stopped device that refuses what is no migration', async (t) => {
   // Ours takes it all; what libvfio-user refuses is in test/conformance.
   t.same(await config(vmm, 0x3c, 1), [0x0b]);
   t.same(scratch.takeCalls().includes('quiesce'), true);
+  const nowhere = { flags: 0, address: 0x7000, size: 4096 };
+  t.equal(await outcome(vmm.dmaUnmap(nowhere)), Errno.ENOENT, 'what is wrong is refused all the same');
   await manager.setState(RUNNING);
   t.equal(await read32(vmm, Register.ID), SCRATCH_ID);
 });

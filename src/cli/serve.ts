@@ -10,7 +10,8 @@ import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
 import { modelJson } from '../formats/index.js';
-import { Server, TAKEOVER_VARIABLE } from '../server/index.js';
+import { TAKEOVER_VARIABLE } from '../handoff/index.js';
+import { Server } from '../server/index.js';
 import { createLog } from './logger.js';
 import {
   collectParameter,

@@ -5,9 +5,7 @@ export { Client, type ClientOptions, type RegionWrite, type SendOptions } from '
 export type { DmaHandler } from './dma-service.js';
 export {
   type DeviceDescription,
-  type HandoffReport,
   type HandoffRequest,
-  type HandoffStatus,
   MigrationClient,
   type MigrationProtocol,
 } from './migration-client.js';

@@ -7,6 +7,7 @@
 import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
+import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
 import type { Frame } from '../transport/index.js';
 import {
   Command,
@@ -91,27 +92,6 @@ export interface HandoffRequest {
   readonly format: { readonly uuid: string; readonly major: number; readonly minor: number };
   readonly timeouts?: Readonly<Record<string, number>>;
 }
-
-const handoffReport = z.object({
-  ms: z.record(z.string(), z.number()),
-  fds: z.number().int(),
-  pid: z.number().int(),
-  unconfirmed: z.boolean(),
-});
-/** How a handoff went, as the old server saw it. Times in milliseconds, by phase. */
-export type HandoffReport = z.infer<typeof handoffReport>;
-
-const handoffStatus = z.object({
-  generation: z.number().int(),
-  serving: z.boolean(),
-  pauseMs: z.number().exactOptional(),
-  startedAtMs: z.number().exactOptional(),
-});
-/**
- * `generation` counts the handoffs, `pauseMs` is how long the last one kept the VMM waiting, until `startedAtMs` (of
- * CLOCK_MONOTONIC).
- */
-export type HandoffStatus = z.infer<typeof handoffStatus>;
 
 /** JSON that a server has answered. @throws DEVSTATE_E_PROTOCOL */
 function parsed<Schema extends z.ZodType>(schema: Schema, bytes: Uint8Array, what: string): z.infer<Schema> {

@@ -3,6 +3,17 @@
 
 export { Bundle, type BundleEntry } from './bundle.js';
 export { Channel } from './channel.js';
+export { collectYoungGarbage } from './collect-garbage.js';
+export {
+  type HandoffReport,
+  type HandoffStatus,
+  handoffReport,
+  handoffStatus,
+  monotonicMs,
+  parseHandoff,
+  parseHandoffJson,
+  phaseTimes,
+} from './document.js';
 export { FdKind, fdKindName } from './fd-kind.js';
 export { type GiveOptions, type GiveReport, type Giver, give, LEASE_NAME, type Outgoing } from './give.js';
 export { Lease } from './lease.js';
@@ -23,3 +34,4 @@ export {
 } from './protocol.js';
 export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
 export { readSealed, sealedMemory } from './sealed-memory.js';
+export { TAKEOVER_VARIABLE, Takeover, takeoverPaths } from './takeover.js';

@@ -13,17 +13,12 @@ import {
   type GiveReport,
   type Giver,
   give,
+  monotonicMs,
   type Outgoing,
 } from '../handoff/index.js';
 import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
-import {
-  FdName,
-  type HandoffOffer,
-  type HandoffRequest,
-  monotonicMs,
-  type ServerDocument,
-} from './handoff-messages.js';
+import { FdName, type HandoffOffer, type HandoffRequest, type ServerDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
 
 /** Longest that the end of a failed handoff is kept from its manager, ms. */

@@ -2,15 +2,11 @@
 /** What goes over between a server, its successor and the manager that has one replaced by the other, as JSON. */
 
 import { z } from 'zod';
-import { asDevstateError, DevstateError } from '../errors.js';
-import { HANDOFF_PHASES } from '../handoff/index.js';
+import { phaseTimes } from '../handoff/index.js';
 
 const unsigned = z.number().int().nonnegative();
 
 const format = z.object({ uuid: z.string(), major: unsigned, minor: unsigned });
-
-/** Milliseconds. */
-const phaseTimes = z.partialRecord(z.enum(HANDOFF_PHASES), z.number());
 
 /** What a manager asks a server for (DEVSTATE_HANDOFF): hand over to whoever listens at `socket`. */
 export const handoffRequest = z.object({
@@ -19,14 +15,6 @@ export const handoffRequest = z.object({
   timeouts: phaseTimes.exactOptional(),
 });
 export type HandoffRequest = z.infer<typeof handoffRequest>;
-
-/** What it answers. */
-export const handoffReport = z.object({
-  ms: phaseTimes,
-  fds: unsigned,
-  pid: z.number().int(),
-  unconfirmed: z.boolean(),
-});
 
 /** What the successor is told first. Paths are absolute, as far as the giver has them. */
 export const handoffOffer = z.object({
@@ -76,37 +64,6 @@ export const serverDocument = z.object({
   device: z.unknown(),
 });
 export type ServerDocument = z.infer<typeof serverDocument>;
-
-/** @throws DEVSTATE_E_HANDOFF_BUNDLE with the first thing that is wrong */
-export function parseHandoff<Schema extends z.ZodType>(
-  schema: Schema,
-  value: unknown,
-  what: string,
-): z.infer<Schema> {
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
-  const message = `${what} is wrong at ${issue?.path.join('.') || 'its top'}: ${issue?.message}`;
-  throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', message);
-}
-
-/** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function parseHandoffJson<Schema extends z.ZodType>(
-  schema: Schema,
-  text: string,
-  what: string,
-): z.infer<Schema> {
-  try {
-    return parseHandoff(schema, JSON.parse(text), what);
-  } catch (error) {
-    throw asDevstateError(error, 'DEVSTATE_E_HANDOFF_BUNDLE');
-  }
-}
-
-/** Milliseconds of CLOCK_MONOTONIC, which all processes of a machine share. */
-export function monotonicMs(): number {
-  return Number(process.hrtime.bigint()) / 1e6;
-}
 
 /** Names of fds in the bundle. */
 export const FdName = {

@@ -2,7 +2,6 @@
 /** The server's end of vfio-user. */
 
 export { MAX_NOTE_LENGTH } from './feature-command.js';
-export { handoffReport } from './handoff-messages.js';
 export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {
   DmaPeer,
@@ -16,4 +15,3 @@ export type {
   ValuesPort,
 } from './served-device.js';
 export { Server, type ServerOptions } from './server.js';
-export { TAKEOVER_VARIABLE, takeoverPaths } from './takeover.js';

@@ -2,23 +2,23 @@
 /** A server that takes over from its predecessor: connection, listening sockets, device. */
 
 import { DevstateError } from '../errors.js';
-import { type Adopted, type Bundle, FdKind, type Receiver } from '../handoff/index.js';
-import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
-import { defaultCapabilities } from '../wire/index.js';
-import { collectYoungGarbage } from './collect-garbage.js';
-import type { Connection, FrozenConnection } from './connection.js';
 import {
-  FdName,
-  handoffOffer,
+  type Adopted,
+  type Bundle,
+  collectYoungGarbage,
+  FdKind,
   monotonicMs,
   parseHandoff,
-  type ServerDocument,
-  serverDocument,
-} from './handoff-messages.js';
+  type Receiver,
+} from '../handoff/index.js';
+import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
+import { defaultCapabilities } from '../wire/index.js';
+import type { Connection, FrozenConnection } from './connection.js';
+import { FdName, handoffOffer, type ServerDocument, serverDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
 
 /** What the server that is to be makes of what comes. */
-export interface TakeoverHost {
+export interface SuccessorHost {
   readonly device: HandoffPort;
   readonly socketPath: string;
   readonly migrationSocketPath: string | undefined;
@@ -44,10 +44,10 @@ export interface AdoptedParts {
 }
 
 export class ServerReceiver implements Receiver {
-  readonly #host: TakeoverHost;
+  readonly #host: SuccessorHost;
   #generation = 0;
 
-  constructor(host: TakeoverHost) {
+  constructor(host: SuccessorHost) {
     this.#host = host;
   }
 
@@ -107,7 +107,7 @@ function requireSame(option: string, theirs: string | null, ours: string | null)
 
 /** One bundle as it becomes a server: everything is there, and nothing happens before `start`. */
 class Adoption {
-  readonly #host: TakeoverHost;
+  readonly #host: SuccessorHost;
   readonly #bundle: Bundle;
   readonly #document: ServerDocument;
   readonly #generation: number;
@@ -115,7 +115,7 @@ class Adoption {
   readonly #waiting: Fd[] = [];
   #vmm: Connection | undefined;
 
-  constructor(host: TakeoverHost, bundle: Bundle, document: ServerDocument, generation: number) {
+  constructor(host: SuccessorHost, bundle: Bundle, document: ServerDocument, generation: number) {
     this.#generation = generation;
     this.#host = host;
     this.#bundle = bundle;

@@ -5,16 +5,15 @@
  */
 
 import { resolve as absolutePath } from 'node:path';
-import type { z } from 'zod';
 import { DevstateError } from '../errors.js';
+import { type HandoffReport, parseHandoffJson, Takeover } from '../handoff/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
 import { Connection, type FrozenConnection, VERSION_TIMEOUT_MS } from './connection.js';
 import { giveServer, type HandedOver } from './giver.js';
-import { type handoffReport, handoffRequest, parseHandoffJson } from './handoff-messages.js';
+import { handoffRequest } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
-import type { AdoptedParts } from './receiver.js';
+import { type AdoptedParts, ServerReceiver, type SuccessorHost } from './receiver.js';
 import type { ServedDevice } from './served-device.js';
-import { Takeover } from './takeover.js';
 
 /** Managers that may look at once. One of them drives a migration; the others are answered too. */
 const MAX_MANAGERS = 16;
@@ -98,19 +97,19 @@ export class Server {
     const { device, socketPath, migrationSocketPath } = this.#options;
     if (device.handoff === undefined)
       throw new DevstateError('DEVSTATE_E_USAGE', 'this device cannot be handed over');
-    return new Takeover(
-      directory,
-      {
-        device: device.handoff,
-        socketPath: absolutePath(socketPath),
-        migrationSocketPath:
-          migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
-        acceptVmm: (fd) => this.#acceptVmm(fd),
-        acceptManager: (fd) => this.#acceptManager(fd),
-        adoptVmm: (fd, frozen) => this.#connect('vmm', fd, frozen),
-        installed: (parts) => this.#install(parts),
-      },
-      (level, message) => this.#log(level, message),
+    const acceptManager = (fd: Fd): void => this.#acceptManager(fd);
+    const host: SuccessorHost = {
+      device: device.handoff,
+      socketPath: absolutePath(socketPath),
+      migrationSocketPath: migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
+      acceptVmm: (fd) => this.#acceptVmm(fd),
+      acceptManager,
+      adoptVmm: (fd, frozen) => this.#connect('vmm', fd, frozen),
+      installed: (parts) => this.#install(parts),
+    };
+    const receiver = (): ServerReceiver => new ServerReceiver(host);
+    return new Takeover(directory, { acceptManager, receiver }, (level, message) =>
+      this.#log(level, message),
     );
   }
 
@@ -197,7 +196,7 @@ export class Server {
     const handing = giveServer(parts, request);
     this.#handing = handing.catch(() => {});
     try {
-      const report: z.infer<typeof handoffReport> = await handing;
+      const report: HandoffReport = await handing;
       await this.#letGo();
       this.#log('info', `handed over to process ${report.pid}`);
       return JSON.stringify(report);

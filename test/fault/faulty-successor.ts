@@ -11,7 +11,8 @@
 
 import { DeviceRuntime } from '../../src/device/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
-import { Server, TAKEOVER_VARIABLE } from '../../src/server/index.js';
+import { TAKEOVER_VARIABLE } from '../../src/handoff/index.js';
+import { Server } from '../../src/server/index.js';
 
 const [socketPath = '', migrationSocketPath = '', imagePath = '', step = '', action = ''] =
   process.argv.slice(2);

@@ -5,11 +5,12 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
-import { Client, type HandoffReport, MigrationClient } from '../../src/client/index.js';
+import { Client, MigrationClient } from '../../src/client/index.js';
 import { type Device, DeviceRuntime } from '../../src/device/index.js';
 import { createBirchNvme } from '../../src/devices/nvme/birch/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
-import { Server, takeoverPaths } from '../../src/server/index.js';
+import { type HandoffReport, takeoverPaths } from '../../src/handoff/index.js';
+import { Server } from '../../src/server/index.js';
 
 export type Vendor = 'alder' | 'birch';
 

@@ -4,10 +4,11 @@
 import { mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import type { Client, HandoffReport } from '../../src/client/index.js';
+import type { Client } from '../../src/client/index.js';
 import { DeviceRuntime } from '../../src/device/index.js';
 import { SampleDevice } from '../../src/devices/sample/index.js';
-import { Server, takeoverPaths } from '../../src/server/index.js';
+import { type HandoffReport, takeoverPaths } from '../../src/handoff/index.js';
+import { Server } from '../../src/server/index.js';
 import { closeAll } from '../../src/transport/index.js';
 import {
   Command,

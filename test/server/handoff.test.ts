@@ -5,7 +5,7 @@ import t, { type Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { ImageFile } from '../../src/devices/nvme/index.js';
 import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
-import { takeoverPaths } from '../../src/server/index.js';
+import { takeoverPaths } from '../../src/handoff/index.js';
 import { Succession, type Vendor } from '../guest-driver/successors.js';
 
 const STANDARD = 'org.devstate.nvme';

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Client, MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
-import { TAKEOVER_VARIABLE, takeoverPaths } from '../../server/index.js';
+import { TAKEOVER_VARIABLE, takeoverPaths } from '../../handoff/index.js';
 import { delay } from '../waiting.js';
 
 /** How often to look whether it listens. */

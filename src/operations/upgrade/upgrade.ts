@@ -4,8 +4,9 @@
  * the old server hand over. The handoff itself is between those two: should this process end, it goes on or back without it.
  */
 
-import { Client, type HandoffReport, type HandoffStatus, MigrationClient } from '../../client/index.js';
+import { Client, MigrationClient } from '../../client/index.js';
 import { asDevstateError, DevstateError } from '../../errors.js';
+import type { HandoffReport, HandoffStatus } from '../../handoff/index.js';
 import { Stopwatch } from '../migrate/run.js';
 import { askPeer, planReasons, planState, type StatePlan, summarisePlan } from '../state-plan.js';
 import { delay, unlessAborted } from '../waiting.js';

@@ -3,16 +3,15 @@
  * A successor before it has taken over: it has two sockets of its own, in a directory that its manager has made, and
  * none of the predecessor's.
  *
- *     DIRECTORY/manager   its migration socket: what can it do?
+ *     DIRECTORY/manager   what it is asked by: a server's migration socket, a relay's control socket
  *     DIRECTORY/handoff   where the predecessor connects
  */
 
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DevstateError } from '../errors.js';
-import { receive } from '../handoff/index.js';
 import { type Fd, Listener } from '../transport/index.js';
-import { ServerReceiver, type TakeoverHost } from './receiver.js';
+import { type Receiver, receive } from './receive.js';
 
 /** Names the directory to a process that is started as a successor. */
 export const TAKEOVER_VARIABLE = 'DEVSTATE_TAKEOVER';
@@ -27,6 +26,13 @@ const TIDY_MS = 5;
 /** A successor that nobody hands anything over to ends after this time. */
 const IDLE_TIMEOUT_MS = 60_000;
 
+export interface TakeoverHost {
+  /** Somebody asks what the successor can do. Becomes the owner of the socket. */
+  readonly acceptManager: (fd: Fd) => void;
+  /** What takes over. */
+  readonly receiver: () => Receiver;
+}
+
 export class Takeover {
   readonly #listeners: Listener[] = [];
   readonly #host: TakeoverHost;
@@ -34,7 +40,7 @@ export class Takeover {
   readonly #timer: NodeJS.Timeout;
   #begun = false;
   #end: (error?: unknown) => void = () => {};
-  /** Settles when the server has taken over; rejects with a HandoffError when it will not. */
+  /** Settles when the successor has taken over; rejects with a HandoffError when it will not. */
   readonly done: Promise<void>;
 
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
@@ -75,7 +81,7 @@ export class Takeover {
     if (this.#begun) return fd.close();
     this.#begun = true;
     try {
-      const { generation } = await receive(fd, new ServerReceiver(this.#host));
+      const { generation } = await receive(fd, this.#host.receiver());
       // First the VMM, which may have waited; a log and a folder take longer than its next access.
       await delay(TIDY_MS);
       this.#log('info', `took over, successor number ${generation}`);

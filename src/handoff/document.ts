@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What all handoffs have in common of the JSON that goes over and around them. */
+
+import { z } from 'zod';
+import { asDevstateError, DevstateError } from '../errors.js';
+import { HANDOFF_PHASES } from './phases.js';
+
+/** Milliseconds, by phase. */
+export const phaseTimes = z.partialRecord(z.enum(HANDOFF_PHASES), z.number());
+
+/** How a handoff went, as its giver tells the manager that asked for it. A newer one may have more phases. */
+export const handoffReport = z.object({
+  ms: z.record(z.string(), z.number()),
+  fds: z.number().int().nonnegative(),
+  pid: z.number().int(),
+  unconfirmed: z.boolean(),
+});
+export type HandoffReport = z.infer<typeof handoffReport>;
+
+/** What a process says of itself that may be handed over, or be a successor. */
+export const handoffStatus = z.object({
+  /** How often it has been handed over. */
+  generation: z.number().int(),
+  /** False for a successor that has not taken over. */
+  serving: z.boolean(),
+  /** How long the last handoff kept the VMM waiting, ms. */
+  pauseMs: z.number().exactOptional(),
+  /** When that was over, in milliseconds of CLOCK_MONOTONIC. */
+  startedAtMs: z.number().exactOptional(),
+});
+export type HandoffStatus = z.infer<typeof handoffStatus>;
+
+/** @throws DEVSTATE_E_HANDOFF_BUNDLE with the first thing that is wrong */
+export function parseHandoff<Schema extends z.ZodType>(
+  schema: Schema,
+  value: unknown,
+  what: string,
+): z.infer<Schema> {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  const message = `${what} is wrong at ${issue?.path.join('.') || 'its top'}: ${issue?.message}`;
+  throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', message);
+}
+
+/** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+export function parseHandoffJson<Schema extends z.ZodType>(
+  schema: Schema,
+  text: string,
+  what: string,
+): z.infer<Schema> {
+  try {
+    return parseHandoff(schema, JSON.parse(text), what);
+  } catch (error) {
+    throw asDevstateError(error, 'DEVSTATE_E_HANDOFF_BUNDLE');
+  }
+}
+
+/** Milliseconds of CLOCK_MONOTONIC, which all processes of a machine share. */
+export function monotonicMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
+}

@@ -135,6 +135,25 @@ function installedKeyring(): string | undefined {
     .find((path) => existsSync(path));
 }
 
+/**
+ * Unpacks into `root` those of `packages`, with all they depend on, that this machine lacks, from the archives that it
+ * itself trusts. Nothing is installed, and no root is needed.
+ */
+export async function unpackMissing(
+  directory: string,
+  packages: readonly string[],
+  root: string,
+): Promise<void> {
+  const options = [
+    ...(await privateState(directory)),
+    // What is installed is not fetched again: programs of one release and libraries of another do not mix.
+    ...['-o', 'Dir::State::status=/var/lib/dpkg/status', '-o', 'Debug::NoLocking=true'],
+  ];
+  await run('apt-get', [...options, 'update']);
+  await run('apt-get', [...options, '-y', '--download-only', 'install', ...packages]);
+  for (const deb of await debFiles(join(directory, 'cache/archives'))) await unpack(deb, root);
+}
+
 /** The keyring of the newest `debian-archive-keyring` package in the archives that the machine itself trusts. */
 async function currentKeyring(directory: string): Promise<string> {
   const own = join(directory, 'keyring');

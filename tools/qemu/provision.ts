@@ -32,6 +32,8 @@ export interface GuestParts {
   readonly kernel: string;
   /** A statically linked busybox. */
   readonly busybox: string;
+  /** The kernel's VFIO modules, in the order in which they load. */
+  readonly vfioModules: readonly string[];
 }
 
 const RELEASE = 'trixie';
@@ -39,7 +41,10 @@ const BACKPORTS = `${RELEASE}-backports`;
 
 // A changed recipe needs a new name: an entry that exists is taken as complete.
 const QEMU_ENTRY = 'qemu-1';
-const GUEST_ENTRY = 'guest-1';
+const GUEST_ENTRY = 'guest-2';
+
+/** Each after those that it needs; the type 1 IOMMU backend is needed by no other module, but asked for by name. */
+const VFIO_MODULES = ['irqbypass', 'vfio', 'vfio_iommu_type1', 'vfio-pci-core', 'vfio-pci'];
 
 function toStderr(line: string): void {
   process.stderr.write(`provision: ${line}\n`);
@@ -89,7 +94,7 @@ export async function obtainQemu(report: Report = toStderr): Promise<QemuInstall
   };
 }
 
-/** Kernel and busybox for a guest, from the cache, which is filled first if need be. */
+/** Kernel, its VFIO modules and busybox for a guest, from the cache, which is filled first if need be. */
 export async function obtainGuest(report: Report = toStderr): Promise<GuestParts> {
   requireX86('the guest');
   const entry = await cached(GUEST_ENTRY, async (directory) => {
@@ -106,11 +111,29 @@ export async function obtainGuest(report: Report = toStderr): Promise<GuestParts
       await copyFile(join(unpacked, 'boot', kernel), join(directory, 'vmlinuz'));
       await copyFile(join(unpacked, 'usr/bin/busybox'), join(directory, 'busybox'));
       await chmod(join(directory, 'busybox'), 0o755);
+      await copyModules(unpacked, directory);
       await rm(unpacked, { recursive: true });
       report('the guest is ready');
     });
   });
-  return { kernel: join(entry, 'vmlinuz'), busybox: join(entry, 'busybox') };
+  return {
+    kernel: join(entry, 'vmlinuz'),
+    busybox: join(entry, 'busybox'),
+    vfioModules: VFIO_MODULES.map((name) => join(entry, `${name}.ko`)),
+  };
+}
+
+/** Copies the VFIO modules of an unpacked kernel package to `directory`, uncompressed. */
+async function copyModules(unpacked: string, directory: string): Promise<void> {
+  const modules = join(unpacked, `${existsSync(join(unpacked, 'usr/lib/modules')) ? 'usr/' : ''}lib/modules`);
+  const files = await readdir(modules, { recursive: true });
+  for (const name of VFIO_MODULES) {
+    const file = files.find((path) => path.endsWith(`/${name}.ko`) || path.endsWith(`/${name}.ko.xz`));
+    if (file === undefined) throw new Error(`the cloud kernel has no module ${name}`);
+    const path = join(modules, file);
+    if (file.endsWith('.xz')) await run('xz', ['-d', path]);
+    await copyFile(path.replace(/\.xz$/, ''), join(directory, `${name}.ko`));
+  }
 }
 
 /** How to start the QEMU that was unpacked into `root`: by its own loader, libraries, firmware and modules. */
@@ -144,7 +167,11 @@ async function usableVersion(
   }
 }
 
-async function withRelease(report: Report, use: (release: DebianRelease) => Promise<void>): Promise<void> {
+/** Lets `use` work with the packages of Debian 13. Throws, with the reason, where they cannot be had. */
+export async function withRelease(
+  report: Report,
+  use: (release: DebianRelease) => Promise<void>,
+): Promise<void> {
   if (!existsSync('/usr/bin/apt-get')) throw new Error('this machine has no apt to fetch packages with');
   const work = await mkdtemp(join(tmpdir(), 'devstate-apt-'));
   try {
@@ -154,7 +181,7 @@ async function withRelease(report: Report, use: (release: DebianRelease) => Prom
   }
 }
 
-function requireX86(what: string): void {
+export function requireX86(what: string): void {
   if (process.arch !== 'x64') throw new Error(`${what} can be provisioned on x86-64 machines only`);
 }
 

@@ -39,8 +39,19 @@ export function cpioArchive(entries: readonly ArchiveEntry[]): Buffer {
   return Buffer.concat(parts);
 }
 
-/** Mounts what every guest needs; `$@` of the kernel command line and stdin/stdout are the serial console. */
-const PRELUDE = `#!/bin/busybox sh
+export function directoryEntry(name: string): ArchiveEntry {
+  return { name, mode: DIRECTORY, content: new Uint8Array() };
+}
+
+export function programEntry(name: string, content: Uint8Array): ArchiveEntry {
+  return { name, mode: PROGRAM, content };
+}
+
+/**
+ * Mounts what every guest needs, as the beginning of an init script; `$@` of the kernel command line and stdin/stdout
+ * are the serial console.
+ */
+export const PRELUDE = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -62,14 +73,12 @@ export async function buildInitramfs(options: {
   init: string;
   files?: Readonly<Record<string, string>>;
 }): Promise<string> {
-  const directory = (name: string): ArchiveEntry => ({ name, mode: DIRECTORY, content: new Uint8Array() });
-  const program = (name: string, content: Uint8Array): ArchiveEntry => ({ name, mode: PROGRAM, content });
-  const entries = ['bin', 'dev', 'proc', 'sys', 'tmp'].map(directory);
-  entries.push(program('bin/busybox', await readFile(options.guest.busybox)));
+  const entries = ['bin', 'dev', 'proc', 'sys', 'tmp'].map(directoryEntry);
+  entries.push(programEntry('bin/busybox', await readFile(options.guest.busybox)));
   for (const [name, path] of Object.entries(options.files ?? {})) {
-    entries.push(program(name.replace(/^\//, ''), await readFile(path)));
+    entries.push(programEntry(name.replace(/^\//, ''), await readFile(path)));
   }
-  entries.push(program('init', Buffer.from(`${PRELUDE}${options.init}\nsync\npoweroff -f\n`)));
+  entries.push(programEntry('init', Buffer.from(`${PRELUDE}${options.init}\nsync\npoweroff -f\n`)));
   const archive = cpioArchive(entries);
   const hash = createHash('sha256').update(archive).digest('hex').slice(0, 16);
   const entry = await cached(`initramfs-${hash}`, async (target) => {
@@ -91,7 +100,8 @@ export async function compileGuestProgram(name: string): Promise<string> {
   return join(entry, name);
 }
 
-function repositoryRoot(): string {
+/** The folder of this package. */
+export function repositoryRoot(): string {
   let directory = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory);
   return directory;

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Kernel VFIO, on a real kernel: one guest of each kind, in which the programs of `guest/` run one after the other. */
+import t from 'tap';
+import { VfioGuest } from './harness/vfio-guest.js';
+
+t.test('containers and groups', async (t) => {
+  const guest = await VfioGuest.start(t);
+  if (guest === undefined) return;
+  await guest.run(t, 'vfio-bed');
+});
+
+t.test('iommufd and character devices', async (t) => {
+  const guest = await VfioGuest.start(t, { kernel: 'iommufd' });
+  if (guest === undefined) return;
+  await guest.run(t, 'vfio-bed', ['iommufd']);
+});

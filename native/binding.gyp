@@ -11,7 +11,8 @@
         "src/poll.cc",
         "src/sigbus.cc",
         "src/socket.cc",
-        "src/support.cc"
+        "src/support.cc",
+        "src/vfio.cc"
       ],
       "defines": ["NAPI_VERSION=8", "_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
       "cflags_cc": ["-std=c++17", "-Wall", "-Wextra", "-O2", "-fvisibility=hidden"]

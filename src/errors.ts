@@ -153,6 +153,22 @@ export const ERROR_CODES = {
   DEVSTATE_E_HANDOFF_PEER: ExitCode.failed,
   /** The relay cannot do that now: no VMM is connected, no server is attached, or something else is under way. */
   DEVSTATE_E_RELAY: ExitCode.failed,
+  /** A call of the kernel's VFIO or iommufd failed; the message names the usual cause, the error's `errno` is the kernel's. */
+  DEVSTATE_E_VFIO: ExitCode.failed,
+  /** No right to open a file of VFIO. */
+  DEVSTATE_E_VFIO_ACCESS: ExitCode.failed,
+  /** A VFIO group or device is open already, in this process or another. */
+  DEVSTATE_E_VFIO_BUSY: ExitCode.failed,
+  /** There is no such VFIO group or device, or the group is not viable. */
+  DEVSTATE_E_VFIO_GROUP: ExitCode.failed,
+  /** More memory would be locked for DMA than the process may lock (RLIMIT_MEMLOCK). */
+  DEVSTATE_E_VFIO_MEMLOCK: ExitCode.failed,
+  /** Another process has the VFIO devices now: this one must not operate them. */
+  DEVSTATE_E_VFIO_LEASE: ExitCode.failed,
+  /** The DMA mappings of a container cannot be moved to another process on this kernel. */
+  DEVSTATE_E_VFIO_REBIND: ExitCode.incompatible,
+  /** A VFIO device is not in the state in which it was given. */
+  DEVSTATE_E_VFIO_STATE: ExitCode.failed,
   /** The built-in guest has no free memory left. */
   DEVSTATE_E_GUEST_MEMORY: ExitCode.failed,
   /** The built-in guest's NVMe driver met a controller that is not ready, not compatible, or does what no controller may. */

@@ -24,6 +24,7 @@ napi_value Init(napi_env env, napi_value exports) {
   devstate::InitMemory(env, exports, data);
   devstate::InitPoll(env, exports, data);
   devstate::InitSocket(env, exports);
+  devstate::InitVfio(env, exports);
   return exports;
 }
 

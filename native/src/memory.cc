@@ -212,6 +212,19 @@ napi_value MemfdCreate(napi_env env, napi_callback_info info) {
 
 }  // namespace
 
+uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length) {
+  napi_value constructor = nullptr;
+  bool isMapping = false;
+  napi_get_reference_value(env, GetAddonData(env)->mappingClass, &constructor);
+  if (value == nullptr || napi_instanceof(env, value, constructor, &isMapping) != napi_ok || !isMapping) return nullptr;
+  void* pointer = nullptr;
+  if (napi_unwrap(env, value, &pointer) != napi_ok) return nullptr;
+  auto* memory = static_cast<Memory*>(pointer);
+  if (memory->unmapRequested) return nullptr;
+  *length = memory->length;
+  return memory->address;
+}
+
 void InitMemory(napi_env env, napi_value exports, AddonData* data) {
   const napi_property_descriptor members[] = {
       {"window", nullptr, MakeWindow, nullptr, nullptr, nullptr, napi_default_method, nullptr},

@@ -92,6 +92,10 @@ void InitFile(napi_env env, napi_value exports);
 void InitMemory(napi_env env, napi_value exports, AddonData* data);
 void InitPoll(napi_env env, napi_value exports, AddonData* data);
 void InitSocket(napi_env env, napi_value exports);
+void InitVfio(napi_env env, napi_value exports);
+
+/// Address and length of what a Mapping object maps; nullptr, without an exception, when `value` is none or unmapped.
+uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length);
 
 /// Starts closing every poller of an environment that ends; the last one to close removes the cleanup hook.
 void CloseAllPollers(AddonData* data);

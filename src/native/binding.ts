@@ -122,6 +122,33 @@ export interface NativeBinding {
   /** Writes without waiting; -EAGAIN or -EOPNOTSUPP when that cannot be. */
   writeNow(fd: number, parts: Parts, position: number): number;
 
+  /**
+   * ioctl(2) with an integer, on a file of VFIO or iommufd; -EINVAL for a request that is not theirs. The values and
+   * structures of all requests are in `src/vfio/uapi`. Requests that map memory BLOCK while the kernel pins its pages.
+   */
+  vfioCall(fd: number, request: number, value: number): number;
+  /** ioctl(2) with a structure, whose first u32 is its length and at most that of `bytes`. */
+  vfioCallStruct(fd: number, request: number, bytes: Uint8Array): number;
+  /**
+   * The same with memory that the structure points to: its address from `offset` on is put at `bytes[pointerAt]` (u64)
+   * and `length` at `bytes[lengthAt]` (u64) unless that is -1. `memory` must have that many bytes.
+   */
+  vfioCallMemory(
+    fd: number,
+    request: number,
+    bytes: Uint8Array,
+    pointerAt: number,
+    lengthAt: number,
+    memory: Mapping | Uint8Array,
+    offset: number,
+    length: number,
+  ): number;
+  vfioSetContainer(group: number, container: number): number;
+  /** The device of that name as a new fd, close-on-exec. */
+  vfioGetDevice(group: number, name: string): number;
+  /** A file that stands for a process and is readable once that has ended. */
+  pidfdOpen(pid: number): number;
+
   /** CRC-32C of a part of `bytes`; `seed` is the CRC of what came before, 0 at the start. RangeError outside. */
   crc32c(bytes: Uint8Array, offset: number, length: number, seed: number): number;
   /** The same without the processor's instruction, for comparison. */

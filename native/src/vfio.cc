@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// ioctl(2) on files of the kernel's VFIO and iommufd, and nothing else: their requests share one type character. What a
+// request's structure holds is TypeScript's business; here it is made sure that the kernel stays within it.
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "support.h"
+
+namespace devstate {
+namespace {
+
+/// VFIO_TYPE and IOMMUFD_TYPE.
+constexpr unsigned kType = ';';
+constexpr uint32_t kGroupSetContainer = _IO(kType, 104);
+constexpr uint32_t kGroupGetDeviceFd = _IO(kType, 106);
+/// Longest name of a device, with its NUL.
+constexpr size_t kMaxName = 256;
+
+bool IsVfio(uint32_t request) { return _IOC_TYPE(request) == kType && _IOC_DIR(request) == _IOC_NONE; }
+
+/// The first field of a structure is its length. False when that claims more than there is.
+bool LengthHolds(const Bytes& bytes) {
+  uint32_t claimed = 0;
+  if (bytes.length < sizeof claimed) return false;
+  memcpy(&claimed, bytes.data, sizeof claimed);
+  return claimed >= sizeof claimed && claimed <= bytes.length;
+}
+
+/// vfioCall(fd, request, value) → what the request returns; for requests without a structure.
+napi_value Call(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  uint32_t request = args.Unsigned(1);
+  uint32_t value = args.Unsigned(2);
+  if (args.failed()) return nullptr;
+  if (!IsVfio(request)) return Number(env, -EINVAL);
+  return Result(env, ioctl(fd, request, static_cast<unsigned long>(value)));
+}
+
+/// vfioCallStruct(fd, request, bytes): the kernel reads and writes `bytes`, whose first field is their length.
+napi_value CallStruct(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  uint32_t request = args.Unsigned(1);
+  Bytes bytes = args.Uint8Array(2);
+  if (args.failed()) return nullptr;
+  if (!IsVfio(request) || !LengthHolds(bytes)) return Number(env, -EINVAL);
+  return Result(env, ioctl(fd, request, bytes.data));
+}
+
+/// vfioCallMemory(fd, request, bytes, pointerAt, lengthAt, memory, offset, length): as vfioCallStruct; before, the address
+/// of `memory` (a Mapping or a Uint8Array) from `offset` on is put at `bytes[pointerAt]`, and `length` at
+/// `bytes[lengthAt]` unless that is -1: so the two cannot contradict each other.
+napi_value CallMemory(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  uint32_t request = args.Unsigned(1);
+  Bytes bytes = args.Uint8Array(2);
+  uint64_t pointerAt = args.Size(3);
+  int lengthAt = args.Int(4);
+  uint64_t offset = args.Size(6);
+  uint64_t length = args.Size(7);
+  if (args.failed()) return nullptr;
+  uint64_t available = 0;
+  uint8_t* memory = MappedMemory(env, args.value(5), &available);
+  if (memory == nullptr) {
+    Bytes plain = args.Uint8Array(5);
+    if (args.failed()) return nullptr;
+    memory = plain.data;
+    available = plain.length;
+  }
+  if (!IsVfio(request) || !LengthHolds(bytes) || offset > available || length > available - offset ||
+      bytes.length < sizeof(uint64_t) || pointerAt > bytes.length - sizeof(uint64_t) ||
+      (lengthAt >= 0 && static_cast<size_t>(lengthAt) > bytes.length - sizeof(uint64_t))) {
+    return Number(env, -EINVAL);
+  }
+  uint64_t address = reinterpret_cast<uint64_t>(memory) + offset;
+  memcpy(bytes.data + pointerAt, &address, sizeof address);
+  if (lengthAt >= 0) memcpy(bytes.data + lengthAt, &length, sizeof length);
+  return Result(env, ioctl(fd, request, bytes.data));
+}
+
+/// vfioSetContainer(group, container) → 0
+napi_value SetContainer(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int group = args.Int(0);
+  int32_t container = args.Int(1);
+  if (args.failed()) return nullptr;
+  return Result(env, ioctl(group, kGroupSetContainer, &container));
+}
+
+/// vfioGetDevice(group, name) → the device's fd, close-on-exec
+napi_value GetDevice(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int group = args.Int(0);
+  char name[kMaxName];
+  bool fits = args.String(1, name, sizeof name);
+  if (args.failed()) return nullptr;
+  if (!fits) return Number(env, -EINVAL);
+  return Result(env, ioctl(group, kGroupGetDeviceFd, name));
+}
+
+/// pidfdOpen(pid) → fd, close-on-exec; readable once the process has ended.
+napi_value PidfdOpen(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int pid = args.Int(0);
+  if (args.failed()) return nullptr;
+  return Result(env, syscall(SYS_pidfd_open, pid, 0));
+}
+
+}  // namespace
+
+void InitVfio(napi_env env, napi_value exports) {
+  Export(env, exports, "vfioCall", Call);
+  Export(env, exports, "vfioCallStruct", CallStruct);
+  Export(env, exports, "vfioCallMemory", CallMemory);
+  Export(env, exports, "vfioSetContainer", SetContainer);
+  Export(env, exports, "vfioGetDevice", GetDevice);
+  Export(env, exports, "pidfdOpen", PidfdOpen);
+}
+
+}  // namespace devstate

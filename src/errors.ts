@@ -65,6 +65,10 @@ export const ERROR_CODES = {
   DEVSTATE_E_PCI_VIEW: ExitCode.failed,
   /** QEMU's migration failed or was cancelled. */
   DEVSTATE_E_QEMU_MIGRATION: ExitCode.failed,
+  /** What a QEMU hands to its successor lacks what must be there, or is not what its names say; it was not passed on. */
+  DEVSTATE_E_CPR_REFUSED: ExitCode.incompatible,
+  /** A cpr-transfer's destination left before it had read what it was given. */
+  DEVSTATE_E_CPR_CHANNEL: ExitCode.failed,
   /** A text that should be a UUID is none. */
   DEVSTATE_E_UUID: ExitCode.usage,
   /** The registry knows no format of this name or UUID. */

@@ -7,6 +7,7 @@ import { DevstateError, ExitCode } from '../errors.js';
 import { VERSION } from '../version.js';
 import { checkCommand } from './check.js';
 import { convertCommand } from './convert.js';
+import { cprCommand } from './cpr.js';
 import { diffCommand } from './diff.js';
 import { formatsCommand } from './formats.js';
 import { inspectCommand } from './inspect.js';
@@ -36,6 +37,7 @@ for (const add of [
   recoverCommand,
   relayCommand,
   relaySwitchCommand,
+  cprCommand,
   saveCommand,
   loadCommand,
   inspectCommand,

@@ -66,6 +66,7 @@ export {
   pciFunctionDescription,
 } from './pci/records.js';
 export type { PciFunctionState } from './pci/state.js';
+export * from './qemu-cpr/index.js';
 export * from './qemu-stream/index.js';
 export {
   findFormat,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
+export * from './cpr/index.js';
 export * from './migration.js';
 export type { PciLocation } from './pci-commands.js';
 export { findPciDevice, type PciDevice } from './pci-location.js';

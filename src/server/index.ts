@@ -12,7 +12,6 @@ export type {
   ServedDevice,
   ServedIrq,
   ServedRegion,
-  Understudy,
   ValuesPort,
 } from './served-device.js';
 export { Server, type ServerOptions } from './server.js';

@@ -65,6 +65,7 @@ t.test('commands and their options', async (t) => {
     'recover',
     'relay',
     'relay-switch',
+    'cpr',
     'save',
     'load',
     'inspect',
@@ -95,6 +96,7 @@ t.test('commands and their options', async (t) => {
     ['docs/migrate.md', ['serve nvme', 'migrate']],
     ['docs/upgrade.md', ['upgrade']],
     ['docs/relay.md', ['relay', 'relay-switch']],
+    ['docs/vfio.md', ['cpr']],
     ['docs/conformance.md', ['serve sample']],
     ['docs/inspect.md', ['save', 'load', 'check', 'inspect', 'convert', 'wrap']],
   ] as const) {

@@ -15,7 +15,6 @@ export class PlainServed implements ServedDevice {
   readonly flags = 0;
   readonly irqs: readonly ServedIrq[] = [];
   readonly management: ManagementPort = {
-    resets: 0,
     note: new Uint8Array(0),
     describe: () => '{"this": "is not a description"}',
     dmaMaps: () => [],

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Content of others, found in the wild: the kinds that are known, and which of them some bytes are. */
+import { qemuCprKind } from '../qemu-cpr/index.js';
 import { qemuStreamKind } from '../qemu-stream/index.js';
 import type { ContentKind } from './content.js';
 import { hisiAccKind } from './hisi-acc.js';
@@ -18,6 +19,7 @@ import { xeKind } from './xe.js';
  */
 export const FOREIGN_KINDS: readonly ContentKind[] = [
   qemuStreamKind,
+  qemuCprKind,
   mttyKind,
   hisiAccKind,
   spdkNvmeKind,

@@ -27,6 +27,7 @@ export class PushedInput {
   #stored = false;
   #fed = 0;
   #ended = false;
+  #wanted = 1;
 
   constructor(origin: number) {
     this.origin = origin;
@@ -45,6 +46,11 @@ export class PushedInput {
   /** Bytes that can be read at once. */
   get available(): number {
     return this.#window.length - this.#at;
+  }
+
+  /** Bytes that are missing for what the parser waits for: feeding no more than these never runs ahead of it. */
+  get wanted(): number {
+    return this.#wanted;
   }
 
   /** Takes more bytes; they are used in place until {@link settle}. */
@@ -99,13 +105,17 @@ export class PushedInput {
     while (this.available < length) {
       if (this.#ended)
         throw new StreamDefect('DEVSTATE_E_CONTENT_TRUNCATED', 'the stream stops', this.fedEnd);
+      this.#wanted = length - this.available;
       yield;
     }
   }
 
   /** Suspends until `length` bytes can be read or the input has ended; how many can be read, up to `length`. */
   *reach(length: number): Pull<number> {
-    while (this.available < length && !this.#ended) yield;
+    while (this.available < length && !this.#ended) {
+      this.#wanted = length - this.available;
+      yield;
+    }
     return Math.min(length, this.available);
   }
 

@@ -17,6 +17,7 @@ const FURTHER = 'further sections';
 
 /** A section that is being read. */
 export interface OpenSection extends ContentSection {
+  name: string | null;
   size: number;
   fields: FieldMap;
   first: string | null;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A sample of each kind of content, put together from the layouts that its module documents. */
 
+import { cprState, DEVICES, ENTRIES } from '../qemu-cpr/states.js';
+
 /** Bytes from pieces, one after the other. */
 export const join = (...pieces: Uint8Array[]): Buffer => Buffer.concat(pieces);
 export const zeros = (length: number): Buffer => Buffer.alloc(length);
@@ -214,4 +216,5 @@ export const SAMPLES: ReadonlyMap<string, Buffer> = new Map([
   ['xe', xe()],
   ['nvme-controller-state', nvmeControllerState()],
   ['spdk-nvme', spdkNvme()],
+  ['qemu-cpr', cprState(ENTRIES, DEVICES)],
 ]);

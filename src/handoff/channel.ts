@@ -45,9 +45,9 @@ export class Channel {
 
   /**
    * Takes a connected socket. @throws DEVSTATE_E_HANDOFF_PEER, and closes it, when the process at its other end is
-   * another user's: what is handed over is control of a VM's device
+   * another user's than this one and `peers`: what is handed over is control of a VM's device
    */
-  constructor(fd: Fd) {
+  constructor(fd: Fd, peers: readonly number[] | 'any' = []) {
     this.#socket = new MessageSocket(
       fd,
       handoffFraming,
@@ -60,7 +60,7 @@ export class Channel {
     );
     const { uid, pid } = this.#socket.peerCredentials;
     this.peerPid = pid;
-    if (uid === process.getuid?.()) return;
+    if (uid === process.getuid?.() || peers === 'any' || peers.includes(uid)) return;
     this.#socket.close();
     const message = `the other process runs as user ${uid}, this one as ${process.getuid?.()}: run both as the same`;
     throw new DevstateError('DEVSTATE_E_HANDOFF_PEER', message);
@@ -108,6 +108,11 @@ export class Channel {
     return new Promise((resolve, reject) => {
       this.#waiter = { resolve, reject };
     });
+  }
+
+  /** Has {@link next} give a message once more. */
+  putBack(message: ReceivedMessage): void {
+    this.#arrived.unshift(message);
   }
 
   /**

@@ -4,7 +4,7 @@
  * then on it touches nothing any more.
  */
 
-import { asDevstateError } from '../errors.js';
+import { asDevstateError, DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import type { BundleEntry } from './bundle.js';
@@ -50,6 +50,10 @@ export interface GiveOptions {
   readonly generation?: number;
   /** What the giver is called in errors. Default: the giver. */
   readonly name?: string;
+  /** Users whose processes may receive, besides this one's. */
+  readonly peers?: readonly number[];
+  /** A lease that this process holds and that goes over, to change hands again from there. Default: one for this time. */
+  readonly lease?: Lease;
 }
 
 export interface GiveReport {
@@ -92,7 +96,7 @@ class Handoff {
 
   async run(fd: Fd): Promise<GiveReport> {
     try {
-      const channel = new Channel(fd);
+      const channel = new Channel(fd, this.#options.peers);
       this.#channel = channel;
       await this.#steps(channel);
       return this.#reportOf(channel, false);
@@ -126,7 +130,7 @@ class Handoff {
   }
 
   async #transfer(channel: Channel, { entries, document }: Outgoing): Promise<void> {
-    const lease = Lease.create(this.#options.generation ?? 1);
+    const lease = this.#options.lease ?? Lease.create(this.#options.generation ?? 1);
     this.#lease = lease;
     const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
     if (all.length > MAX_BUNDLE_FDS) throw malformed(`a bundle of ${all.length} fds`);
@@ -139,8 +143,9 @@ class Handoff {
       );
     }
     this.#fds = all.length;
-    lease.offer();
-    await channel.send(HandoffMessage.TRANSFERRED, encodeTransferred(all.length, document));
+    if (!lease.offer()) throw new DevstateError('DEVSTATE_E_HANDOFF', 'another process has the lease');
+    const transferred = encodeTransferred(all.length, document, lease.number);
+    await channel.send(HandoffMessage.TRANSFERRED, transferred);
   }
 
   #reportOf(channel: Channel, unconfirmed: boolean): GiveReport {
@@ -155,6 +160,6 @@ class Handoff {
 
   close(): void {
     this.#channel?.end();
-    this.#lease?.close();
+    if (this.#options.lease === undefined) this.#lease?.close();
   }
 }

@@ -2,7 +2,7 @@
 /** Handing fds and state over from one process to the next, in two phases. */
 
 export { Bundle, type BundleEntry } from './bundle.js';
-export { Channel } from './channel.js';
+export { Channel, type ReceivedMessage } from './channel.js';
 export { collectYoungGarbage } from './collect-garbage.js';
 export {
   type HandoffReport,
@@ -24,7 +24,9 @@ export {
   type HandoffPhase,
   type PhaseTimeouts,
 } from './phases.js';
+export { isRunning, type ProcessIdentity, processOf, thisProcess } from './process-identity.js';
 export {
+  decodeJson,
   encodeEntries,
   encodeJson,
   encodeMessage,

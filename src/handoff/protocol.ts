@@ -10,11 +10,13 @@
  *       PREPARE  ────────────▶        JSON: what is to be handed over
  *                ◀──────────── READY  JSON: the receiver's answer
  *       FDS…     ────────────▶        kinds and names, at most 253 fds each
- *       TRANSFERRED ─────────▶        number of fds u32, reserved u32, JSON document
+ *       TRANSFERRED ─────────▶        number of fds u32, number of the offer u32, JSON document
  *                ◀──────────── ADOPTED
  *                ◀──────────── RUNNING    the lease is the receiver's
  *       ROLLBACK ────────────▶        JSON: why; instead of what would come next
  *                ◀──────────── REFUSED    JSON: why; likewise
+ *
+ *     REQUEST and RESPONSE are no part of it: JSON of the application, on a connection without a handoff.
  */
 
 import { DevstateError } from '../errors.js';
@@ -33,6 +35,9 @@ export const HandoffMessage = {
   RUNNING: 6,
   ROLLBACK: 7,
   REFUSED: 8,
+  /** Something else than a handoff, on a connection of its own: what an application is asked, and says. */
+  REQUEST: 32,
+  RESPONSE: 33,
 } as const;
 export type HandoffMessage = (typeof HandoffMessage)[keyof typeof HandoffMessage];
 
@@ -48,7 +53,7 @@ export const MAX_HANDOFF_MESSAGE = 16 * 1024 * 1024;
 export const MAX_BUNDLE_FDS = 65536;
 /** Longest name of an fd, bytes. */
 export const MAX_FD_NAME_LENGTH = 255;
-/** Before the document in TRANSFERRED: number of fds u32, reserved u32. */
+/** Before the document in TRANSFERRED: number of fds u32, number of the lease's offer u32. */
 const TRANSFERRED_LENGTH = 8;
 /** Before each name in FDS: kind u16, length u16. */
 const ENTRY_LENGTH = 4;
@@ -149,19 +154,25 @@ export function decodeEntries(bytes: Uint8Array, count: number): EntryLabel[] {
   return entries;
 }
 
-export function encodeTransferred(fds: number, document: unknown): Uint8Array {
+export function encodeTransferred(fds: number, document: unknown, offer = 0): Uint8Array {
   const json = encodeJson(document);
   const bytes = new Uint8Array(TRANSFERRED_LENGTH + json.length);
-  new DataView(bytes.buffer).setUint32(0, fds, true);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, fds, true);
+  view.setUint32(4, offer, true);
   bytes.set(json, TRANSFERRED_LENGTH);
   return bytes;
 }
 
 /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function decodeTransferred(bytes: Uint8Array): { fds: number; document: unknown } {
+export function decodeTransferred(bytes: Uint8Array): { fds: number; offer: number; document: unknown } {
   if (bytes.length < TRANSFERRED_LENGTH) throw malformed('TRANSFERRED is too short');
-  const fds = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
-  return { fds, document: decodeJson(bytes.subarray(TRANSFERRED_LENGTH)) };
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  return {
+    fds: view.getUint32(0, true),
+    offer: view.getUint32(4, true),
+    document: decodeJson(bytes.subarray(TRANSFERRED_LENGTH)),
+  };
 }
 
 function padded(length: number): number {

@@ -29,8 +29,8 @@ import {
 
 /** What has been adopted and waits for the lease. */
 export interface Adopted {
-  /** The lease is ours: begin. */
-  start(): void | Promise<void>;
+  /** The lease is ours: begin. The receiver keeps it if it was asked to (`ReceiveOptions.keepLease`). */
+  start(lease: Lease): void | Promise<void>;
   /** It is not: let go of everything, without an effect on what the giver has. */
   abandon(): void | Promise<void>;
 }
@@ -48,6 +48,10 @@ export interface Receiver {
 
 export interface ReceiveOptions {
   readonly timeouts?: Partial<PhaseTimeouts>;
+  /** Users whose processes may give, besides this one's. */
+  readonly peers?: readonly number[];
+  /** The lease becomes the receiver's at `start`, to hand it on some time. Otherwise it is closed when all is done. */
+  readonly keepLease?: boolean;
 }
 
 export interface ReceiveReport {
@@ -57,11 +61,11 @@ export interface ReceiveReport {
 }
 
 /**
- * Takes over through a connected socket, which it takes. Settles when what was adopted has been started.
+ * Takes over through a connected socket, or a channel on one, which it takes. Settles when what was adopted has been started.
  * @throws HandoffError when it did not come about: nothing is left of it here
  */
 export async function receive(
-  fd: Fd,
+  connection: Fd | Channel,
   receiver: Receiver,
   options: ReceiveOptions = {},
 ): Promise<ReceiveReport> {
@@ -71,10 +75,10 @@ export async function receive(
   const clock = new PhaseClock(waiting);
   let channel: Channel | undefined;
   let adopted: Adopted;
-  let generation: number;
+  let lease: Lease;
   try {
-    channel = new Channel(fd);
-    ({ adopted, generation } = await takeOver(channel, receiver, clock));
+    channel = connection instanceof Channel ? connection : new Channel(connection, options.peers);
+    ({ adopted, lease } = await takeOver(channel, receiver, clock));
   } catch (error) {
     const failure = new HandoffError(clock.phase, error, 'nothing was taken over');
     const { code, message } = asDevstateError(error);
@@ -85,9 +89,11 @@ export async function receive(
   // From here on the device is ours, whether or not the giver hears of it.
   try {
     channel.send(HandoffMessage.RUNNING, encodeJson(null)).catch(() => {});
-    await adopted.start();
+    const { generation } = lease;
+    await adopted.start(lease);
     return { ms: clock.ms, generation };
   } finally {
+    if (options.keepLease !== true) lease.close();
     channel.end();
   }
 }
@@ -96,7 +102,7 @@ async function takeOver(
   channel: Channel,
   receiver: Receiver,
   clock: PhaseClock,
-): Promise<{ adopted: Adopted; generation: number }> {
+): Promise<{ adopted: Adopted; lease: Lease }> {
   await clock.run('prepare', async () => {
     const { payload } = await channel.expect(HandoffMessage.PREPARE);
     const answer = await receiver.prepare(decodeJson(payload));
@@ -106,7 +112,7 @@ async function takeOver(
   let lease: Lease | undefined;
   let adopted: Adopted | undefined;
   try {
-    await clock.run('transfer', () => collect(channel, bundle));
+    const offer = await clock.run('transfer', () => collect(channel, bundle));
     lease = Lease.open(bundle.take(LEASE_NAME, FdKind.LEASE));
     adopted = await clock.run('adopt', async (signal) => {
       const ready = await receiver.adopt(bundle);
@@ -116,19 +122,19 @@ async function takeOver(
       throw signal.reason;
     });
     bundle.requireAllTaken();
-    await clock.run('commit', () => commit(channel, lease as Lease));
-    return { adopted, generation: lease.generation };
+    await clock.run('commit', () => commit(channel, lease as Lease, offer));
+    return { adopted, lease };
   } catch (error) {
+    lease?.close();
     await adopted?.abandon();
     throw error;
   } finally {
     bundle.close();
-    lease?.close();
   }
 }
 
-/** Until all fds and the document are there. */
-async function collect(channel: Channel, bundle: Bundle): Promise<void> {
+/** Until all fds and the document are there. @returns the number of the lease's offer */
+async function collect(channel: Channel, bundle: Bundle): Promise<number> {
   for (;;) {
     const { type, payload, fds } = await channel.expect(HandoffMessage.FDS, HandoffMessage.TRANSFERRED);
     try {
@@ -140,15 +146,15 @@ async function collect(channel: Channel, bundle: Bundle): Promise<void> {
     } finally {
       closeAll(fds);
     }
-    const { fds: count, document } = decodeTransferred(payload);
+    const { fds: count, offer, document } = decodeTransferred(payload);
     bundle.complete(count, document);
-    return;
+    return offer;
   }
 }
 
 /** The giver may be gone by now: what it has sent is complete, and the lease says whether it went on. */
-async function commit(channel: Channel, lease: Lease): Promise<void> {
+async function commit(channel: Channel, lease: Lease, offer: number): Promise<void> {
   await channel.send(HandoffMessage.ADOPTED, encodeJson(null)).catch(() => {});
-  if (lease.take()) return;
+  if (lease.take(offer)) return;
   throw new DevstateError('DEVSTATE_E_HANDOFF', 'the giver has gone on');
 }

@@ -7,6 +7,7 @@ t.test('containers and groups', async (t) => {
   const guest = await VfioGuest.start(t);
   if (guest === undefined) return;
   await guest.run(t, 'vfio-bed');
+  await guest.run(t, 'vfio-transfer');
 });
 
 t.test('iommufd and character devices', async (t) => {

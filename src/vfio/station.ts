@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A process that has devices, or will have them: it listens at a socket, where another station hands them over, and where
+ * `devstate vfio` asks and orders.
+ *
+ * A _lender_ keeps the files of what it gives, and takes it back when the process that had it has ended. All others close
+ * what they have given.
+ */
+
+import { setTimeout as delay } from 'node:timers/promises';
+import { DevstateError } from '../errors.js';
+import {
+  Channel,
+  decodeJson,
+  encodeJson,
+  type GiveReport,
+  give,
+  HandoffMessage,
+  type PhaseTimeouts,
+  parseHandoff,
+  type ReceivedMessage,
+  receive,
+} from '../handoff/index.js';
+import { checkObject, native, PollEvent, type Poller } from '../native/index.js';
+import { closeAll, connect, type Fd, Listener } from '../transport/index.js';
+import type { VfioAssignment } from './assignment.js';
+import { ProcessWatch } from './process-watch.js';
+import {
+  encodeFailure,
+  type StationResponse,
+  type StationStatus,
+  stationRequest,
+} from './station-messages.js';
+import { AssignmentGiver, AssignmentReceiver, type Operator } from './transfer.js';
+
+/** Root may take anything from any process anyway, so it may give as well. */
+const ROOT = 0;
+/** Longest that a client may say nothing after it has connected, ms. */
+const FIRST_MESSAGE_MS = 30_000;
+
+export interface StationOptions {
+  /** Devices that it has from the beginning. Takes them. */
+  readonly assignment?: VfioAssignment;
+  /** It is a lender. */
+  readonly lends?: boolean;
+  /** Users that may ask, give and be given to, besides its own and root. */
+  readonly users?: readonly number[];
+  /** Permissions of the socket. Default 0600, and 0666 when there are `users`: they are checked anyway. */
+  readonly mode?: number;
+  /** Is told what happens that nobody asked for. */
+  readonly log?: (level: 'info' | 'warn', message: string) => void;
+}
+
+export class VfioStation {
+  readonly #operator: Operator;
+  readonly #users: readonly number[];
+  readonly #lends: boolean;
+  readonly #log: NonNullable<StationOptions['log']>;
+  readonly #listener: Listener;
+  readonly #channels = new Set<Channel>();
+  #assignment: VfioAssignment | undefined;
+  #busy = false;
+  #watch: ProcessWatch | undefined;
+  #bell: Poller | undefined;
+
+  /** Listens at `path`. @throws DEVSTATE_E_ADDRESS_IN_USE */
+  constructor(path: string, operator: Operator = {}, options: StationOptions = {}) {
+    const { assignment, lends = false, users = [], mode, log = () => {} } = options;
+    this.#operator = operator;
+    this.#users = [...users, ROOT];
+    this.#lends = lends;
+    this.#log = log;
+    this.#assignment = assignment;
+    const permissions = mode ?? (users.length > 0 ? 0o666 : 0o600);
+    this.#listener = Listener.listen(path, (fd) => void this.#serve(fd), { mode: permissions });
+  }
+
+  /** What it has, or lends; undefined when it has none. */
+  get assignment(): VfioAssignment | undefined {
+    return this.#assignment;
+  }
+
+  status(): StationStatus {
+    const assignment = this.#assignment;
+    const owner = assignment?.owner;
+    return {
+      pid: process.pid,
+      uid: process.getuid?.() ?? -1,
+      lends: this.#lends,
+      held: assignment?.isHeld ?? false,
+      generation: assignment?.lease.generation ?? null,
+      owner: owner === undefined ? null : { pid: owner.pid, running: owner.running },
+      space: assignment?.space.kind ?? null,
+      groups: assignment?.groupIds ?? [],
+      devices: assignment?.deviceNames ?? [],
+      dmaMappings: assignment?.dmaMappings.length ?? 0,
+      lockedBytes: assignment?.lockedBytes ?? 0,
+    };
+  }
+
+  /**
+   * Gives what it has to the station at `to`. @param timeoutMs for each phase of the handoff
+   * @throws DEVSTATE_E_VFIO_LEASE, DEVSTATE_E_VFIO_REBIND before anything has begun; HandoffError when this one goes on
+   */
+  async give(to: string, timeoutMs: number): Promise<GiveReport> {
+    const assignment = this.#assignment;
+    if (assignment === undefined)
+      throw new DevstateError('DEVSTATE_E_VFIO_LEASE', 'this process has no devices to give');
+    return this.#alone(async () => {
+      if (this.#lends) this.#listenForBell(assignment);
+      const giver = new AssignmentGiver(assignment, this.#operator);
+      const report = await give(await connect(to), giver, {
+        lease: assignment.lease,
+        peers: this.#users,
+        timeouts: allPhases(timeoutMs),
+        name: 'the source',
+      });
+      if (this.#lends) this.#watchOwner();
+      else this.#letGo(assignment);
+      return report;
+    });
+  }
+
+  #letGo(assignment: VfioAssignment): void {
+    this.#assignment = undefined;
+    assignment.close();
+    this.#operator.gone?.();
+  }
+
+  async #alone<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#busy)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'a handoff is under way at this process already');
+    this.#busy = true;
+    try {
+      return await work();
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  async #serve(fd: Fd): Promise<void> {
+    let channel: Channel;
+    try {
+      channel = new Channel(fd, this.#users);
+    } catch (error) {
+      this.#log('warn', (error as Error).message);
+      return;
+    }
+    this.#channels.add(channel);
+    const silent = setTimeout(() => channel.end(), FIRST_MESSAGE_MS);
+    try {
+      const first = await channel.next();
+      clearTimeout(silent);
+      if (first.type === HandoffMessage.PREPARE) {
+        channel.putBack(first);
+        await this.#receive(channel);
+      } else await this.#answerAll(channel, first);
+    } catch (error) {
+      if ((error as DevstateError).code !== 'DEVSTATE_E_CONNECTION_CLOSED')
+        this.#log('warn', (error as Error).message);
+    } finally {
+      clearTimeout(silent);
+      this.#channels.delete(channel);
+      channel.end();
+    }
+  }
+
+  async #receive(channel: Channel): Promise<void> {
+    await this.#alone(async () => {
+      const before = this.#assignment;
+      if (before?.isHeld === true || (before !== undefined && !this.#lends))
+        throw new DevstateError('DEVSTATE_E_HANDOFF', 'this process has devices already');
+      const receiver = new AssignmentReceiver(this.#operator, (assignment) => {
+        // What was lent and has come back is the same, with what has been added since.
+        this.#stopWatching();
+        before?.close();
+        this.#assignment = assignment;
+      });
+      await receive(channel, receiver, { keepLease: true });
+    }).catch(async (error: unknown) => {
+      // A giver that comes at the wrong time is told so.
+      const { code = 'DEVSTATE_E_INTERNAL', message } = error as DevstateError;
+      await channel.send(HandoffMessage.REFUSED, encodeJson({ code, message })).catch(() => {});
+      throw error;
+    });
+  }
+
+  async #answerAll(channel: Channel, first: ReceivedMessage): Promise<void> {
+    for (let message = first; ; message = await channel.next()) {
+      closeAll(message.fds);
+      const answer = await this.#answer(message).then(encodeJson, encodeFailure);
+      await channel.send(HandoffMessage.RESPONSE, answer);
+    }
+  }
+
+  async #answer({ type, payload }: ReceivedMessage): Promise<StationResponse> {
+    if (type !== HandoffMessage.REQUEST)
+      throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', `a message of type ${type} is not known here`);
+    const request = parseHandoff(stationRequest, decodeJson(payload), 'the request');
+    if (request.command === 'status') return { status: this.status() };
+    return { report: await this.give(request.to, request.timeoutMs) };
+  }
+
+  // Of a lender
+
+  /** Whoever takes the devices over signals it. */
+  #listenForBell(assignment: VfioAssignment): void {
+    const fd = assignment.bell.number;
+    if (this.#bell !== undefined) return;
+    const poller = native.createPoller(fd, () => {
+      native.eventfdRead(fd);
+      this.#watchOwner();
+    });
+    this.#bell = checkObject(poller, 'watch an eventfd');
+    this.#bell.start(PollEvent.readable);
+    this.#bell.unref();
+  }
+
+  #watchOwner(): void {
+    const assignment = this.#assignment;
+    const owner = assignment?.owner;
+    if (assignment === undefined || owner === undefined || owner.pid === process.pid) return;
+    if (this.#watch?.process.pid === owner.pid && this.#watch.process.startTime === owner.startTime) return;
+    this.#watch?.close();
+    this.#watch = new ProcessWatch(owner, () => {
+      this.#watch = undefined;
+      this.#ownerEnded(assignment);
+    });
+  }
+
+  #ownerEnded(assignment: VfioAssignment): void {
+    if (this.#assignment !== assignment) return;
+    const owner = assignment.owner;
+    // It may have handed them on before it ended.
+    if (owner === undefined || owner.running || !assignment.reclaim(owner)) this.#watchOwner();
+    else
+      this.#log(
+        'warn',
+        `process ${owner.pid} ended with the devices: they were reset, and can be lent again`,
+      );
+  }
+
+  #stopWatching(): void {
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#bell?.close();
+    this.#bell = undefined;
+  }
+
+  /** Lets go of everything, and stops listening. What another process has goes on there. */
+  async close(): Promise<void> {
+    this.#listener.close();
+    this.#stopWatching();
+    for (const channel of this.#channels) channel.end();
+    // A handoff that is under way comes to its end first: half of one is nobody's.
+    while (this.#busy) await delay(10);
+    this.#assignment?.close();
+    this.#assignment = undefined;
+  }
+}
+
+function allPhases(timeoutMs: number): PhaseTimeouts {
+  return { prepare: timeoutMs, freeze: timeoutMs, transfer: timeoutMs, adopt: timeoutMs, commit: timeoutMs };
+}

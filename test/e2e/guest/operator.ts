@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * A process that operates `edu`, told what to do over the channel of child_process.fork: what a VMM is in real life. It is
+ * a station of its own, at the path it is started with; `../vfio-transfer.ts` and its like are the managers.
+ */
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
+import { asDevstateError, type DevstateError } from '../../../src/errors.js';
+import {
+  Channel,
+  encodeEntries,
+  encodeJson,
+  encodeTransferred,
+  FdKind,
+  HandoffMessage,
+  LEASE_NAME,
+} from '../../../src/handoff/index.js';
+import { connect, Listener } from '../../../src/transport/index.js';
+import {
+  AssignmentGiver,
+  ContainerSpace,
+  memoryLock,
+  type Operator,
+  VfioAssignment,
+  VfioStation,
+} from '../../../src/vfio/index.js';
+import { Edu } from './edu.js';
+
+/** Where its memory is for the device, which reaches 28 bits of addresses. */
+const IOVA = 0x100000;
+const MEMORY = 0x40000;
+const LENGTH = 4096;
+
+const [path = ''] = process.argv.slice(2);
+let station: VfioStation | undefined;
+/** What the process before had to say, and what became of its mappings. */
+let inherited: { application: unknown; rebinding: unknown } | undefined;
+let dieIn: string | undefined;
+
+const operator: Operator = {
+  suspend: () => {
+    if (dieIn === 'suspend') process.kill(process.pid, 'SIGKILL');
+    if (dieIn === 'throw') throw new Error('the operator cannot stop');
+    return { from: process.pid };
+  },
+  adopted: (_assignment, application, rebinding) => {
+    inherited = { application, rebinding };
+  },
+};
+
+function assignment(): VfioAssignment {
+  const found = station?.assignment;
+  assert.ok(found, 'there are devices here');
+  return found;
+}
+
+function edu(): Edu {
+  return new Edu(assignment().device(assignment().deviceNames[0]!));
+}
+
+function open(lists: { groups?: string[]; cdevs?: string[] }): VfioAssignment {
+  const { groups = [], cdevs = [] } = lists;
+  return groups.length > 0 ? VfioAssignment.openGroups(groups) : VfioAssignment.openCdevs(cdevs);
+}
+
+/** A pattern that no other call has written. */
+function pattern(seed: number): Uint8Array {
+  return Uint8Array.from({ length: LENGTH }, (_, index) => (index * 7 + seed * 31 + (index >> 8)) & 0xff);
+}
+
+async function passEntries(to: string): Promise<Channel> {
+  const giver = new AssignmentGiver(assignment(), operator);
+  const channel = new Channel(await connect(to), 'any');
+  await channel.send(HandoffMessage.PREPARE, encodeJson(giver.offer));
+  await channel.expect(HandoffMessage.READY);
+  const { entries, document } = await giver.freeze(null, new AbortController().signal);
+  const { lease } = assignment();
+  const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
+  const fds = all.map(({ fd }) => fd);
+  await channel.send(HandoffMessage.FDS, encodeEntries(all), fds);
+  assert.ok(lease.offer());
+  await channel.send(HandoffMessage.TRANSFERRED, encodeTransferred(all.length, document, lease.number));
+  return channel;
+}
+
+const commands: Record<string, (argument: never) => unknown> = {
+  /** Begins to listen; with devices if it is told to open some. */
+  listen: (lists: { groups?: string[]; cdevs?: string[]; lends?: boolean; users?: number[] }) => {
+    const { groups, cdevs, lends = false, users = [] } = lists;
+    const log = (_level: string, message: string): void => {
+      process.send?.({ log: message });
+    };
+    const own = groups === undefined && cdevs === undefined ? {} : { assignment: open(lists) };
+    station = new VfioStation(path, operator, { ...own, lends, users, log });
+    return process.pid;
+  },
+  /** Memory, DMA mapping, bus mastering, interrupt. */
+  setUp: () => {
+    const memory = assignment().addMemory('ram', MEMORY);
+    assignment().mapDma({ iova: IOVA, size: MEMORY, memory, offset: 0, read: true, write: true });
+    edu().enable();
+  },
+  /** Registers that a reset would clear. */
+  mark: (value: number) => {
+    edu().liveness = value;
+    edu().raise(0x20);
+  },
+  registers: () => ({
+    id: edu().id,
+    liveness: edu().liveness,
+    pending: edu().pending,
+    command: edu().command & 0x0006,
+  }),
+  acknowledge: (value: number) => edu().acknowledge(value),
+  interrupts: async () => edu().interrupt(),
+  /** Memory → device → other memory, by DMA, each way with its interrupt. */
+  dma: async (seed: number) => {
+    const memory = assignment().memory('ram');
+    const [from, to] = [memory.bytes(0, LENGTH), memory.bytes(0x10000, LENGTH)];
+    from.set(pattern(seed));
+    to.fill(0);
+    await edu().load(IOVA, LENGTH);
+    await edu().store(IOVA + 0x10000, LENGTH);
+    assert.deepEqual(Buffer.from(to), Buffer.from(pattern(seed)));
+  },
+  beginStore: async (seed: number) => {
+    const memory = assignment().memory('ram');
+    memory.bytes(0, LENGTH).set(pattern(seed));
+    memory.bytes(0x20000, LENGTH).fill(0);
+    await edu().load(IOVA, LENGTH);
+    edu().beginStore(IOVA + 0x20000, LENGTH);
+  },
+  /** The end of a store that another process began. */
+  finishStore: async (seed: number) => {
+    await edu().dmaInterrupt();
+    const found = assignment().memory('ram').bytes(0x20000, LENGTH);
+    assert.deepEqual(Buffer.from(found), Buffer.from(pattern(seed)));
+  },
+  unmap: () => assignment().unmapDma(IOVA, MEMORY),
+  map: () => {
+    const memory = assignment().memory('ram');
+    assignment().mapDma({ iova: IOVA, size: MEMORY, memory, offset: 0, read: true, write: true });
+  },
+  inherited: () => inherited,
+  give: async (to: string) => (await station?.give(to, 20_000))?.unconfirmed,
+  /** Gives up to the point where all is with the other end and the lease is offered, then dies or says nothing more. */
+  giveAndDie: async (to: string) => {
+    await passEntries(to);
+    process.kill(process.pid, 'SIGKILL');
+  },
+  /** Instead of a station: takes everything, and dies before it takes the lease. */
+  receiveAndDie: () => {
+    Listener.listen(path, async (fd) => {
+      const channel = new Channel(fd, 'any');
+      await channel.expect(HandoffMessage.PREPARE);
+      await channel.send(HandoffMessage.READY, encodeJson(null));
+      while ((await channel.next()).type !== HandoffMessage.TRANSFERRED);
+      process.kill(process.pid, 'SIGKILL');
+    });
+  },
+  dieIn: (where: string) => {
+    dieIn = where;
+  },
+  /** Tries for `ms` to operate the device: how often it could. Shared memory tells whether two ever could at once. */
+  compete: async ({ ms }: { ms: number }) => {
+    const until = performance.now() + ms;
+    let done = 0;
+    let refused = 0;
+    let together = 0;
+    while (performance.now() < until) {
+      const device = station?.assignment;
+      for (let round = 0; device !== undefined && round < 20; round++) {
+        try {
+          const memory = device.memory('ram').bytes(MEMORY - 4096, 4096);
+          const inside = new Int32Array(memory.buffer, memory.byteOffset, 1);
+          device.requireLease();
+          // The device is this process's until it is given away, which takes a turn of the loop.
+          if (Atomics.add(inside, 0, 1) !== 0) together++;
+          edu().liveness = process.pid;
+          if ((edu().liveness ^ 0xffffffff) >>> 0 !== process.pid) together++;
+          Atomics.sub(inside, 0, 1);
+          done++;
+        } catch (error) {
+          if ((error as DevstateError).code !== 'DEVSTATE_E_VFIO_LEASE') throw error;
+          refused++;
+        }
+      }
+      await delay(0);
+    }
+    return { done, refused, together };
+  },
+  resources: () => {
+    const status = readFileSync('/proc/self/status', 'latin1');
+    const kilobytes = (name: string): number =>
+      Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1]);
+    const space = station?.assignment?.space;
+    return {
+      fds: readdirSync('/proc/self/fd').length,
+      locked: kilobytes('VmLck'),
+      pinned: kilobytes('VmPin'),
+      limit: memoryLock().limit,
+      mappingsLeft: space instanceof ContainerSpace ? space.container.info().dmaAvailable : undefined,
+    };
+  },
+  close: async () => {
+    await station?.close();
+    station = undefined;
+  },
+};
+
+process.on('message', async ({ id, command, argument }: { id: number; command: string; argument: never }) => {
+  try {
+    const value = await commands[command]?.(argument);
+    process.send?.({ id, value });
+  } catch (error) {
+    const { code, message } = asDevstateError(error);
+    process.send?.({ id, error: { code, message } });
+  }
+});

@@ -43,6 +43,9 @@ import {
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
   MigrationState,
+  type NextVmmRequest,
+  type NextVmmStatus,
+  nextVmmStatus,
   readU64,
   requireBytes,
   type StateValue,
@@ -375,6 +378,23 @@ export class MigrationClient {
   async handoffStatus(): Promise<HandoffStatus> {
     const data = await this.getFeature(Feature.DEVSTATE_HANDOFF, MAX_FEATURE_LENGTH);
     return parsed(handoffStatus, data, 'tells whether it serves');
+  }
+
+  /** Whether one VMM can follow another at this server while the device goes on. */
+  canFollow(): Promise<boolean> {
+    return this.probeFeature(Feature.DEVSTATE_NEXT_VMM, FeatureFlag.GET);
+  }
+
+  /** How far the VMM's succession is. */
+  async nextVmm(): Promise<NextVmmStatus> {
+    const data = await this.getFeature(Feature.DEVSTATE_NEXT_VMM, MAX_FEATURE_LENGTH);
+    return parsed(nextVmmStatus, data, 'tells who its VMM is');
+  }
+
+  /** The next step of it. @throws DEVSTATE_E_REFUSED when it cannot be taken: nothing has changed then */
+  async setNextVmm(request: NextVmmRequest): Promise<void> {
+    const data = new TextEncoder().encode(JSON.stringify(request));
+    await this.explained(this.setFeature(Feature.DEVSTATE_NEXT_VMM, data));
   }
 
   note(): Promise<Uint8Array> {

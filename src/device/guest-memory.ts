@@ -175,6 +175,17 @@ export class GuestMemory {
   }
 
   /**
+   * Has the ranges of another one, and the other these. Logs and writers stay.
+   * @throws RequestError EBUSY while a range of either is held, and nothing has changed
+   */
+  exchange(other: GuestMemory): void {
+    for (const { pins } of [...this.#regions, ...other.#regions])
+      if (pins > 0) throw new RequestError(Errno.EBUSY, 'the device holds guest memory');
+    [this.#regions, other.#regions] = [other.#regions, this.#regions];
+    for (const memory of [this, other]) memory.#generation++;
+  }
+
+  /**
    * The bytes themselves, if they lie in one window of one mapped range; else undefined (use `read` and `write`).
    * Do not keep it across an await without checking `generation`. After writing, call `written`.
    * @throws DmaFault when the address is not mapped for this access at all

@@ -78,6 +78,15 @@ class Vectors {
     };
   }
 
+  /** What a VMM sets changes hands; what is pending is the device's. */
+  exchange(other: Vectors): void {
+    for (let i = 0; i < this.count; i++) {
+      [this.signals[i], other.signals[i]] = [other.signals[i], this.signals[i]];
+      [this.masked[i], other.masked[i]] = [other.masked[i]!, this.masked[i]!];
+    }
+    [this.enabled, other.enabled] = [other.enabled, this.enabled];
+  }
+
   /** `signals` are those of `assigned`, in order. */
   thaw({ enabled, masked, pending, assigned }: FrozenVectors, signals: readonly Signal[]): void {
     this.clear();
@@ -208,6 +217,23 @@ export class Interrupts {
     this.#kinds.forEach((kind, index) => {
       kind.thaw(kinds[index]!, signals[index] ?? []);
     });
+  }
+
+  /**
+   * Has the eventfds and masks of another one with the same interrupts, and the other these. Levels and what is pending
+   * stay with the device. To be called held.
+   */
+  exchange(other: Interrupts): void {
+    this.#kinds.forEach((kind, index) => {
+      kind.exchange(other.#kinds[index]!);
+    });
+    for (const interrupts of [this, other]) interrupts.#showIntx();
+  }
+
+  /** A level must be seen on an eventfd that has not signalled it. */
+  #showIntx(): void {
+    const intx = this.#kinds[PciIrq.INTX];
+    if (!this.#edgeIntx && intx?.pending[0] !== undefined) intx.pending[0] = this.#intxLevel;
   }
 
   /** Closes every eventfd: the VMM is gone. */

@@ -55,6 +55,7 @@ export class MigrationEngine {
   #vmm: DmaPeer | undefined;
   #handedOver = false;
   #generation = 0;
+  #resets = 0;
   #owner: EnginePort | undefined;
   /** What the device is was loaded, or is being loaded: it came from elsewhere, and the image with it. */
   #arrived = false;
@@ -113,6 +114,7 @@ export class MigrationEngine {
     await this.#sessions.end();
     this.#machine.reset();
     this.#generation++;
+    this.#resets++;
     this.#owner = undefined;
     this.#orphaned = false;
     // As after power on, the device itself takes what it has handed over, when it needs it.
@@ -194,6 +196,24 @@ export class MigrationEngine {
           if (this.#orphaned) await this.#reset('disconnected');
         });
     });
+  }
+
+  /** How often the device was reset, for whatever reason. */
+  get resets(): number {
+    return this.#resets;
+  }
+
+  /** @throws RequestError EBUSY unless the device stands still: stopped, and nothing logs what it writes */
+  requireStill(): void {
+    const { state } = this.#machine;
+    if (state === STOP && this.#log === undefined) return;
+    const name = migrationStateName(state);
+    throw new RequestError(Errno.EBUSY, `the device is in ${name}, not STOP, or its DMA is logged`);
+  }
+
+  /** Another VMM has the device, in the middle of what it does. @param vmm undefined when that one has gone already */
+  vmmChanged(vmm: DmaPeer | undefined): void {
+    this.#vmm = vmm;
   }
 
   /** Whether what the device is came from elsewhere: its history, which a successor takes over with it. */

@@ -68,8 +68,10 @@ export class PciConfigSpace {
   readonly #view = new DataView(this.bytes.buffer);
   readonly #writable = new Uint8Array(CONFIG_SPACE_SIZE);
   readonly #initial: Uint8Array;
+  readonly #make: () => PciConfigSpace;
 
   constructor(identity: PciIdentity, bars: readonly Bar[], capabilities: readonly CapabilityImage[]) {
+    this.#make = () => new PciConfigSpace(identity, bars, capabilities);
     const view = this.#view;
     view.setUint16(PciRegister.VENDOR_ID, identity.vendorId, true);
     view.setUint16(PciRegister.DEVICE_ID, identity.deviceId, true);
@@ -170,6 +172,11 @@ export class PciConfigSpace {
 
   reset(): void {
     this.bytes.set(this.#initial);
+  }
+
+  /** Another one of the same device, as after a reset. */
+  fresh(): PciConfigSpace {
+    return this.#make();
   }
 
   /**

@@ -13,36 +13,31 @@ import type {
   ServedDevice,
   ServedIrq,
   ServedRegion,
+  Understudy,
 } from '../server/index.js';
 import type { Fd } from '../transport/index.js';
 import {
-  DEFAULT_MAX_DMA_MAPS,
   DeviceInfoFlag,
   DmaMapFlag,
   type DmaMapRequest,
-  DmaUnmapFlag,
   type DmaUnmapRequest,
-  Errno,
   IrqInfoFlag,
-  IrqSetFlag,
   PciIrq,
   PciRegion,
   RegionInfoFlag,
-  RequestError,
   type SetIrqs,
 } from '../wire/index.js';
-import { openBacking } from './backing.js';
 import type { Device, DeviceHost } from './device.js';
 import type { ServedProtocols } from './engine-port.js';
-import { EventSignal } from './event-signal.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
-import { GuestMemory } from './guest-memory.js';
 import { DeviceHandoff } from './handoff.js';
 import { Interrupts } from './interrupts.js';
 import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
 import { CONFIG_SPACE_SIZE } from './pci-config.js';
 import { SharedFiles } from './shared-files.js';
+import { DeviceUnderstudy } from './understudy.js';
+import { VmmTables } from './vmm-tables.js';
 
 export interface RuntimeOptions {
   /** Short name for log lines. */
@@ -69,13 +64,12 @@ export class DeviceRuntime implements ServedDevice {
   readonly handoff: HandoffPort;
 
   readonly #device: Device;
-  readonly #memory = new GuestMemory();
   readonly #files = new SharedFiles();
-  readonly #interrupts: Interrupts;
+  readonly #tables: VmmTables;
+  readonly #makeInterrupts: () => Interrupts;
   readonly #engine: MigrationEngine;
   readonly #offer: StateOffer;
   readonly #protocols: ServedProtocols;
-  #peer: DmaPeer | undefined;
 
   constructor(device: Device, options: RuntimeOptions) {
     this.name = options.name;
@@ -88,32 +82,38 @@ export class DeviceRuntime implements ServedDevice {
     const counts = [intx === false ? 0 : 1, msi, msix, 1, 1];
     const edgeIntx = intx === 'edge';
     this.irqs = counts.map((count, index) => ({ flags: irqFlags(index, edgeIntx), count }));
-    this.#interrupts = new Interrupts(counts, { edgeIntx });
-    this.#engine = new MigrationEngine(device, this.#memory, this.#interrupts, this.#offer);
+    this.#makeInterrupts = () => new Interrupts(counts, { edgeIntx });
+    this.#tables = new VmmTables(this.#makeInterrupts(), this.#files);
+    const { memory, interrupts } = this.#tables;
+    this.#engine = new MigrationEngine(device, memory, interrupts, this.#offer);
     this.management = this.#createManagement();
     this.handoff = new DeviceHandoff({
       device,
-      memory: this.#memory,
-      interrupts: this.#interrupts,
+      memory,
+      interrupts,
       engine: this.#engine,
       offer: this.#offer,
       files: this.#files,
     });
     device.attach({
-      memory: this.#memory,
+      memory,
       messages: {
-        read: async (address, target) => this.#requirePeer().read(address, target),
-        write: async (address, source) => this.#requirePeer().write(address, source),
+        read: async (address, target) => this.#tables.requirePeer().read(address, target),
+        write: async (address, source) => this.#tables.requirePeer().write(address, source),
       },
-      interrupts: this.#interrupts,
+      interrupts,
       log: (level, message) => options.log?.(level, message),
     });
   }
 
   #createManagement(): ManagementPort {
-    const memory = this.#memory;
+    const { memory } = this.#tables;
     const device = this.#device;
+    const engine = this.#engine;
     return {
+      get resets() {
+        return engine.resets;
+      },
       note: new Uint8Array(0),
       describe: () => JSON.stringify(describe(device, this.#offer)),
       dmaMaps: () =>
@@ -127,52 +127,21 @@ export class DeviceRuntime implements ServedDevice {
     };
   }
 
-  #requirePeer(): DmaPeer {
-    if (this.#peer === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
-    return this.#peer;
-  }
-
   dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
-    const peer = this.#requirePeer();
-    if (this.#memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
-      throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
-    }
-    const backing = openBacking(request, fd, peer, this.#files);
-    try {
-      this.#memory.add({
-        address: request.address,
-        length: request.size,
-        readable: (request.flags & DmaMapFlag.READ) !== 0,
-        writable: (request.flags & DmaMapFlag.WRITE) !== 0,
-        backing,
-      });
-    } catch (error) {
-      backing.unmap();
-      throw error;
-    }
+    this.#tables.dmaMap(request, fd);
   }
 
   dmaUnmap(request: DmaUnmapRequest): void | Promise<void> {
-    if ((request.flags & DmaUnmapFlag.ALL) !== 0) return this.#memory.clear();
-    return this.#memory.remove(request.address, request.size);
+    return this.#tables.dmaUnmap(request);
   }
 
   setIrqs(request: SetIrqs, data: Uint8Array, fds: readonly Fd[]): void {
-    if ((request.flags & IrqSetFlag.DATA_EVENTFD) === 0 && fds.length > 0) {
-      throw new RequestError(Errno.EINVAL, 'SET_IRQS carries fds but does not say eventfd');
-    }
-    const signals = fds.map((fd) => new EventSignal(fd));
-    try {
-      this.#interrupts.set(request, data, signals);
-    } catch (error) {
-      for (const signal of signals) signal.close();
-      throw error;
-    }
+    this.#tables.setIrqs(request, data, fds);
   }
 
   readRegion(region: number, offset: number, target: Uint8Array): void | Promise<void> {
     if (region !== PciRegion.CONFIG) return this.#device.readRegion(region, offset, target);
-    this.#device.config.setInterruptStatus(this.#interrupts.intxAsserted);
+    this.#device.config.setInterruptStatus(this.#tables.interrupts.intxAsserted);
     this.#device.config.read(offset, target);
   }
 
@@ -189,19 +158,29 @@ export class DeviceRuntime implements ServedDevice {
   }
 
   connected(peer: DmaPeer): void {
-    this.#peer = peer;
+    this.#tables.peer = peer;
     this.#engine.vmmConnected(peer);
   }
 
   async disconnected(): Promise<void> {
-    this.#peer = undefined;
+    this.#tables.peer = undefined;
     try {
       await this.#engine.vmmLeft();
     } finally {
       // Whatever became of the device, the VMM's eventfds and memory are let go of.
-      this.#interrupts.disconnect();
-      await this.#memory.clear();
+      await this.#tables.clear();
     }
+  }
+
+  openUnderstudy(): Understudy {
+    const tables = new VmmTables(this.#makeInterrupts(), this.#files);
+    tables.interrupts.hold();
+    const exchange = (): void => {
+      this.#engine.requireStill();
+      this.#tables.exchange(tables);
+      this.#engine.vmmChanged(this.#tables.peer);
+    };
+    return new DeviceUnderstudy(this, tables, this.#device.config.fresh(), exchange);
   }
 
   openMigration(): MigrationPort {

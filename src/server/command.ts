@@ -23,6 +23,13 @@ export type Role = 'vmm' | 'manager';
 /** Hands the server over as a manager asks for it. @returns the report. Both are JSON texts. */
 export type HandOver = (request: string) => Promise<string>;
 
+/** How another VMM takes the place of the present one (DEVSTATE_NEXT_VMM). Both are JSON texts. */
+export interface NextVmmPort {
+  status(): string;
+  /** @throws RequestError when the step cannot be taken now */
+  request(text: string): Promise<void>;
+}
+
 export interface ServerContext {
   readonly role: Role;
   readonly device: ServedDevice;
@@ -33,6 +40,8 @@ export interface ServerContext {
   readonly maxTransfer: number;
   /** Undefined where nobody may ask for it. */
   readonly handOver: HandOver | undefined;
+  /** Undefined where nobody may ask for it, or VMMs can only come one after the other. */
+  readonly nextVmm: NextVmmPort | undefined;
   /** Why the last command of this connection was refused; an errno alone helps nobody. */
   readonly lastError: string;
 }

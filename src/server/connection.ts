@@ -30,7 +30,7 @@ import {
   vfioUserFraming,
 } from '../wire/index.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
-import type { CommandHandler, HandOver, Request, Role, ServerContext } from './command.js';
+import type { CommandHandler, HandOver, NextVmmPort, Request, Role, ServerContext } from './command.js';
 import { commandsFor } from './commands.js';
 import { type DmaTerms, MessageDmaPeer, proposedTerms } from './dma-peer.js';
 import { Reply } from './reply.js';
@@ -61,6 +61,10 @@ export interface ConnectionOptions {
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
   /** Hands the server over to its successor, for a manager that asks for it. */
   readonly handOver?: HandOver;
+  /** Has another VMM take the place of the present one, for a manager that asks for it. */
+  readonly nextVmm?: NextVmmPort;
+  /** Whether a VMM that leaves leaves the device as it is, because another one is to have it. */
+  readonly keeps?: (device: ServedDevice) => boolean;
   /** Called once, when the connection has ended and the device has been told. */
   readonly closed: () => void;
 }
@@ -83,12 +87,13 @@ export interface FrozenConnection {
 
 export class Connection implements ServerContext {
   readonly role: Role;
-  readonly device: ServedDevice;
+  device: ServedDevice;
   readonly maxTransfer = MAX_DATA_XFER_SIZE;
   migration: MigrationPort | undefined;
   peer: Capabilities = defaultCapabilities;
   lastError = '';
   readonly handOver: HandOver | undefined;
+  readonly nextVmm: NextVmmPort | undefined;
 
   readonly #options: ConnectionOptions;
   readonly #socket: MessageSocket;
@@ -117,6 +122,7 @@ export class Connection implements ServerContext {
       closed: (error) => void this.#closed(error),
     });
     this.handOver = options.handOver;
+    this.nextVmm = options.nextVmm;
     if (frozen !== undefined) this.#adopt(frozen);
     if (this.#negotiated) return;
     this.#versionTimer = setTimeout(() => {
@@ -137,6 +143,19 @@ export class Connection implements ServerContext {
     this.#dmaPeer = new MessageDmaPeer(this.#socket, frozen.dma.terms);
     if (frozen.dma.twin !== undefined) this.#dmaPeer.adoptTwinSocket(frozen.dma.twin);
     this.device.connected(this.#dmaPeer);
+  }
+
+  /** A version is agreed on. */
+  get isNegotiated(): boolean {
+    return this.#negotiated;
+  }
+
+  /** From the next command on, this VMM has another device: the understudy's place, or the device itself. */
+  redirect(device: ServedDevice): void {
+    const { migration } = this;
+    this.device = device;
+    this.migration = device.openMigration(this.role);
+    if (migration !== undefined) void this.#attempt(async () => migration.close());
   }
 
   /** The client's memory by messages, once a version is agreed on. */
@@ -350,7 +369,10 @@ export class Connection implements ServerContext {
       this.#options.log('warn', `${this.role} connection: ${error.message} (${error.code})`);
     this.#dmaPeer?.close();
     await this.#attempt(async () => this.migration?.close());
-    if (this.#negotiated && this.role === 'vmm') await this.#attempt(async () => this.device.disconnected());
+    const { device } = this;
+    const hadDevice = this.#negotiated && this.role === 'vmm';
+    if (hadDevice && this.#options.keeps?.(device) !== true)
+      await this.#attempt(async () => device.disconnected());
     this.#options.closed();
   }
 

@@ -222,6 +222,17 @@ const features = new Map<number, FeatureHandlers>([
     },
   ],
   [
+    Feature.DEVSTATE_NEXT_VMM,
+    {
+      managerOnly: true,
+      exists: ({ nextVmm }) => nextVmm !== undefined,
+      get: ({ nextVmm }, request, _data, reply) =>
+        replyWithBytes(reply, request, new TextEncoder().encode(nextVmm?.status())),
+      set: ({ nextVmm }, { bytes, end }, data) =>
+        nextVmm?.request(new TextDecoder().decode(bytes.subarray(data, end))),
+    },
+  ],
+  [
     Feature.DEVSTATE_DMA_MAPS,
     {
       managerOnly: true,

@@ -12,6 +12,7 @@ export type {
   ServedDevice,
   ServedIrq,
   ServedRegion,
+  Understudy,
   ValuesPort,
 } from './served-device.js';
 export { Server, type ServerOptions } from './server.js';

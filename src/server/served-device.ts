@@ -118,6 +118,8 @@ export interface ValuesPort {
 
 /** What the migration socket offers beyond migration itself. */
 export interface ManagementPort {
+  /** How often the device was reset since it was made. */
+  readonly resets: number;
   /** JSON text that describes the device: model, parameters, producer, formats. */
   describe(): string;
   /** Bytes a manager has left for the next one. */
@@ -156,6 +158,19 @@ export interface ServedDevice {
   /** Migration for a new connection; `undefined` when the device cannot migrate. */
   openMigration(role: 'vmm' | 'manager'): MigrationPort | undefined;
   readonly management: ManagementPort;
+  /** A place for the next VMM while one has the device; undefined when VMMs can only come one after the other. */
+  openUnderstudy?(): Understudy;
   /** For a successor in another process; undefined when the device cannot be handed to one. */
   readonly handoff?: HandoffPort;
+}
+
+/** The device as the next VMM sees it, until it changes places with the one that has it. */
+export interface Understudy extends ServedDevice {
+  /** What reached it and not the device. */
+  readonly absorbed: { readonly resets: number; readonly configWrites: number };
+  /**
+   * The device has the memory, eventfds and messages that came here, and this has those of the device. Once more undoes it.
+   * @throws RequestError EBUSY unless the device is in STOP, and nothing has changed
+   */
+  exchange(): void;
 }

@@ -8,10 +8,18 @@ import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { type HandoffReport, parseHandoffJson, Takeover } from '../handoff/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
-import { Connection, type FrozenConnection, VERSION_TIMEOUT_MS } from './connection.js';
+import { Errno, RequestError } from '../wire/index.js';
+import type { HandOver, NextVmmPort } from './command.js';
+import {
+  Connection,
+  type ConnectionOptions,
+  type FrozenConnection,
+  VERSION_TIMEOUT_MS,
+} from './connection.js';
 import { giveServer, type HandedOver } from './giver.js';
 import { handoffRequest } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
+import { NextVmm } from './next-vmm.js';
 import { type AdoptedParts, ServerReceiver, type SuccessorHost } from './receiver.js';
 import type { ServedDevice } from './served-device.js';
 
@@ -53,7 +61,11 @@ export class Server {
   #listener: Listener | undefined;
   #migrationListener: Listener | undefined;
   #waiting: Fd[] = [];
+  /** The connection that has the device. */
   #vmm: Connection | undefined;
+  /** All of the VMMs': beside that one an understudy's, or one that is just ending. */
+  readonly #vmms = new Set<Connection>();
+  readonly #nextVmm: NextVmm;
   #closing = false;
   #handing: Promise<unknown> | undefined;
   /** How often the device has been handed over. */
@@ -68,6 +80,7 @@ export class Server {
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
   constructor(options: ServerOptions) {
     this.#options = options;
+    this.#nextVmm = this.#createNextVmm();
     const handedOver = new Promise<void>((resolve) => {
       this.#handedOver = resolve;
     });
@@ -104,7 +117,7 @@ export class Server {
       migrationSocketPath: migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
       acceptVmm: (fd) => this.#acceptVmm(fd),
       acceptManager,
-      adoptVmm: (fd, frozen) => this.#connect('vmm', fd, frozen),
+      adoptVmm: (fd, frozen) => this.#connect('vmm', fd, undefined, frozen),
       installed: (parts) => this.#install(parts),
     };
     const receiver = (): ServerReceiver => new ServerReceiver(host);
@@ -117,6 +130,7 @@ export class Server {
     this.#listener = parts.listener;
     this.#migrationListener = parts.migrationListener;
     this.#vmm = parts.vmm;
+    if (parts.vmm !== undefined) this.#vmms.add(parts.vmm);
     this.#waiting = parts.waiting;
     this.#options.device.management.note = parts.note;
     this.#generation = parts.generation;
@@ -128,15 +142,32 @@ export class Server {
     this.#options.log?.(level, message);
   }
 
+  #createNextVmm(): NextVmm {
+    const server = this;
+    return new NextVmm({
+      device: this.#options.device,
+      get vmm() {
+        return server.#vmm;
+      },
+      set vmm(vmm) {
+        server.#vmm = vmm;
+      },
+      serve: (fd, device) => this.#connectVmm(fd, device),
+      settled: () => this.#vmmSettled(),
+      log: (message) => this.#log('info', message),
+    });
+  }
+
   #acceptVmm(fd: Fd): void {
-    if (this.#vmm === undefined) this.#serveVmm(fd);
+    if (this.#nextVmm.accept(fd)) return;
+    if (this.#vmm === undefined && !this.#nextVmm.underWay) this.#serveVmm(fd);
     else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
     else fd.close();
   }
 
   #serveVmm(fd: Fd): void {
     this.#log('info', 'a VMM has connected');
-    this.#vmm = this.#connect('vmm', fd);
+    this.#vmm = this.#connectVmm(fd);
   }
 
   #serveNext(): void {
@@ -144,31 +175,66 @@ export class Server {
     if (next !== undefined) this.#serveVmm(next);
   }
 
-  #connect(role: Role, fd: Fd, frozen?: FrozenConnection): Connection {
+  #connectVmm(fd: Fd, device?: ServedDevice): Connection {
+    const connection = this.#connect('vmm', fd, device);
+    this.#vmms.add(connection);
+    return connection;
+  }
+
+  #connect(role: Role, fd: Fd, device = this.#options.device, frozen?: FrozenConnection): Connection {
     const isManager = role === 'manager';
     const connection: Connection = new Connection(
       fd,
       {
         role,
-        device: this.#options.device,
+        device,
         twinSocket: !isManager && (this.#options.twinSocket ?? true),
         versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
         log: (level, message) => this.#log(level, message),
-        ...(isManager && this.#options.device.handoff !== undefined
-          ? { handOver: (request) => this.#handOver(request) }
-          : {}),
-        closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft()),
+        ...(isManager ? this.#managerOptions : { keeps: (of) => this.#nextVmm.keeps(of) }),
+        closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft(connection)),
       },
       frozen,
     );
     return connection;
   }
 
-  #vmmLeft(): void {
-    this.#log('info', 'the VMM has left');
-    this.#vmm = undefined;
-    this.#options.vmmLeft?.();
-    this.#serveNext();
+  /** What only managers may ask for, and only of a device that can. */
+  get #managerOptions(): Partial<ConnectionOptions> {
+    const { device } = this.#options;
+    const handOver: HandOver = (request) => this.#handOver(request);
+    const nextVmm: NextVmmPort = {
+      status: () => this.#nextVmm.status(),
+      request: (text) => this.#requestNextVmm(text),
+    };
+    return {
+      ...(device.handoff === undefined ? {} : { handOver }),
+      ...(device.openUnderstudy === undefined ? {} : { nextVmm }),
+    };
+  }
+
+  async #requestNextVmm(text: string): Promise<void> {
+    if (this.#handing !== undefined || this.#closing)
+      throw new RequestError(Errno.EBUSY, 'the server is being handed over, or ends');
+    await this.#nextVmm.request(text);
+  }
+
+  #vmmLeft(connection: Connection): void {
+    const had = connection === this.#vmm;
+    this.#log('info', had ? 'the VMM has left' : 'a VMM that does not have the device has left');
+    this.#vmms.delete(connection);
+    if (had) this.#vmm = undefined;
+    this.#nextVmm.left(connection);
+    if (had && !this.#nextVmm.underWay) this.#vmmSettled();
+    this.#settleIdle();
+  }
+
+  /** Who has the device is settled: a VMM or, if there is none, the next that comes. */
+  #vmmSettled(): void {
+    if (this.#vmm === undefined) {
+      this.#options.vmmLeft?.();
+      this.#serveNext();
+    }
     this.#settleIdle();
   }
 
@@ -187,6 +253,8 @@ export class Server {
   async #handOver(text: string): Promise<string> {
     if (text === '') return JSON.stringify(this.#status);
     const request = parseHandoffJson(handoffRequest, text, 'the request');
+    if (this.#nextVmm.underWay)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'another VMM is about to have the device');
     if (this.#handing !== undefined || this.#closing || this.#listener === undefined)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'the server is being handed over, or ends');
     const { handoff } = this.#options.device;
@@ -242,6 +310,7 @@ export class Server {
     for (const listener of [this.#listener, this.#migrationListener]) listener?.close({ keepPath: true });
     closeAll(this.#waiting.splice(0));
     this.#vmm?.letGo();
+    this.#vmms.clear();
     this.#vmm = undefined;
     await this.#options.device.handoff?.letGo();
     // The manager that asked for it reads the report and leaves.
@@ -264,7 +333,7 @@ export class Server {
   }
 
   #settleIdle(): void {
-    if (!this.#closing || this.#vmm !== undefined || this.#managers.size > 0) return;
+    if (!this.#closing || this.#vmms.size > 0 || this.#managers.size > 0) return;
     for (const resolve of this.#idleWaiters.splice(0)) resolve();
   }
 
@@ -275,7 +344,7 @@ export class Server {
     this.#closing = true;
     for (const listener of [this.#listener, this.#migrationListener]) listener?.close();
     closeAll(this.#waiting.splice(0));
-    this.#vmm?.close();
+    for (const vmm of this.#vmms) vmm.close();
     this.#closeManagers();
     await this.#untilIdle();
   }

@@ -128,6 +128,8 @@ export const Feature = {
   DEVSTATE_VALUES: 0xd506,
   /** GET: hands the server over to its successor, as the request's JSON says, and reports (migration socket only). */
   DEVSTATE_HANDOFF: 0xd507,
+  /** GET: how far the VMM's succession is, as JSON. SET: its next step, as JSON (migration socket only). */
+  DEVSTATE_NEXT_VMM: 0xd508,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

@@ -12,6 +12,7 @@ export * from './header.js';
 export * from './irq.js';
 export * from './migration-data.js';
 export * from './migration-v1.js';
+export * from './next-vmm.js';
 export * from './reader.js';
 export * from './region-access.js';
 export * from './region-info.js';

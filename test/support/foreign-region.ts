@@ -48,6 +48,7 @@ export class ForeignDevice implements ServedDevice {
   readonly irqs: readonly ServedIrq[] = [];
   readonly regions: readonly (ServedRegion | undefined)[];
   readonly management: ManagementPort = {
+    resets: 0,
     note: new Uint8Array(0),
     describe: () => '',
     dmaMaps: () => [],

@@ -15,6 +15,7 @@ export class PlainServed implements ServedDevice {
   readonly flags = 0;
   readonly irqs: readonly ServedIrq[] = [];
   readonly management: ManagementPort = {
+    resets: 0,
     note: new Uint8Array(0),
     describe: () => '{"this": "is not a description"}',
     dmaMaps: () => [],

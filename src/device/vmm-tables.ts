@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/** What a VMM has given: guest memory, eventfds, and itself to be asked for memory by messages. */
+
+import type { DmaPeer } from '../server/index.js';
+import type { Fd } from '../transport/index.js';
+import {
+  DEFAULT_MAX_DMA_MAPS,
+  DmaMapFlag,
+  type DmaMapRequest,
+  DmaUnmapFlag,
+  type DmaUnmapRequest,
+  Errno,
+  IrqSetFlag,
+  RequestError,
+  type SetIrqs,
+} from '../wire/index.js';
+import { openBacking } from './backing.js';
+import { EventSignal } from './event-signal.js';
+import { GuestMemory } from './guest-memory.js';
+import type { Interrupts } from './interrupts.js';
+import type { SharedFiles } from './shared-files.js';
+
+export class VmmTables {
+  readonly memory = new GuestMemory();
+  /** Undefined while no VMM has agreed on a version. */
+  peer: DmaPeer | undefined;
+  readonly #files: SharedFiles;
+
+  constructor(
+    readonly interrupts: Interrupts,
+    files: SharedFiles,
+  ) {
+    this.#files = files;
+  }
+
+  /** @throws RequestError ENOTCONN */
+  requirePeer(): DmaPeer {
+    if (this.peer === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
+    return this.peer;
+  }
+
+  /** Takes `fd` if it does not throw. */
+  dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
+    const peer = this.requirePeer();
+    if (this.memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
+      throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
+    }
+    const backing = openBacking(request, fd, peer, this.#files);
+    try {
+      this.memory.add({
+        address: request.address,
+        length: request.size,
+        readable: (request.flags & DmaMapFlag.READ) !== 0,
+        writable: (request.flags & DmaMapFlag.WRITE) !== 0,
+        backing,
+      });
+    } catch (error) {
+      backing.unmap();
+      throw error;
+    }
+  }
+
+  dmaUnmap(request: DmaUnmapRequest): void | Promise<void> {
+    if ((request.flags & DmaUnmapFlag.ALL) !== 0) return this.memory.clear();
+    return this.memory.remove(request.address, request.size);
+  }
+
+  /** Takes the fds if it does not throw. */
+  setIrqs(request: SetIrqs, data: Uint8Array, fds: readonly Fd[]): void {
+    if ((request.flags & IrqSetFlag.DATA_EVENTFD) === 0 && fds.length > 0) {
+      throw new RequestError(Errno.EINVAL, 'SET_IRQS carries fds but does not say eventfd');
+    }
+    const signals = fds.map((fd) => new EventSignal(fd));
+    try {
+      this.interrupts.set(request, data, signals);
+    } catch (error) {
+      for (const signal of signals) signal.close();
+      throw error;
+    }
+  }
+
+  /**
+   * What the one has been given, the other has now, and the reverse. The device behind one of them stands still.
+   * @throws RequestError EBUSY when it holds memory, and nothing has changed
+   */
+  exchange(other: VmmTables): void {
+    this.memory.exchange(other.memory);
+    this.interrupts.exchange(other.interrupts);
+    [this.peer, other.peer] = [other.peer, this.peer];
+  }
+
+  /** The VMM has gone: its eventfds and memory are let go of. */
+  async clear(): Promise<void> {
+    this.interrupts.disconnect();
+    await this.memory.clear();
+  }
+}

@@ -11,8 +11,8 @@
  *
  * Until `promote` the second is an understudy: what it says is taken down, and nothing of it reaches the device. From
  * then on the first is that, so that `roll-back` is the same exchange once more. As long as this is under way no VMM's
- * end resets the device; it ends when the first has the device again, when the second has it for good, or when there is
- * neither, and then the device is reset as after any VMM.
+ * end resets the device. It ends when the first has the device again, when the second has it for good, which it has also
+ * once there is no first to go back to, or when there is neither; then the device is reset as after any VMM.
  */
 
 import { Errno, RequestError } from '../wire/index.js';
@@ -57,7 +57,7 @@ const refuse = (errno: number, why: string): never => {
 /** Back to how it was, or as near to it as can be. */
 function undo(state: NextVmmState): NextVmmStep {
   const effects: NextVmmEffect[] = [];
-  if (state.phase === 'promoted' && state.first) effects.push('exchange');
+  if (state.phase === 'promoted') effects.push('exchange');
   if (state.second) effects.push('end-second');
   if (!state.first) effects.push('release');
   return { state: idleNextVmm(state.first), effects };
@@ -76,16 +76,15 @@ export function stepNextVmm(state: NextVmmState, event: NextVmmEvent): NextVmmSt
       if (!first) refuse(Errno.ENOTCONN, 'no VMM is connected that another one could follow');
       return to({ phase: 'awaited' });
     case 'promote':
+      // Without a first there is nothing to go back to.
+      if (phase === 'arrived' && !first) return { state: idleNextVmm(true), effects: ['exchange'] };
       if (phase === 'arrived') return { state: { ...state, phase: 'promoted' }, effects: ['exchange'] };
       if (phase === 'awaited') refuse(Errno.ENOTCONN, 'the next VMM has not connected');
       return refuse(Errno.EINVAL, `nothing is to be promoted (${phase})`);
-    case 'commit': {
+    case 'commit':
+      if (phase === 'none') return { state, effects: [] };
       if (phase !== 'promoted') refuse(Errno.EINVAL, `nothing is to be committed (${phase})`);
-      const effects: NextVmmEffect[] = [];
-      if (first) effects.push('end-first');
-      if (!second) effects.push('release');
-      return { state: idleNextVmm(second), effects };
-    }
+      return { state: idleNextVmm(second), effects: second ? ['end-first'] : ['end-first', 'release'] };
     case 'roll-back':
       return phase === 'none' ? { state, effects: [] } : undo(state);
     case 'expires':
@@ -94,10 +93,9 @@ export function stepNextVmm(state: NextVmmState, event: NextVmmEvent): NextVmmSt
       if (phase !== 'awaited') refuse(Errno.EBUSY, 'no VMM is awaited');
       return to({ phase: 'arrived', second: true });
     case 'first-leaves':
-      if (phase === 'promoted' && !second) return undo({ ...state, first: false });
-      return to({ first: false });
+      if (phase !== 'promoted') return to({ first: false });
+      return { state: idleNextVmm(second), effects: second ? [] : ['release'] };
     case 'second-leaves':
-      if (phase === 'promoted' && !first) return undo({ ...state, second: false });
       if (phase !== 'arrived') return to({ second: false });
       if (state.expired) return undo({ ...state, second: false });
       return to({ phase: 'awaited', second: false });

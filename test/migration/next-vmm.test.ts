@@ -30,15 +30,14 @@ function stateOf(name: string): NextVmmState {
 const ACTIONS = ['await', 'promote', 'commit', 'roll-back', 'expires'] as const;
 
 const TABLE: Record<string, readonly Outcome[]> = {
-  //               await       promote                  commit                             roll-back                          expires
-  none: [ENOTCONN, EINVAL, EINVAL, ['none'], ['none']],
-  'none 1': [['awaited'], EINVAL, EINVAL, ['none'], ['none']],
+  //             await       promote              commit                             roll-back                          expires
+  none: [ENOTCONN, EINVAL, ['none'], ['none'], ['none']],
+  'none 1': [['awaited'], EINVAL, ['none'], ['none'], ['none']],
   awaited: [EBUSY, ENOTCONN, EINVAL, ['none', 'release'], ['none', 'release']],
   'awaited 1': [EBUSY, ENOTCONN, EINVAL, ['none'], ['none']],
-  'arrived 2': [EBUSY, ['promoted', 'exchange'], EINVAL, ['none', 'end-second', 'release'], ['arrived']],
+  'arrived 2': [EBUSY, ['none', 'exchange'], EINVAL, ['none', 'end-second', 'release'], ['arrived']],
   'arrived 12': [EBUSY, ['promoted', 'exchange'], EINVAL, ['none', 'end-second'], ['arrived']],
   'promoted 1': [EBUSY, EINVAL, ['none', 'end-first', 'release'], ['none', 'exchange'], ['promoted']],
-  'promoted 2': [EBUSY, EINVAL, ['none'], ['none', 'end-second', 'release'], ['promoted']],
   'promoted 12': [EBUSY, EINVAL, ['none', 'end-first'], ['none', 'exchange', 'end-second'], ['promoted']],
 };
 
@@ -52,10 +51,9 @@ const HAPPENS: readonly [string, NextVmmEvent, string, ...NextVmmEffect[]][] = [
   ['arrived 2', 'second-leaves', 'awaited'],
   ['arrived 12!', 'second-leaves', 'none 1'],
   ['arrived 2!', 'second-leaves', 'none', 'release'],
-  ['promoted 12', 'first-leaves', 'promoted 2'],
+  ['promoted 12', 'first-leaves', 'none 1'],
   ['promoted 12', 'second-leaves', 'promoted 1'],
   ['promoted 1', 'first-leaves', 'none', 'release'],
-  ['promoted 2', 'second-leaves', 'none', 'release'],
 ];
 
 t.test('every state and every action', async (t) => {
@@ -78,7 +76,7 @@ t.test('every state and every action', async (t) => {
       const next = stepNextVmm(state, event);
       t.equal(next.state.phase, phase, what);
       t.strictSame(next.effects, effects, what);
-      t.match(next.state, phase === 'none' && event !== 'commit' ? { first: state.first } : {}, what);
+      if (event === 'roll-back') t.equal(next.state.first, state.first, what);
     }
   }
 });

@@ -2,6 +2,19 @@
 /** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
 export * from './cpr/index.js';
 export * from './migration.js';
+export {
+  addFd,
+  addIommufd,
+  addVfioPci,
+  dropFd,
+  executeWithFd,
+  type FdInSet,
+  type FdSet,
+  fdSetPath,
+  giveFd,
+  queryFdSets,
+  removeFd,
+} from './passed-fds.js';
 export type { PciLocation } from './pci-commands.js';
 export { findPciDevice, type PciDevice } from './pci-location.js';
 export { capturePciView, readConfig, replayPciView, restoreCommand, silenceIntx } from './pci-replay.js';

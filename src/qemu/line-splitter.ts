@@ -5,7 +5,7 @@ import type { Readable } from 'node:stream';
 const NEWLINE = 0x0a;
 
 /**
- * Lines of `stream`, handed to {@link onLine} without their end (`\n` or `\r\n`), as they come.
+ * Lines of what is {@link push}ed, handed to {@link onLine} without their end (`\n` or `\r\n`), as they come.
  * A line longer than `maxBytes` is not kept: {@link onOverflow} is called and nothing more is read.
  */
 export class LineSplitter {
@@ -16,12 +16,19 @@ export class LineSplitter {
   #length = 0;
   #overflown = false;
 
-  constructor(stream: Readable, maxBytes: number) {
+  constructor(maxBytes: number) {
     this.#maxBytes = maxBytes;
-    stream.on('data', (chunk: Buffer) => this.#take(chunk));
   }
 
-  #take(chunk: Buffer): void {
+  /** The lines of a stream. */
+  static of(stream: Readable, maxBytes: number): LineSplitter {
+    const lines = new LineSplitter(maxBytes);
+    stream.on('data', (chunk: Buffer) => lines.push(chunk));
+    return lines;
+  }
+
+  /** Takes bytes, which must not be changed any more. */
+  push(chunk: Buffer): void {
     let start = 0;
     while (!this.#overflown) {
       const end = chunk.indexOf(NEWLINE, start);

@@ -10,18 +10,15 @@
  * A QMP socket serves one client at a time: a second one is not refused but gets no greeting.
  * See QEMU's docs/interop/qmp-spec.
  */
-import { EventEmitter, on, once } from 'node:events';
-import { connect, type Socket } from 'node:net';
+import { EventEmitter, on } from 'node:events';
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
-import { LineSplitter } from './line-splitter.js';
+import type { Fd } from '../transport/index.js';
+import { LineSocket } from './line-socket.js';
 
 /** Longest line taken from QEMU, in bytes; its longest known, the reply to query-qmp-schema, has about 0.3 MB. */
 const MAX_LINE_BYTES = 8 << 20;
-
-/** sun_path of Linux's sockaddr_un, without the terminating NUL. */
-const MAX_SOCKET_PATH_BYTES = 107;
 
 /** Time for QEMU to send its greeting, which it does at once unless another client is connected. */
 const GREETING_TIMEOUT_MS = 5000;
@@ -91,38 +88,45 @@ interface Cancellable {
   readonly signal?: AbortSignal | undefined;
 }
 
+interface CommandOptions extends Cancellable {
+  readonly arguments?: Readonly<Record<string, unknown>>;
+  /** Overtake the commands that QEMU is at; only few commands can. */
+  readonly outOfBand?: boolean;
+  /**
+   * Descriptors for the command, sent with it. They stay the caller's, who may close them when it was answered. QEMU makes
+   * the open file blocking.
+   */
+  readonly fds?: readonly Fd[];
+}
+
 /** One connection to a QMP server. Every operation rejects once the connection is lost. */
 export class QmpClient {
   /** Absolute path of the socket. */
   readonly path: string;
   readonly version: QemuVersion;
-  readonly #socket: Socket;
+  readonly #socket: LineSocket;
   readonly #pending = new Map<number, Pending>();
   readonly #emitter = new EventEmitter<{
     event: [QmpEvent];
     lost: [DevstateError];
   }>();
   #nextId = 0;
+  /** Settles when the last command that carries descriptors was answered. */
+  #passing: Promise<unknown> = Promise.resolve();
   #lost: DevstateError | undefined;
 
-  private constructor(
-    path: string,
-    socket: Socket,
-    lines: LineSplitter,
-    version: QemuVersion,
-    early: readonly string[],
-  ) {
+  private constructor(path: string, socket: LineSocket, version: QemuVersion, early: readonly string[]) {
     this.path = resolve(path);
     this.#socket = socket;
     this.version = version;
     this.#emitter.setMaxListeners(0);
     const lose = (code: 'DEVSTATE_E_QMP_CLOSED' | 'DEVSTATE_E_QMP_PROTOCOL', why: string, cause?: unknown) =>
       this.#lose(new DevstateError(code, `QMP connection lost: ${why}`, { cause }));
-    lines.onLine = (line) => this.#take(line);
-    lines.onOverflow = () => lose('DEVSTATE_E_QMP_PROTOCOL', `a line longer than ${MAX_LINE_BYTES} bytes`);
-    socket.on('error', (error) => lose('DEVSTATE_E_QMP_CLOSED', error.message, error));
-    socket.on('close', () => lose('DEVSTATE_E_QMP_CLOSED', 'QEMU closed it; see whether QEMU still runs'));
+    socket.onLine = (line) => this.#take(line);
+    socket.onOverflow = () => lose('DEVSTATE_E_QMP_PROTOCOL', `a line longer than ${MAX_LINE_BYTES} bytes`);
     for (const line of early) this.#take(line);
+    socket.onEnd = (why, cause) =>
+      lose('DEVSTATE_E_QMP_CLOSED', `${why}; see whether QEMU still runs`, cause);
   }
 
   /**
@@ -133,23 +137,18 @@ export class QmpClient {
     const timeout = AbortSignal.timeout(options.timeoutMs ?? GREETING_TIMEOUT_MS);
     const either = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
     options.signal?.throwIfAborted();
-    if (Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) {
-      // Node would cut it off silently and connect to something else.
-      const why = `a socket's path has at most ${MAX_SOCKET_PATH_BYTES} bytes`;
-      throw new DevstateError('DEVSTATE_E_QMP_CONNECT', `no QMP server at ${path}: ${why}`);
-    }
-    const socket = connect(path);
+    let socket: LineSocket | undefined;
     try {
-      await once(socket, 'connect', { signal: either });
-      const lines = new LineSplitter(socket, MAX_LINE_BYTES);
-      const [first = '', ...early] = await firstLines(socket, lines, either);
+      const timeoutMs = options.timeoutMs ?? GREETING_TIMEOUT_MS;
+      socket = await LineSocket.connect(path, MAX_LINE_BYTES, { timeoutMs, signal: either });
+      const [first = '', ...early] = await firstLines(socket, either);
       const { version, capabilities } = Greeting.parse(JSON.parse(first)).QMP;
-      const client = new QmpClient(path, socket, lines, version.qemu, early);
+      const client = new QmpClient(path, socket, version.qemu, early);
       const enable = capabilities.filter((name) => name === OUT_OF_BAND);
       await client.execute('qmp_capabilities', { arguments: { enable }, signal: either });
       return client;
     } catch (cause) {
-      socket.destroy();
+      socket?.close();
       options.signal?.throwIfAborted();
       throw new DevstateError(
         'DEVSTATE_E_QMP_CONNECT',
@@ -167,46 +166,37 @@ export class QmpClient {
   }
 
   /** Runs a command; its return value as `schema` reads it. Commands may overlap: QEMU runs them in order. */
-  execute<T>(
-    command: string,
-    options: Cancellable & {
-      arguments?: Readonly<Record<string, unknown>>;
-      schema: z.ZodType<T>;
-    },
-  ): Promise<T>;
+  execute<T>(command: string, options: CommandOptions & { schema: z.ZodType<T> }): Promise<T>;
   /** Runs a command whose return value is of no interest. */
-  execute(
-    command: string,
-    options?: Cancellable & {
-      arguments?: Readonly<Record<string, unknown>>;
-      /** Overtake the commands that QEMU is at; only few commands can. */
-      outOfBand?: boolean;
-    },
-  ): Promise<unknown>;
-  async execute(
-    command: string,
-    options: Cancellable & {
-      arguments?: Readonly<Record<string, unknown>>;
-      schema?: z.ZodType;
-      outOfBand?: boolean;
-    } = {},
-  ): Promise<unknown> {
-    const { signal, schema } = options;
-    const verb = options.outOfBand === true ? 'exec-oob' : 'execute';
-    signal?.throwIfAborted();
-    if (this.#lost !== undefined) throw this.#lost;
-    const id = this.#nextId++;
-    const reply = new Promise<unknown>((resolve, reject) => {
-      this.#pending.set(id, { command, resolve, reject });
-      this.#socket.write(`${JSON.stringify({ [verb]: command, arguments: options.arguments, id })}\n`);
-    });
+  execute(command: string, options?: CommandOptions): Promise<unknown>;
+  async execute(command: string, options: CommandOptions & { schema?: z.ZodType } = {}): Promise<unknown> {
+    const { signal, schema, fds = [] } = options;
+    let reply: Promise<unknown>;
+    if (fds.length === 0) reply = this.#send(command, options);
+    else {
+      // Descriptors are not kept with the command: QEMU has only those that came last, so they come one by one.
+      reply = this.#passing.then(() => this.#send(command, options));
+      this.#passing = reply.catch(() => {});
+    }
     // QMP cannot withdraw a command: an aborted one is answered later, to nobody.
-    const value = await abortable(reply, signal, () => this.#pending.delete(id));
+    const value = await abortable(reply, signal, () => {});
     if (schema === undefined) return value;
     const parsed = schema.safeParse(value);
     if (parsed.success) return parsed.data;
     throw new DevstateError('DEVSTATE_E_QMP_PROTOCOL', `QEMU's answer to ${command} is not understood`, {
       cause: parsed.error,
+    });
+  }
+
+  /** What QEMU answers. */
+  async #send(command: string, options: CommandOptions): Promise<unknown> {
+    options.signal?.throwIfAborted();
+    if (this.#lost !== undefined) throw this.#lost;
+    const verb = options.outOfBand === true ? 'exec-oob' : 'execute';
+    const id = this.#nextId++;
+    return new Promise<unknown>((resolve, reject) => {
+      this.#pending.set(id, { command, resolve, reject });
+      this.#socket.write(JSON.stringify({ [verb]: command, arguments: options.arguments, id }), options.fds);
     });
   }
 
@@ -301,7 +291,7 @@ export class QmpClient {
   #lose(error: DevstateError): void {
     if (this.#lost !== undefined) return;
     this.#lost = error;
-    this.#socket.destroy();
+    this.#socket.close();
     for (const { reject } of this.#pending.values()) reject(error);
     this.#pending.clear();
     this.#emitter.emit('lost', error);
@@ -329,21 +319,17 @@ async function abortable<T>(
 }
 
 /** The first line a peer sends, and those that came with it; rejects if it closes or says too much first. */
-async function firstLines(socket: Socket, lines: LineSplitter, signal: AbortSignal): Promise<string[]> {
+function firstLines(socket: LineSocket, signal: AbortSignal): Promise<string[]> {
   const found: string[] = [];
-  let stop = () => {};
-  const any = new Promise<void>((resolve, reject) => {
-    const closed = () => reject(new Error('it closed the connection'));
-    lines.onLine = (line) => {
+  const any = new Promise<string[]>((resolve, reject) => {
+    socket.onLine = (line) => {
       found.push(line);
-      resolve();
+      resolve(found);
     };
-    lines.onOverflow = () => reject(new Error('it sends lines without end'));
-    socket.once('error', reject).once('close', closed);
-    stop = () => socket.off('error', reject).off('close', closed);
+    socket.onOverflow = () => reject(new Error('it sends lines without end'));
+    socket.onEnd = (why) => reject(new Error(why));
   });
-  await abortable(any, signal, () => stop());
-  return found;
+  return abortable(any, signal, () => {});
 }
 
 function parseJson(line: string): unknown {
@@ -356,6 +342,9 @@ function parseJson(line: string): unknown {
 
 function whyNot(cause: unknown, timeout: AbortSignal): string {
   if (timeout.aborted) return 'no greeting in time; another QMP client may be connected to it';
+  if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_CONNECT') {
+    return cause.message.slice(cause.message.lastIndexOf(': ') + 2);
+  }
   if (cause instanceof SyntaxError || cause instanceof z.ZodError) return 'what answers there is not QMP';
   return cause instanceof Error ? cause.message : String(cause);
 }

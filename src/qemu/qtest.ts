@@ -78,7 +78,7 @@ export class Qtest implements QtestAccess {
 
   private constructor(socket: Socket) {
     this.#socket = socket;
-    const lines = new LineSplitter(socket, MAX_LINE_BYTES);
+    const lines = LineSplitter.of(socket, MAX_LINE_BYTES);
     lines.onLine = (line) => this.#take(line);
     lines.onOverflow = () => this.#lose('QEMU sent a line without end');
     socket.on('error', (error) => this.#lose(error.message, error));

@@ -30,7 +30,7 @@ class FakeQemu {
     this.#server = createServer((socket) => {
       this.#sockets.add(socket.on('error', () => {}));
       socket.write(GREETING);
-      new LineSplitter(socket, 1 << 20).onLine = (line) => {
+      LineSplitter.of(socket, 1 << 20).onLine = (line) => {
         const request = JSON.parse(line) as Request;
         if (request.execute === 'qmp_capabilities') return this.answer(socket, request, {});
         this.commands.push(request.execute);

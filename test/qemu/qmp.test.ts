@@ -40,7 +40,7 @@ async function listen(t: Test, serve: (socket: Socket) => void): Promise<string>
 function scripted(t: Test, answer: (request: { execute: string; id: number }, socket: Socket) => void) {
   return listen(t, (socket) => {
     socket.write(GREETING);
-    new LineSplitter(socket, 1 << 20).onLine = (line) => {
+    LineSplitter.of(socket, 1 << 20).onLine = (line) => {
       const request = JSON.parse(line);
       if (request.execute === 'qmp_capabilities') socket.write(`{"return":{},"id":${request.id}}\n`);
       else answer(request, socket);
@@ -69,9 +69,9 @@ t.test('what is no QMP server gives DEVSTATE_E_QMP_CONNECT', async (t) => {
       await t.rejects(connecting, { ...code('DEVSTATE_E_QMP_CONNECT', why), exitCode: 5 });
     });
   }
-  await t.rejects(QmpClient.connect('/proc/no/such'), code('DEVSTATE_E_QMP_CONNECT', /ENOENT/));
+  await t.rejects(QmpClient.connect('/proc/no/such'), code('DEVSTATE_E_QMP_CONNECT', /does not exist/));
   const long = `/tmp/${'x'.repeat(103)}`;
-  await t.rejects(QmpClient.connect(long), code('DEVSTATE_E_QMP_CONNECT', /at most 107 bytes/));
+  await t.rejects(QmpClient.connect(long), code('DEVSTATE_E_QMP_CONNECT', /longer than 107 bytes/));
 });
 
 function refusing(socket: Socket): void {
@@ -199,7 +199,7 @@ t.test('lines are the same however the bytes are cut', async () => {
       const bytes = Buffer.from(lines.map((line) => `${line}${crlf ? '\r\n' : '\n'}`).join(''));
       const stream = new PassThrough();
       const found: string[] = [];
-      new LineSplitter(stream, 200).onLine = (line) => found.push(line);
+      LineSplitter.of(stream, 200).onLine = (line) => found.push(line);
       for (let start = 0; start < bytes.length; start += step)
         stream.write(bytes.subarray(start, start + step));
       stream.end();
@@ -216,7 +216,7 @@ t.test('a line over the bound is reported once, and nothing after it is read', a
     ['ok\n1234', '56789', 'x'],
   ]) {
     const stream = new PassThrough();
-    const splitter = new LineSplitter(stream, 4);
+    const splitter = LineSplitter.of(stream, 4);
     const found: string[] = [];
     let overflows = 0;
     splitter.onLine = (line) => found.push(line);

@@ -4,6 +4,7 @@
  * may run at the source, and a connection that is lost is no proof: QEMU may be there still.
  */
 
+import { constants } from 'node:os';
 import { DevstateError } from '../../errors.js';
 import { QmpClient, QmpCommandError, queryRunState } from '../../qemu/index.js';
 import { delay } from '../waiting.js';
@@ -12,16 +13,15 @@ import { delay } from '../waiting.js';
 const LOOK_AGAIN_MS = 20;
 
 /** What connecting to a socket fails with when no process listens there. */
-const NOBODY_THERE = ['ENOENT', 'ECONNREFUSED'];
+const NOBODY_THERE: readonly (number | undefined)[] = [constants.errno.ENOENT, constants.errno.ECONNREFUSED];
 
 /** Connects to a QEMU; undefined when there is none. @throws when that cannot be told: another client holds its QMP */
 export async function connectIfThere(path: string, signal: AbortSignal): Promise<QmpClient | undefined> {
   try {
     return await QmpClient.connect(path, { signal });
   } catch (error) {
-    const cause =
-      error instanceof DevstateError ? (error.cause as NodeJS.ErrnoException | undefined) : undefined;
-    if (NOBODY_THERE.includes(cause?.code ?? '')) return undefined;
+    const cause = error instanceof DevstateError ? error.cause : undefined;
+    if (cause instanceof DevstateError && NOBODY_THERE.includes(cause.errno)) return undefined;
     throw error;
   }
 }

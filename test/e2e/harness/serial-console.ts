@@ -29,7 +29,7 @@ export class SerialConsole {
     this.#emitter.setMaxListeners(0);
     this.#server = createServer((socket) => {
       this.#socket = socket;
-      const lines = new LineSplitter(socket, MAX_LINE_BYTES);
+      const lines = LineSplitter.of(socket, MAX_LINE_BYTES);
       lines.onLine = (line) => {
         this.lines.push(line);
         this.#lastLineAt = performance.now();

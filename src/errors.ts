@@ -137,6 +137,10 @@ export const ERROR_CODES = {
   DEVSTATE_E_OUTPUT: ExitCode.failed,
   /** A file could not be read. */
   DEVSTATE_E_INPUT: ExitCode.failed,
+  /** The crash journal is damaged, or keeps another device or version than the server that is to go on with it. */
+  DEVSTATE_E_JOURNAL: ExitCode.failed,
+  /** The server under `devstate run` crashed again and again, or before it ever served. */
+  DEVSTATE_E_CRASHED: ExitCode.failed,
   /** A device model's parameter does not exist, or has a value it cannot have. */
   DEVSTATE_E_MODEL_PARAMETER: ExitCode.usage,
   /** The image file does not exist and may not be created. */

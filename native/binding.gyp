@@ -4,6 +4,7 @@
       "target_name": "devstate",
       "sources": [
         "src/addon.cc",
+        "src/counted.cc",
         "src/crc32c.cc",
         "src/event.cc",
         "src/file.cc",

@@ -24,6 +24,7 @@ namespace {
 constexpr uint64_t kMaxWindow = uint64_t{1} << 30;
 constexpr uint32_t kReadable = 1;
 constexpr uint32_t kWritable = 2;
+constexpr uint32_t kResident = 4;
 
 struct Window;
 
@@ -79,7 +80,8 @@ size_t PageSizeOf(int fd) {
   return static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
-/// map(fd, offset, length, protection) → Mapping; shared, protection 1 read, 2 write. The fd may be closed afterwards.
+/// map(fd, offset, length, protection) → Mapping; shared, protection 1 read, 2 write, 4 all of it in memory from now on, as
+/// far as this process may lock it. The fd may be closed afterwards.
 napi_value Map(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
   int fd = args.Int(0);
@@ -88,8 +90,12 @@ napi_value Map(napi_env env, napi_callback_info info) {
   uint32_t access = args.Unsigned(3);
   if (args.failed()) return nullptr;
   int protection = ((access & kReadable) != 0 ? PROT_READ : 0) | ((access & kWritable) != 0 ? PROT_WRITE : 0);
-  void* address = mmap(nullptr, length, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
+  bool resident = (access & kResident) != 0;
+  void* address =
+      mmap(nullptr, length, protection, MAP_SHARED | (resident ? MAP_POPULATE : 0), fd, static_cast<off_t>(offset));
   if (address == MAP_FAILED) return Result(env, -1);
+  // Without the right to lock it stays resident unless memory runs short.
+  if (resident && mlock(address, length) != 0) errno = 0;
   int guard = GuardMapping(address, length, PageSizeOf(fd), protection);
   if (guard < 0) {
     munmap(address, length);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "support.h"
@@ -212,7 +213,67 @@ napi_value SendMessage(napi_env env, napi_callback_info info) {
   return Result(env, sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
-/// Copies every fd of every SCM_RIGHTS message to `out`; those that do not fit are closed and count as lost.
+/// receiveMessage(fd, buffer, offset, length, received: Int32Array) → bytes, 0 at the end. Never blocks.
+/// `received` is written whenever the result is not negative, also when fds were lost.
+napi_value Receive(napi_env env, napi_callback_info info, int flags) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  Bytes buffer = args.Uint8Array(1);
+  size_t offset = args.Unsigned(2);
+  size_t length = args.Unsigned(3);
+  size_t capacity = 0;
+  int32_t* received = args.Int32Array(4, &capacity);
+  if (args.failed()) return nullptr;
+  if (capacity < kReceivedFdsStart || offset > buffer.length || length > buffer.length - offset) {
+    return Number(env, -EINVAL);
+  }
+  iovec part{buffer.data + offset, length};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+  if (got < 0) return Result(env, -1);
+  TakeFds(&message, received, capacity);
+  return Number(env, got);
+}
+
+napi_value ReceiveMessage(napi_env env, napi_callback_info info) { return Receive(env, info, 0); }
+
+/// As receiveMessage, and all of it stays in the socket: the fds are duplicates.
+napi_value PeekMessage(napi_env env, napi_callback_info info) { return Receive(env, info, MSG_PEEK); }
+
+/// A datagram socket bound to `path` (with `mode`) or connected to it. A path that begins with @ is an abstract one, as
+/// service managers write it.
+napi_value Datagram(napi_env env, napi_callback_info info, bool listens) {
+  Arguments args(env, info);
+  sockaddr_un address;
+  int wrong = Address(&args, 0, &address);
+  uint32_t mode = listens ? args.Unsigned(1) : 0;
+  if (args.failed()) return nullptr;
+  if (wrong != 0) return Number(env, wrong);
+  socklen_t length = sizeof address;
+  if (address.sun_path[0] == '@') {
+    length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + strlen(address.sun_path));
+    address.sun_path[0] = '\0';
+  }
+  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return Result(env, -1);
+  auto* name = reinterpret_cast<sockaddr*>(&address);
+  bool made = listens ? fchmod(fd, mode) == 0 && bind(fd, name, length) == 0 : connect(fd, name, length) == 0;
+  return Number(env, made ? fd : FailAndClose(fd));
+}
+
+/// datagramListen(path, mode) → fd
+napi_value DatagramListen(napi_env env, napi_callback_info info) { return Datagram(env, info, true); }
+
+/// datagramConnect(path) → fd
+napi_value DatagramConnect(napi_env env, napi_callback_info info) { return Datagram(env, info, false); }
+
+}  // namespace
+
 void TakeFds(msghdr* message, int32_t* out, size_t capacity) {
   int32_t count = 0;
   bool lost = (message->msg_flags & MSG_CTRUNC) != 0;
@@ -234,35 +295,6 @@ void TakeFds(msghdr* message, int32_t* out, size_t capacity) {
   out[1] = lost ? 1 : 0;
 }
 
-/// receiveMessage(fd, buffer, offset, length, received: Int32Array) → bytes, 0 at the end. Never blocks.
-/// `received` is written whenever the result is not negative, also when fds were lost.
-napi_value ReceiveMessage(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  int fd = args.Int(0);
-  Bytes buffer = args.Uint8Array(1);
-  size_t offset = args.Unsigned(2);
-  size_t length = args.Unsigned(3);
-  size_t capacity = 0;
-  int32_t* received = args.Int32Array(4, &capacity);
-  if (args.failed()) return nullptr;
-  if (capacity < kReceivedFdsStart || offset > buffer.length || length > buffer.length - offset) {
-    return Number(env, -EINVAL);
-  }
-  iovec part{buffer.data + offset, length};
-  alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (got < 0) return Result(env, -1);
-  TakeFds(&message, received, capacity);
-  return Number(env, got);
-}
-
-}  // namespace
-
 void InitSocket(napi_env env, napi_value exports) {
   Export(env, exports, "unixListen", UnixListen);
   Export(env, exports, "unixConnect", UnixConnect);
@@ -275,6 +307,9 @@ void InitSocket(napi_env env, napi_value exports) {
   Export(env, exports, "setReceiveBuffer", SetReceiveBuffer);
   Export(env, exports, "sendMessage", SendMessage);
   Export(env, exports, "receiveMessage", ReceiveMessage);
+  Export(env, exports, "peekMessage", PeekMessage);
+  Export(env, exports, "datagramListen", DatagramListen);
+  Export(env, exports, "datagramConnect", DatagramConnect);
 }
 
 }  // namespace devstate

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <node_api.h>
+#include <sys/socket.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -86,6 +87,7 @@ napi_value Result(napi_env env, int64_t returned);
 void Export(napi_env env, napi_value exports, const char* name, napi_callback function);
 
 // Each file registers what it exports.
+void InitCounted(napi_env env, napi_value exports);
 void InitCrc32c(napi_env env, napi_value exports);
 void InitEvent(napi_env env, napi_value exports);
 void InitFile(napi_env env, napi_value exports);
@@ -96,6 +98,10 @@ void InitVfio(napi_env env, napi_value exports);
 
 /// Address and length of what a Mapping object maps; nullptr, without an exception, when `value` is none or unmapped.
 uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length);
+
+/// Copies every fd of every SCM_RIGHTS message to `out`, after their count and whether some were lost; `capacity` is that of
+/// `out`. Those that do not fit are closed and count as lost.
+void TakeFds(msghdr* message, int32_t* out, size_t capacity);
 
 /// Starts closing every poller of an environment that ends; the last one to close removes the cleanup hook.
 void CloseAllPollers(AddonData* data);

@@ -84,6 +84,30 @@ export interface NativeBinding {
     length: number,
     received: Int32Array,
   ): number;
+  /** As {@link receiveMessage}, and all of it stays in the socket: the fds are duplicates. */
+  peekMessage(fd: number, buffer: Uint8Array, offset: number, length: number, received: Int32Array): number;
+  /** A datagram socket bound to `path`, with mode `mode` (less umask); messages come by {@link receiveMessage}. */
+  datagramListen(path: string, mode: number): number;
+  /** A datagram socket connected to `path`; one that begins with `@` is abstract. */
+  datagramConnect(path: string): number;
+  /**
+   * Receives up to `length` bytes at `memory[bufferAt]`, 0 at the end of the stream, and has the kernel count them in the
+   * call itself: at `memory[headerAt + 56]`, u32, in the `mmsghdr` (64 bytes, aligned to 8) that this makes at `headerAt`.
+   * In shared memory that does not go away, the count holds even if the process is killed in the call. `received` as for
+   * {@link receiveMessage}; with null the fds that came are closed.
+   */
+  receiveCounted(
+    fd: number,
+    memory: Uint8Array,
+    headerAt: number,
+    bufferAt: number,
+    length: number,
+    received: Int32Array | null,
+  ): number;
+  /** Sends up to `length` bytes from `memory[bufferAt]`, counted like those of {@link receiveCounted}. */
+  sendCounted(fd: number, memory: Uint8Array, headerAt: number, bufferAt: number, length: number): number;
+  /** 1 when both are the same open file, 0 when not; -ENOSYS or -EPERM where the kernel does not say. */
+  sameFile(fd: number, other: number): number;
 
   createPoller(fd: number, callback: (events: number) => void): Poller | number;
 
@@ -101,7 +125,10 @@ export interface NativeBinding {
   /** `seals`: {@link Seal}. */
   addSeals(fd: number, seals: number): number;
   getSeals(fd: number): number;
-  /** Maps a part of a file, shared; `protection`: {@link Protection}. The fd may be closed afterwards. */
+  /**
+   * Maps a part of a file, shared; `protection`: {@link Protection}, with {@link RESIDENT} to have it in memory at once and
+   * for good, as far as this process may lock it. The fd may be closed afterwards.
+   */
   map(fd: number, offset: number, length: number, protection: number): Mapping | number;
 
   /** A new non-blocking event counter. */
@@ -166,6 +193,7 @@ export const PollEvent = { readable: 1, writable: 2, disconnect: 4 } as const;
 export const PosixPoll = { in: 0x01, out: 0x04, error: 0x08, hangUp: 0x10, invalid: 0x20 } as const;
 export const Shutdown = { receive: 0, send: 1, both: 2 } as const;
 export const Protection = { read: 1, write: 2, readWrite: 3 } as const;
+export const RESIDENT = 4;
 /** F_SEAL_*. */
 export const Seal = { seal: 0x01, shrink: 0x02, grow: 0x04, write: 0x08, futureWrite: 0x10 } as const;
 /** F_RDLCK, F_WRLCK, F_UNLCK. */

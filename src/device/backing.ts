@@ -30,7 +30,7 @@ export function openBacking(
   files = new SharedFiles(),
 ): Backing {
   if (fd === undefined) return messageBacking(request, peer);
-  if ((request.flags & DmaMapFlag.FILE_IO) !== 0) return fileBacking(request, fd);
+  if ((request.flags & DmaMapFlag.FILE_IO) !== 0) return fileBacking(request, fd, files);
   return mappedBacking(request, fd, files);
 }
 
@@ -103,8 +103,9 @@ class MappedRange implements MappedBacking {
   }
 }
 
-function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
-  const file = fd.duplicate();
+function fileBacking(request: DmaMapRequest, fd: Fd, files: SharedFiles): RemoteBacking {
+  const shared = files.hold(fd, (request.flags & DmaMapFlag.WRITE) !== 0);
+  const file = shared.fd;
   return {
     kind: 'remote',
     origin: originOf(request, file),
@@ -125,7 +126,7 @@ function fileBacking(request: DmaMapRequest, fd: Fd): RemoteBacking {
       if (bytesWritten !== source.length)
         throw new RequestError(Errno.EFAULT, 'the file behind a DMA range is full');
     },
-    unmap: () => file.close(),
+    unmap: () => shared.release(),
   };
 }
 

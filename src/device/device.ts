@@ -54,12 +54,42 @@ export interface GuestMessages {
   write(address: number, source: Uint8Array): Promise<void>;
 }
 
+/**
+ * State that survives a crash of the server. All that changes in one transaction is kept or nothing of it, and what it
+ * sets off happens when it is kept: interrupts, and what `write` writes. A region access is a transaction, with its reply.
+ *
+ * Without a crash journal all of this happens at once.
+ */
+export interface HostJournal {
+  /** What is changed by anything but a region access: a completion, a timer. */
+  transaction<T>(work: () => T): T;
+  /**
+   * Writes guest memory when what caused it is kept, the last 4 bytes last. For what tells the guest of something: data
+   * that it is told of may be written at any time before. Some kilobytes at most in one transaction.
+   */
+  write(address: number, bytes: Uint8Array): void;
+}
+
+/** A device whose state survives a crash of the server. */
+export interface DeviceJournal {
+  /** What it keeps: names, and the most bytes of each. The same in every start of the same device. */
+  readonly records: readonly { readonly name: string; readonly capacity: number }[];
+  /**
+   * Called at the end of every transaction: `put` those records (by index) that have changed since. Together they must be
+   * all of the device's state but for its config space and what belongs to the VMM.
+   */
+  save(put: (record: number, bytes: Uint8Array) => void): void;
+  /** Becomes what was kept, stopped: `resume` follows, and begins anew what was under way. */
+  restore(get: (record: number) => Uint8Array | undefined): void;
+}
+
 /** What the SDK gives a device when it is attached. */
 export interface DeviceHost {
   readonly memory: GuestMemory;
   /** For a device that wants the VMM to see what it does; all others use `memory`. */
   readonly messages: GuestMessages;
   readonly interrupts: Interrupts;
+  readonly journal: HostJournal;
   /** One line for the operator; never for data. */
   log(level: 'info' | 'warn' | 'error', message: string): void;
 }
@@ -109,6 +139,8 @@ export interface Device {
   readonly rawState?: RawState;
   /** Open files, and memory that the VMM maps, if it has any. */
   readonly files?: DeviceFiles;
+  /** For a device that survives a crash of its server. Its region accesses are synchronous. */
+  readonly journal?: DeviceJournal;
 
   /** Called once before anything else. */
   attach(host: DeviceHost): void;

@@ -48,9 +48,11 @@ const vectors = z.object({
   pending: z.array(unsigned),
   assigned: z.array(unsigned),
 });
+/** `FrozenInterrupts` as JSON. */
+export const frozenInterrupts = z.object({ intxLevel: z.boolean(), kinds: z.array(vectors) });
 const documentSchema = z.object({
   arrived: z.boolean(),
-  interrupts: z.object({ intxLevel: z.boolean(), kinds: z.array(vectors) }),
+  interrupts: frozenInterrupts,
   dma: z.array(
     z.object({
       address: unsigned,

@@ -103,6 +103,7 @@ export class Interrupts {
   readonly #edgeIntx: boolean;
   #held = false;
   #intxLevel = false;
+  #changed = false;
 
   /**
    * `counts[i]` is the number of interrupts of `PciIrq` index i.
@@ -148,6 +149,7 @@ export class Interrupts {
   /** Drives the INTx line. While it is asserted, each unmask by the VMM signals again: INTx is a level. */
   setIntx(asserted: boolean): void {
     const rising = asserted && !this.#intxLevel;
+    this.#changed ||= asserted !== this.#intxLevel;
     this.#intxLevel = asserted;
     if (rising) this.#trigger(PciIrq.INTX, 0);
     else if (!asserted) this.#clearPending(PciIrq.INTX, 0);
@@ -165,6 +167,7 @@ export class Interrupts {
   /** Ends the hold and signals what is pending. */
   release(): void {
     this.#held = false;
+    this.#changed = true;
     this.#kinds.forEach((kind, index) => {
       for (let vector = 0; vector < kind.count; vector++) this.#deliver(index, vector);
     });
@@ -173,6 +176,7 @@ export class Interrupts {
   /** Forgets what is pending and drops the INTx line: the device was reset. Assignments stay. */
   reset(): void {
     this.#intxLevel = false;
+    this.#changed = true;
     for (const kind of this.#kinds) kind.pending.fill(false);
   }
 
@@ -191,6 +195,22 @@ export class Interrupts {
       throw error;
     }
     return { state: { intxLevel: this.#intxLevel, kinds }, eventfds };
+  }
+
+  /** Whether `state` may have changed since this was asked last. */
+  takeChanged(): boolean {
+    const changed = this.#changed;
+    this.#changed = false;
+    return changed;
+  }
+
+  /** As `freeze` has it, with the signals themselves in place of second owners. */
+  get state(): { state: FrozenInterrupts; signals: Signal[][] } {
+    const kinds = this.#kinds.map((kind) => kind.freeze());
+    const signals = kinds.map(({ assigned }, index) =>
+      assigned.map((vector) => this.#kinds[index]!.signals[vector]!),
+    );
+    return { state: { intxLevel: this.#intxLevel, kinds }, signals };
   }
 
   #duplicate(index: number, vector: number): Fd {
@@ -238,6 +258,7 @@ export class Interrupts {
 
   /** Closes every eventfd: the VMM is gone. */
   disconnect(): void {
+    this.#changed = true;
     for (const kind of this.#kinds) kind.clear();
   }
 
@@ -250,6 +271,7 @@ export class Interrupts {
 
   /** Makes vectors pending as they were in `state`; ones that this device does not have are refused. */
   load(state: InterruptState): void {
+    this.#changed = true;
     this.#loadPending(PciIrq.MSIX, state.pendingMsix);
     this.#loadPending(PciIrq.MSI, state.pendingMsi);
   }
@@ -271,6 +293,7 @@ export class Interrupts {
    * Takes ownership of them only when it does not throw. @throws RequestError EINVAL
    */
   set(request: SetIrqs, data: Uint8Array, signals: readonly Signal[]): void {
+    this.#changed = true;
     const { index, start, count } = request;
     const dataKind = request.flags & IrqSetFlag.DATA_MASK;
     const action = request.flags & IrqSetFlag.ACTIONS_MASK;
@@ -344,8 +367,11 @@ export class Interrupts {
   #trigger(index: number, vector: number): void {
     const kind = this.#kinds[index];
     if (kind === undefined || vector >= kind.count) return;
+    const before = kind.pending[vector];
     kind.pending[vector] = true;
     this.#deliver(index, vector);
+    // A vector that was signalled at once is as it was; a level is masked from then on.
+    this.#changed ||= kind.pending[vector] !== before || index === PciIrq.INTX;
   }
 
   #clearPending(index: number, vector: number): void {

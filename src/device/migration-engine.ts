@@ -40,7 +40,16 @@ const MIGRATION_FLAGS = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationF
 /** Names an arc in a `switch`. */
 const arc = (from: MigrationState, to: MigrationState): number => from * 8 + to;
 
+/** What of a device's migration outlives its process. */
+export interface DeviceLife {
+  readonly state: MigrationState;
+  readonly arrived: boolean;
+  readonly handedOver: boolean;
+}
+
 export class MigrationEngine {
+  /** Called when a transition, a reset or a hold is done. */
+  onSettled: (() => void) | undefined;
   readonly #device: Device;
   readonly #memory: GuestMemory;
   readonly #interrupts: Interrupts;
@@ -92,7 +101,7 @@ export class MigrationEngine {
 
   /** Runs `work` when the transitions asked for before are done. */
   #serialise<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#queue.then(work);
+    const done = this.#queue.then(work).finally(() => this.onSettled?.());
     this.#queue = done.catch(() => {});
     return done;
   }
@@ -214,6 +223,29 @@ export class MigrationEngine {
   /** Another VMM has the device, in the middle of what it does. @param vmm undefined when that one has gone already */
   vmmChanged(vmm: DmaPeer | undefined): void {
     this.#vmm = vmm;
+  }
+
+  get life(): DeviceLife {
+    return { state: this.#machine.state, arrived: this.#arrived, handedOver: this.#handedOver };
+  }
+
+  /**
+   * Begins, with a device that is what a predecessor's was when that was killed, stopped. Whoever drove a migration there
+   * has lost it as if the connection had ended.
+   */
+  recover({ state, arrived, handedOver }: DeviceLife): Promise<void> {
+    return this.#serialise(async () => {
+      this.#arrived = arrived;
+      this.#handedOver = handedOver;
+      if (state === RESUMING || state === ERROR) {
+        this.#machine.find(STOP);
+        await this.#reset('aborted');
+      } else if (state === STOP || state === STOP_COPY) {
+        // The other side may run.
+        if (handedOver) await this.#device.handOver?.();
+        this.#machine.find(STOP);
+      } else await this.#resume();
+    });
   }
 
   /** Whether what the device is came from elsewhere: its history, which a successor takes over with it. */

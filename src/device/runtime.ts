@@ -5,11 +5,14 @@
  */
 
 import { DevstateError } from '../errors.js';
+import type { SlotSpec } from '../journal/index.js';
 import type {
+  CrashJournal,
   DmaPeer,
   HandoffPort,
   ManagementPort,
   MigrationPort,
+  RecoveryPort,
   ServedDevice,
   ServedIrq,
   ServedRegion,
@@ -27,7 +30,8 @@ import {
   RegionInfoFlag,
   type SetIrqs,
 } from '../wire/index.js';
-import type { Device, DeviceHost } from './device.js';
+import { CrashRecords, journalSlots, writeOrdered } from './crash-records.js';
+import type { Device, DeviceHost, HostJournal } from './device.js';
 import type { ServedProtocols } from './engine-port.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { DeviceHandoff } from './handoff.js';
@@ -49,6 +53,8 @@ export interface RuntimeOptions {
   readonly migration?: MigrationProtocols;
   /** Of v1. */
   readonly migrationRegion?: MigrationRegionOptions;
+  /** Keeps the device's state for a successor after a crash; opened for `DeviceRuntime.journalSlots`. */
+  readonly crash?: CrashJournal | undefined;
 }
 
 export type MigrationProtocols = 'v1' | 'v2' | 'both';
@@ -62,9 +68,12 @@ export class DeviceRuntime implements ServedDevice {
   readonly irqs: readonly ServedIrq[];
   readonly management: ManagementPort;
   readonly handoff: HandoffPort;
+  readonly recovery: RecoveryPort | undefined;
 
   readonly #device: Device;
-  readonly #files = new SharedFiles();
+  readonly #crash: CrashJournal | undefined;
+  readonly #records: CrashRecords | undefined;
+  readonly #files: SharedFiles;
   readonly #tables: VmmTables;
   readonly #makeInterrupts: () => Interrupts;
   readonly #engine: MigrationEngine;
@@ -74,6 +83,8 @@ export class DeviceRuntime implements ServedDevice {
   constructor(device: Device, options: RuntimeOptions) {
     this.name = options.name;
     this.#device = device;
+    this.#crash = options.crash;
+    this.#files = new SharedFiles(options.crash?.store);
     this.#offer = stateOffer(device, options.formats);
     this.#protocols = servedProtocols(options, this.#offer);
     this.regions = declareRegions(device);
@@ -83,7 +94,7 @@ export class DeviceRuntime implements ServedDevice {
     const edgeIntx = intx === 'edge';
     this.irqs = counts.map((count, index) => ({ flags: irqFlags(index, edgeIntx), count }));
     this.#makeInterrupts = () => new Interrupts(counts, { edgeIntx });
-    this.#tables = new VmmTables(this.#makeInterrupts(), this.#files);
+    this.#tables = new VmmTables(this.#makeInterrupts(), this.#files, options.crash);
     const { memory, interrupts } = this.#tables;
     this.#engine = new MigrationEngine(device, memory, interrupts, this.#offer);
     this.management = this.#createManagement();
@@ -102,8 +113,38 @@ export class DeviceRuntime implements ServedDevice {
         write: async (address, source) => this.#tables.requirePeer().write(address, source),
       },
       interrupts,
+      journal: this.#hostJournal(),
       log: (level, message) => options.log?.(level, message),
     });
+    if (this.#crash === undefined) return;
+    this.#records = new CrashRecords({
+      device,
+      journal: requireJournal(device),
+      crash: this.#crash,
+      tables: this.#tables,
+      engine: this.#engine,
+      files: this.#files,
+    });
+    this.recovery = this.#records;
+  }
+
+  /** What a crash journal must have room for. @throws DEVSTATE_E_USAGE for a device that cannot be kept in one */
+  static journalSlots(device: Device): SlotSpec[] {
+    return journalSlots(requireJournal(device));
+  }
+
+  #hostJournal(): HostJournal {
+    const { memory } = this.#tables;
+    const transactions = this.#crash?.transactions;
+    if (transactions === undefined)
+      return {
+        transaction: (work) => work(),
+        write: (address, bytes) => writeOrdered(memory, address, bytes),
+      };
+    return {
+      transaction: (work) => transactions.run(work),
+      write: (address, bytes) => transactions.write(address, bytes),
+    };
   }
 
   #createManagement(): ManagementPort {
@@ -148,6 +189,7 @@ export class DeviceRuntime implements ServedDevice {
   writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void> {
     if (region !== PciRegion.CONFIG) return this.#device.writeRegion(region, offset, data);
     this.#device.config.write(offset, data);
+    this.#records?.configChanged();
     // A function level reset is the same for every device, and ends a migration like any other reset.
     if (this.#device.config.takeFunctionLevelReset()) return this.#engine.reset('requested');
     this.#device.configWritten?.(offset, data.length);
@@ -186,6 +228,17 @@ export class DeviceRuntime implements ServedDevice {
   openMigration(): MigrationPort {
     return this.#engine.open(this.#protocols);
   }
+}
+
+/** @throws DevstateError DEVSTATE_E_USAGE */
+function requireJournal({ journal, bars }: Device): NonNullable<Device['journal']> {
+  if (journal !== undefined && bars.every(({ memory }) => memory === undefined)) return journal;
+  const why =
+    journal === undefined ? 'it does not say what is to be kept of it' : 'the VMM maps memory of it';
+  throw new DevstateError(
+    'DEVSTATE_E_USAGE',
+    `this device cannot be kept in a crash journal: ${why}; start it without \`devstate run\``,
+  );
 }
 
 /** @throws DevstateError DEVSTATE_E_USAGE for what cannot be served */

@@ -4,6 +4,7 @@
  * in many pieces, each with an fd of its own: one of them is enough.
  */
 
+import type { FdStore } from '../fd-store/index.js';
 import { check, native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 
@@ -15,11 +16,20 @@ export interface SharedFile {
 
 interface Entry {
   readonly fd: Fd;
+  /** In the store, if there is one. */
+  readonly number: number | undefined;
+  readonly close: () => void;
   users: number;
 }
 
 export class SharedFiles {
   readonly #files = new Map<string, Entry>();
+  readonly #store: FdStore | undefined;
+
+  /** @param store has the files kept for a successor after a crash */
+  constructor(store?: FdStore) {
+    this.#store = store;
+  }
 
   /** Files that are open. */
   get size(): number {
@@ -37,7 +47,7 @@ export class SharedFiles {
     const key = `${device}:${inode}:${size}:${writable}`;
     let entry = this.#files.get(key);
     if (entry === undefined) {
-      entry = { fd: fd.duplicate(), users: 0 };
+      entry = this.#open(fd);
       this.#files.set(key, entry);
     }
     const held = entry;
@@ -47,8 +57,22 @@ export class SharedFiles {
       release: () => {
         if (--held.users > 0) return;
         this.#files.delete(key);
-        held.fd.close();
+        held.close();
       },
     };
+  }
+
+  #open(fd: Fd): Entry {
+    const stored = this.#store?.keep(fd);
+    if (stored === undefined) {
+      const copy = fd.duplicate();
+      return { fd: copy, number: undefined, close: () => copy.close(), users: 0 };
+    }
+    return { fd: stored.fd, number: stored.number, close: () => stored.release(), users: 0 };
+  }
+
+  /** The number under which a file that is held is in the store. */
+  numberOf(fd: Fd): number | undefined {
+    return [...this.#files.values()].find((entry) => entry.fd === fd)?.number;
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a VMM has given: guest memory, eventfds, and itself to be asked for memory by messages. */
 
-import type { DmaPeer } from '../server/index.js';
+import type { CrashJournal, DmaPeer } from '../server/index.js';
 import type { Fd } from '../transport/index.js';
 import {
   DEFAULT_MAX_DMA_MAPS,
@@ -17,20 +17,28 @@ import {
 import { openBacking } from './backing.js';
 import { EventSignal } from './event-signal.js';
 import { GuestMemory } from './guest-memory.js';
-import type { Interrupts } from './interrupts.js';
+import type { Interrupts, Signal } from './interrupts.js';
+import { KeptSignal } from './kept-signal.js';
 import type { SharedFiles } from './shared-files.js';
+
+/** Most DMA ranges with a crash journal, which has room for so many. */
+export const MAX_KEPT_RANGES = 8192;
 
 export class VmmTables {
   readonly memory = new GuestMemory();
   /** Undefined while no VMM has agreed on a version. */
   peer: DmaPeer | undefined;
   readonly #files: SharedFiles;
+  readonly #crash: CrashJournal | undefined;
 
+  /** @param crash keeps what the VMM gives */
   constructor(
     readonly interrupts: Interrupts,
     files: SharedFiles,
+    crash?: CrashJournal,
   ) {
     this.#files = files;
+    this.#crash = crash;
   }
 
   /** @throws RequestError ENOTCONN */
@@ -42,9 +50,9 @@ export class VmmTables {
   /** Takes `fd` if it does not throw. */
   dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
     const peer = this.requirePeer();
-    if (this.memory.regions.length >= DEFAULT_MAX_DMA_MAPS) {
-      throw new RequestError(Errno.ENOSPC, `more than ${DEFAULT_MAX_DMA_MAPS} DMA ranges`);
-    }
+    const limit = this.#crash === undefined ? DEFAULT_MAX_DMA_MAPS : MAX_KEPT_RANGES;
+    if (this.memory.regions.length >= limit)
+      throw new RequestError(Errno.ENOSPC, `more than ${limit} DMA ranges`);
     const backing = openBacking(request, fd, peer, this.#files);
     try {
       this.memory.add({
@@ -70,13 +78,21 @@ export class VmmTables {
     if ((request.flags & IrqSetFlag.DATA_EVENTFD) === 0 && fds.length > 0) {
       throw new RequestError(Errno.EINVAL, 'SET_IRQS carries fds but does not say eventfd');
     }
-    const signals = fds.map((fd) => new EventSignal(fd));
+    const signals: Signal[] = [];
     try {
+      for (const fd of fds) signals.push(this.#signalOf(fd));
       this.interrupts.set(request, data, signals);
     } catch (error) {
       for (const signal of signals) signal.close();
       throw error;
     }
+  }
+
+  #signalOf(fd: Fd): Signal {
+    const crash = this.#crash;
+    return crash === undefined
+      ? new EventSignal(fd)
+      : new KeptSignal(crash.store.keep(fd), crash.transactions);
   }
 
   /**

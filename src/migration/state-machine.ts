@@ -131,6 +131,11 @@ export class MigrationMachine {
     this.#state = ERROR;
   }
 
+  /** The device was found in this state: its process was another one when it came there. */
+  find(state: MigrationState): void {
+    this.#state = state;
+  }
+
   /** The device was reset: RUNNING, from any state. */
   reset(): void {
     this.#state = RUNNING;

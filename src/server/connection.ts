@@ -11,7 +11,15 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
-import { closeAll, type Fd, type Frame, MessageSocket } from '../transport/index.js';
+import type { Parts } from '../native/index.js';
+import {
+  closeAll,
+  type Fd,
+  type Frame,
+  type MessageHandler,
+  MessageSocket,
+  type SendOptions,
+} from '../transport/index.js';
 import {
   type Capabilities,
   Command,
@@ -32,7 +40,9 @@ import {
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
 import type { CommandHandler, HandOver, NextVmmPort, Request, Role, ServerContext } from './command.js';
 import { commandsFor } from './commands.js';
-import { type DmaTerms, MessageDmaPeer, proposedTerms } from './dma-peer.js';
+import { type CrashJournal, ServerSlot } from './crash-journal.js';
+import { type DmaTerms, MessageDmaPeer, noDmaByMessages, proposedTerms } from './dma-peer.js';
+import { JournalledSocket } from './journalled-socket.js';
 import { Reply } from './reply.js';
 import type { DmaPeer, MigrationPort, ServedDevice } from './served-device.js';
 
@@ -65,6 +75,8 @@ export interface ConnectionOptions {
   readonly nextVmm?: NextVmmPort;
   /** Whether a VMM that leaves leaves the device as it is, because another one is to have it. */
   readonly keeps?: (device: ServedDevice) => boolean;
+  /** What is agreed on, received and answered is kept there. For one connection at a time. */
+  readonly crash?: CrashJournal | undefined;
   /** Called once, when the connection has ended and the device has been told. */
   readonly closed: () => void;
 }
@@ -74,6 +86,13 @@ export interface Waiting {
   readonly bytes: Uint8Array;
   readonly fds: Fd[];
 }
+
+/** The socket of a connection: with a crash journal, or without. */
+type ConnectionSocket = Pick<MessageSocket, 'close' | 'isClosed' | 'pause' | 'resume'> & {
+  send(parts: Parts, options: SendOptions): unknown;
+  /** The message that is being delivered gets no reply. */
+  unanswered?(): void;
+};
 
 /** All that a successor needs to go on with a connection that is frozen. */
 export interface FrozenConnection {
@@ -96,7 +115,9 @@ export class Connection implements ServerContext {
   readonly nextVmm: NextVmmPort | undefined;
 
   readonly #options: ConnectionOptions;
-  readonly #socket: MessageSocket;
+  readonly #socket: ConnectionSocket;
+  /** The same, without a crash journal. */
+  readonly #plain: MessageSocket | undefined;
   readonly #reply = new Reply();
   readonly #commands: ReadonlyMap<number, CommandHandler>;
   readonly #backlog: Waiting[] = [];
@@ -117,10 +138,17 @@ export class Connection implements ServerContext {
     this.device = options.device;
     this.#options = options;
     this.#commands = commandsFor(options.role);
-    this.#socket = new MessageSocket(fd, vfioUserFraming, LIMITS, {
+    const handler: MessageHandler = {
       message: (frame) => this.#message(frame),
       closed: (error) => void this.#closed(error),
-    });
+    };
+    if (options.crash === undefined) {
+      this.#plain = new MessageSocket(fd, vfioUserFraming, LIMITS, handler);
+      this.#socket = this.#plain;
+    } else {
+      const poisoned = (frame: Frame): void => this.#refuse(frame);
+      this.#socket = new JournalledSocket(fd, options.crash, { ...handler, poisoned }, frozen !== undefined);
+    }
     this.handOver = options.handOver;
     this.nextVmm = options.nextVmm;
     if (frozen !== undefined) this.#adopt(frozen);
@@ -139,8 +167,9 @@ export class Connection implements ServerContext {
     this.#negotiated = true;
     this.peer = frozen.peer;
     this.migration = this.device.openMigration(this.role);
-    if (frozen.dma === undefined) return;
-    this.#dmaPeer = new MessageDmaPeer(this.#socket, frozen.dma.terms);
+    if (this.#plain === undefined) this.device.connected(noDmaByMessages);
+    if (frozen.dma === undefined || this.#plain === undefined) return;
+    this.#dmaPeer = new MessageDmaPeer(this.#plain, frozen.dma.terms);
     if (frozen.dma.twin !== undefined) this.#dmaPeer.adoptTwinSocket(frozen.dma.twin);
     this.device.connected(this.#dmaPeer);
   }
@@ -175,7 +204,7 @@ export class Connection implements ServerContext {
 
   /** After `hold`: stops between two messages. @throws when the client has left */
   async freeze(): Promise<FrozenConnection> {
-    await this.#socket.freeze();
+    await this.#requirePlain().freeze();
     return {
       negotiated: this.#negotiated,
       peer: this.peer,
@@ -186,7 +215,13 @@ export class Connection implements ServerContext {
 
   /** A second owner of the connected socket. */
   duplicate(): Fd {
-    return this.#socket.duplicate();
+    return this.#requirePlain().duplicate();
+  }
+
+  #requirePlain(): MessageSocket {
+    if (this.#plain === undefined)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'a connection with a crash journal is not handed over');
+    return this.#plain;
   }
 
   /** Goes on after `hold` and `freeze`. */
@@ -206,7 +241,7 @@ export class Connection implements ServerContext {
     clearTimeout(this.#versionTimer);
     for (const { fds } of this.#backlog.splice(0)) closeAll(fds);
     this.#dmaPeer?.close();
-    if (!this.#socket.isClosed) this.#socket.detach().close();
+    if (this.#plain?.isClosed === false) this.#plain.detach().close();
   }
 
   #message(frame: Frame): void {
@@ -220,7 +255,7 @@ export class Connection implements ServerContext {
     } else {
       this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
       // The handler may still read its request: the next messages go elsewhere.
-      if (this.#busy) this.#socket.keepFrame();
+      if (this.#busy) this.#plain?.keepFrame();
     }
   }
 
@@ -256,7 +291,7 @@ export class Connection implements ServerContext {
     const held = fds.filter((fd) => fd.isOpen).map((fd) => fd.take());
     void this.#settle(done, id, command, noReply).finally(() => {
       closeAll(held);
-      if (bytes.byteLength === bytes.buffer.byteLength) this.#socket.returnBuffer(bytes);
+      if (bytes.byteLength === bytes.buffer.byteLength) this.#plain?.returnBuffer(bytes);
     });
   }
 
@@ -276,6 +311,16 @@ export class Connection implements ServerContext {
     } catch (error) {
       this.#socket.close(asDevstateError(error));
     }
+  }
+
+  /** A command that has ended the process again and again. */
+  #refuse({ view }: Frame): void {
+    const noReply = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
+    const error = new RequestError(
+      Errno.EIO,
+      'it has ended the server several times, and is not tried again',
+    );
+    this.#finish(messageId(view), messageCommand(view), noReply, error);
   }
 
   #serveBacklog(): void {
@@ -311,6 +356,7 @@ export class Connection implements ServerContext {
     const reply = this.#reply;
     if (noReply) {
       reply.reset();
+      this.#socket.unanswered?.();
       return;
     }
     if (errno !== 0) {
@@ -344,11 +390,13 @@ export class Connection implements ServerContext {
     if (request.fds.length > 0) throw new RequestError(Errno.EINVAL, 'VERSION carries fds');
     const proposal = decodeVersion(request.view, request.at, request.end);
     const canTakeTwin = this.role === 'vmm' && proposal.capabilities.maxMsgFds > 0;
-    const version = negotiate(proposal, { twinSocket: this.#options.twinSocket && canTakeTwin });
+    const twinSocket = this.#options.twinSocket && canTakeTwin && this.#plain !== undefined;
+    const version = negotiate(proposal, { twinSocket });
     this.peer = { ...proposal.capabilities, writeMultiple: version.capabilities.writeMultiple };
     this.migration = this.device.openMigration(this.role);
-    if (this.role === 'vmm') {
-      this.#dmaPeer = new MessageDmaPeer(this.#socket, proposedTerms(proposal));
+    if (this.role === 'vmm' && this.#plain === undefined) this.device.connected(noDmaByMessages);
+    else if (this.role === 'vmm' && this.#plain !== undefined) {
+      this.#dmaPeer = new MessageDmaPeer(this.#plain, proposedTerms(proposal));
       if (version.capabilities.twinSocket) {
         this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
         this.#reply.owned = this.#reply.fds;
@@ -359,6 +407,11 @@ export class Connection implements ServerContext {
     this.#reply.allocate(payload.length);
     this.#reply.bytes.set(payload, HEADER_LENGTH);
     this.#negotiated = true;
+    const { crash } = this.#options;
+    crash?.journal.put(
+      crash.journal.slot(ServerSlot.connection.name),
+      Buffer.from(JSON.stringify(this.peer)),
+    );
     clearTimeout(this.#versionTimer);
   }
 

@@ -222,6 +222,22 @@ function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
+/**
+ * For a server with a crash journal: an answer from the client that the server's successor gets is one that nobody there
+ * has asked for.
+ */
+export const noDmaByMessages: DmaPeer = {
+  read: () => Promise.reject(needsFile()),
+  write: () => Promise.reject(needsFile()),
+};
+
+function needsFile(): RequestError {
+  return new RequestError(
+    Errno.EFAULT,
+    'with a crash journal, guest memory is reached only through its file',
+  );
+}
+
 function goneError(): RequestError {
   return new RequestError(Errno.ENOTCONN, 'the VMM has closed the connection');
 }

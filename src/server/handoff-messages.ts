@@ -27,7 +27,8 @@ export const handoffOffer = z.object({
 });
 export type HandoffOffer = z.infer<typeof handoffOffer>;
 
-const capabilities = z.object({
+/** What was agreed on with a VMM. */
+export const capabilities = z.object({
   maxMsgFds: unsigned,
   maxDataXferSize: unsigned,
   maxDmaMaps: unsigned,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The server's end of vfio-user. */
 
+export { CrashJournal, type CrashJournalOptions } from './crash-journal.js';
+export { noDmaByMessages } from './dma-peer.js';
 export { MAX_NOTE_LENGTH } from './feature-command.js';
 export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {
@@ -9,6 +11,7 @@ export type {
   ManagementPort,
   MigrationPort,
   MigrationRegionPort,
+  RecoveryPort,
   ServedDevice,
   ServedIrq,
   ServedRegion,

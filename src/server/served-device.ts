@@ -130,6 +130,14 @@ export interface ManagementPort {
   writeMemory(address: number, source: Uint8Array): void | Promise<void>;
 }
 
+/** A device whose state is in a crash journal. */
+export interface RecoveryPort {
+  /** Becomes what its predecessor's was at the last commit, stopped. @throws when it cannot */
+  recover(): void | Promise<void>;
+  /** Begins, after `recover`. */
+  start(): Promise<void>;
+}
+
 export interface ServedDevice {
   /** Short name for log lines. */
   readonly name: string;
@@ -161,7 +169,9 @@ export interface ServedDevice {
   /** A place for the next VMM while one has the device; undefined when VMMs can only come one after the other. */
   openUnderstudy?(): Understudy;
   /** For a successor in another process; undefined when the device cannot be handed to one. */
-  readonly handoff?: HandoffPort;
+  readonly handoff?: HandoffPort | undefined;
+  /** With a crash journal; the device puts there what it changes. */
+  readonly recovery?: RecoveryPort | undefined;
 }
 
 /** The device as the next VMM sees it, until it changes places with the one that has it. */

@@ -16,12 +16,14 @@ import {
   type FrozenConnection,
   VERSION_TIMEOUT_MS,
 } from './connection.js';
+import type { CrashJournal } from './crash-journal.js';
 import { giveServer, type HandedOver } from './giver.js';
 import { handoffRequest } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
 import { NextVmm } from './next-vmm.js';
 import { type AdoptedParts, ServerReceiver, type SuccessorHost } from './receiver.js';
 import type { ServedDevice } from './served-device.js';
+import { SocketRecords } from './socket-records.js';
 
 /** Managers that may look at once. One of them drives a migration; the others are answered too. */
 const MAX_MANAGERS = 16;
@@ -50,6 +52,8 @@ export interface ServerOptions {
    * (`TAKEOVER_VARIABLE`).
    */
   readonly takeover?: string;
+  /** Keeps the VMM's connection and the sockets for a successor after a crash, and goes on with a predecessor's. */
+  readonly crash?: CrashJournal | undefined;
 }
 
 type Role = Connection['role'];
@@ -58,6 +62,7 @@ export class Server {
   readonly #options: ServerOptions;
   readonly #managers = new Set<Connection>();
   readonly #takeover: Takeover | undefined;
+  readonly #records: SocketRecords | undefined;
   #listener: Listener | undefined;
   #migrationListener: Listener | undefined;
   #waiting: Fd[] = [];
@@ -84,10 +89,22 @@ export class Server {
     const handedOver = new Promise<void>((resolve) => {
       this.#handedOver = resolve;
     });
-    const { socketPath, migrationSocketPath, takeover } = options;
+    const { socketPath, migrationSocketPath, takeover, crash } = options;
+    if (crash !== undefined) {
+      if (takeover !== undefined)
+        throw new DevstateError('DEVSTATE_E_USAGE', 'a server with a crash journal takes over from nobody');
+      this.#records = new SocketRecords(crash);
+      if (crash.recovered) {
+        this.ended = this.#recover(crash, this.#records).then(() => handedOver);
+        this.ended.catch(() => {});
+        return;
+      }
+    }
     if (takeover === undefined) {
       this.ended = handedOver;
       this.#listen(socketPath, migrationSocketPath);
+      if (this.#listener !== undefined) this.#records?.listening(this.#listener, this.#migrationListener);
+      crash?.ready();
       return;
     }
     this.#takeover = this.#beSuccessor(takeover);
@@ -104,6 +121,38 @@ export class Server {
       this.#listener?.close();
       throw error;
     }
+  }
+
+  /** Goes on where a server stood that was killed. */
+  async #recover(crash: CrashJournal, records: SocketRecords): Promise<void> {
+    const { device, socketPath, migrationSocketPath } = this.#options;
+    const { listener, migrationListener, vmm } = records.recover();
+    this.#listener = this.#adopt(listener, (fd) => this.#acceptVmm(fd), socketPath);
+    if (migrationListener !== undefined)
+      this.#migrationListener = this.#adopt(
+        migrationListener,
+        (fd) => this.#acceptManager(fd),
+        migrationSocketPath,
+      );
+    if (vmm !== undefined) {
+      this.#vmm = this.#connect('vmm', vmm.fd, device, vmm.frozen);
+      this.#vmms.add(this.#vmm);
+    }
+    // The device first: then it is there when the next message is answered.
+    await device.recovery?.recover();
+    crash.transactions.redo();
+    await device.recovery?.start();
+    crash.store.flush();
+    this.#vmm?.thaw();
+    for (const accepting of [this.#listener, this.#migrationListener]) accepting?.resume();
+    this.#log('info', `went on after a crash, at transaction ${crash.journal.committed}`);
+    crash.ready();
+  }
+
+  #adopt(fd: Fd, onConnection: (fd: Fd) => void, path: string | undefined): Listener {
+    const listener = Listener.adopt(fd, onConnection, path);
+    listener.pause();
+    return listener;
   }
 
   #beSuccessor(directory: string): Takeover {
@@ -167,6 +216,16 @@ export class Server {
 
   #serveVmm(fd: Fd): void {
     this.#log('info', 'a VMM has connected');
+    try {
+      this.#records?.vmmConnected(fd);
+    } catch (error) {
+      fd.close();
+      this.#log(
+        'error',
+        `the VMM's connection cannot be kept: ${error instanceof Error ? error.message : error}`,
+      );
+      return;
+    }
     this.#vmm = this.#connectVmm(fd);
   }
 
@@ -191,6 +250,7 @@ export class Server {
         twinSocket: !isManager && (this.#options.twinSocket ?? true),
         versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
         log: (level, message) => this.#log(level, message),
+        crash: isManager ? undefined : this.#options.crash,
         ...(isManager ? this.#managerOptions : { keeps: (of) => this.#nextVmm.keeps(of) }),
         closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft(connection)),
       },
@@ -207,6 +267,8 @@ export class Server {
       status: () => this.#nextVmm.status(),
       request: (text) => this.#requestNextVmm(text),
     };
+    // What a journal keeps is one VMM's and one server's: a successor comes after a crash, not beside it.
+    if (this.#options.crash !== undefined) return {};
     return {
       ...(device.handoff === undefined ? {} : { handOver }),
       ...(device.openUnderstudy === undefined ? {} : { nextVmm }),
@@ -232,6 +294,7 @@ export class Server {
   /** Who has the device is settled: a VMM or, if there is none, the next that comes. */
   #vmmSettled(): void {
     if (this.#vmm === undefined) {
+      if (!this.#closing) this.#records?.vmmLeft();
       this.#options.vmmLeft?.();
       this.#serveNext();
     }

@@ -12,6 +12,7 @@ import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
 import { createBirchNvme } from '../../../src/devices/nvme/birch/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
 import { IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
+import { atOnce } from '../../support/at-once.js';
 import { MemoryPeer } from '../../support/memory.js';
 
 export type MemoryKind = 'mapped' | 'remote';
@@ -116,6 +117,7 @@ export class Rig {
       memory: this.memory,
       messages: new MemoryPeer(),
       interrupts: this.interrupts,
+      journal: atOnce(this.memory),
       log: (level, message) => this.logs.push(`${level}: ${message}`),
     });
     this.memory.add({

@@ -5,6 +5,7 @@ import { Command } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { SampleDevice } from '../devices/sample/index.js';
 import { Server } from '../server/index.js';
+import { openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
 import { type ServedProtocolOptions, servedProtocolOptions, servedProtocols } from './options.js';
 import { untilTold } from './signals.js';
@@ -36,6 +37,8 @@ async function serveSample(options: ServeSampleOptions): Promise<void> {
     leave = resolve;
   });
   const device = new SampleDevice();
+  // Refused where it would be taken for protected: it keeps nothing.
+  openCrashJournal(device, serviceEnvironment({}));
   const server = new Server({
     device: new DeviceRuntime(device, { name: 'sample', log, ...protocols }),
     socketPath: socket,

@@ -4,8 +4,6 @@
 import { existsSync, rmSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
-import { createAlderNvme } from '../devices/nvme/alder/index.js';
-import { createBirchNvme } from '../devices/nvme/birch/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
@@ -21,6 +19,7 @@ import {
   servedProtocols,
 } from './options.js';
 import { printJson } from './output.js';
+import { serveCounterCommand } from './serve-counter.js';
 import { serveSampleCommand } from './serve-sample.js';
 import { untilTold } from './signals.js';
 
@@ -36,7 +35,10 @@ interface ServeNvmeOptions extends ServedProtocolOptions {
   printModelJson?: boolean;
 }
 
-const VENDORS = { alder: createAlderNvme, birch: createBirchNvme };
+const VENDORS = {
+  alder: async () => (await import('../devices/nvme/alder/index.js')).createAlderNvme,
+  birch: async () => (await import('../devices/nvme/birch/index.js')).createBirchNvme,
+};
 
 /** Size of an image that is created without --size. */
 const DEFAULT_IMAGE_SIZE = 64 * 2 ** 20;
@@ -45,7 +47,8 @@ export function serveCommand(): Command {
   return new Command('serve')
     .description('serve a device over vfio-user')
     .addCommand(serveNvmeCommand())
-    .addCommand(serveSampleCommand());
+    .addCommand(serveSampleCommand())
+    .addCommand(serveCounterCommand());
 }
 
 function serveNvmeCommand(): Command {
@@ -114,7 +117,8 @@ async function serve(options: Serving): Promise<void> {
   const image = openImage(options, incoming || takeover !== undefined);
   let serves = false;
   try {
-    const device = VENDORS[options.vendor]({ image, parameters: options.param });
+    const create = await VENDORS[options.vendor]();
+    const device = create({ image, parameters: options.param });
     const server = new Server({
       device: new DeviceRuntime(device, {
         name: 'nvme',

@@ -11,6 +11,7 @@ import {
   type ValueAdapter,
   virtioDescription,
 } from '../formats/index.js';
+import { counterDescription } from './counter/index.js';
 import { alderDescription } from './nvme/alder/index.js';
 import { birchDescription } from './nvme/birch/index.js';
 import { nvmeConverters } from './nvme/converters.js';
@@ -20,6 +21,7 @@ import { sampleDescription } from './sample/index.js';
 export const formatDescriptions: readonly FormatDescription[] = [
   alderDescription,
   birchDescription,
+  counterDescription,
   nvmeDescription,
   pciFunctionDescription,
   sampleDescription,

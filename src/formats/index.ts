@@ -69,6 +69,7 @@ export type { PciFunctionState } from './pci/state.js';
 export * from './qemu-cpr/index.js';
 export * from './qemu-stream/index.js';
 export {
+  COUNTER,
   findFormat,
   formatVersionText,
   isSameName,

@@ -21,6 +21,17 @@ export interface RegisteredFormat {
   stability: 'experimental' | 'stable';
 }
 
+/** State of the counter device. */
+export const COUNTER: RegisteredFormat = {
+  uuid: parseUuid('a7b6cfd5-824f-48d2-9374-6c30af5c24f2'),
+  name: 'org.devstate.counter',
+  kind: 'standard',
+  models: ['devstate.org/counter'],
+  versions: ['1.0'],
+  schema: 'counter.md',
+  stability: 'experimental',
+};
+
 /** Native state of the reference NVMe controller of vendor alder. */
 export const NVME_ALDER: RegisteredFormat = {
   uuid: parseUuid('d49a84ce-5d67-4c5c-9ba8-6c99372bc19d'),
@@ -100,6 +111,7 @@ export const VIRTIO_DEVICE_PARTS: RegisteredFormat = {
 
 /** Every registered format, ordered by name. */
 export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [
+  COUNTER,
   NVME_STANDARD,
   NVME_ALDER,
   NVME_BIRCH,

@@ -2,6 +2,7 @@
 /** A guest without a VMM: memory, interrupts and an NVMe driver, for demonstrations, benchmarks and tests. */
 
 export { BLOCK_BYTES, BlockWriter, type BlockWriterOptions } from './block-writer.js';
+export { type CounterCompletion, CounterDriver } from './counter-driver.js';
 export { type DataPointer, DmaBuffer, describeByPrps, type MemoryOwner } from './dma-buffer.js';
 export type { ControllerInfo, NamespaceInfo } from './identify.js';
 export { GuestMachine, type GuestMachineOptions } from './machine.js';

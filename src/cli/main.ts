@@ -5,23 +5,29 @@
 import { Command, CommanderError } from 'commander';
 import { DevstateError, ExitCode } from '../errors.js';
 import { VERSION } from '../version.js';
-import { checkCommand } from './check.js';
-import { convertCommand } from './convert.js';
-import { cprCommand } from './cpr.js';
-import { diffCommand } from './diff.js';
-import { formatsCommand } from './formats.js';
-import { inspectCommand } from './inspect.js';
-import { loadCommand } from './load.js';
-import { migrateCommand } from './migrate.js';
 import { printError } from './output.js';
-import { recoverCommand } from './recover.js';
-import { relayCommand } from './relay.js';
-import { relaySwitchCommand } from './relay-switch.js';
-import { saveCommand } from './save.js';
-import { serveCommand } from './serve.js';
-import { upgradeCommand } from './upgrade.js';
-import { verifyCommand } from './verify.js';
-import { unwrapCommand, wrapCommand } from './wrap.js';
+
+/** As --help lists them. Only the one that is asked for is loaded: a server that is started anew has somebody waiting. */
+const commands: readonly (readonly [name: string, load: () => Promise<() => Command>])[] = [
+  ['serve', async () => (await import('./serve.js')).serveCommand],
+  ['run', async () => (await import('./run.js')).runCommand],
+  ['check', async () => (await import('./check.js')).checkCommand],
+  ['migrate', async () => (await import('./migrate.js')).migrateCommand],
+  ['upgrade', async () => (await import('./upgrade.js')).upgradeCommand],
+  ['recover', async () => (await import('./recover.js')).recoverCommand],
+  ['relay', async () => (await import('./relay.js')).relayCommand],
+  ['relay-switch', async () => (await import('./relay-switch.js')).relaySwitchCommand],
+  ['cpr', async () => (await import('./cpr.js')).cprCommand],
+  ['save', async () => (await import('./save.js')).saveCommand],
+  ['load', async () => (await import('./load.js')).loadCommand],
+  ['inspect', async () => (await import('./inspect.js')).inspectCommand],
+  ['verify', async () => (await import('./verify.js')).verifyCommand],
+  ['diff', async () => (await import('./diff.js')).diffCommand],
+  ['convert', async () => (await import('./convert.js')).convertCommand],
+  ['formats', async () => (await import('./formats.js')).formatsCommand],
+  ['wrap', async () => (await import('./wrap.js')).wrapCommand],
+  ['unwrap', async () => (await import('./wrap.js')).unwrapCommand],
+];
 
 const program = new Command('devstate')
   .description('Live migration and device state for vfio-user devices')
@@ -29,27 +35,8 @@ const program = new Command('devstate')
   .showHelpAfterError('(devstate COMMAND --help shows the options)')
   .exitOverride();
 
-for (const add of [
-  serveCommand,
-  checkCommand,
-  migrateCommand,
-  upgradeCommand,
-  recoverCommand,
-  relayCommand,
-  relaySwitchCommand,
-  cprCommand,
-  saveCommand,
-  loadCommand,
-  inspectCommand,
-  verifyCommand,
-  diffCommand,
-  convertCommand,
-  formatsCommand,
-  wrapCommand,
-  unwrapCommand,
-]) {
-  program.addCommand(add());
-}
+const asked = commands.filter(([name]) => name === process.argv[2]);
+for (const [, load] of asked.length > 0 ? asked : commands) program.addCommand((await load())());
 // Options of a subcommand are wrong in the same way as those of the program.
 for (const command of [...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
   command.exitOverride();

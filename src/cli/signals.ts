@@ -4,15 +4,18 @@
 /** Ctrl-C, a service manager, a terminal or a connection that is lost. */
 const CANCELLING = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** Runs `work` with a signal that aborts when this process is told to end. */
-export async function untilSignalled<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+/** Runs `work` with a signal that aborts when this process is told to end, by one of `signals`. */
+export async function untilSignalled<T>(
+  work: (signal: AbortSignal) => Promise<T>,
+  signals: readonly NodeJS.Signals[] = CANCELLING,
+): Promise<T> {
   const cancel = new AbortController();
   const onSignal = (): void => cancel.abort();
-  for (const name of CANCELLING) process.on(name, onSignal);
+  for (const name of signals) process.on(name, onSignal);
   try {
     return await work(cancel.signal);
   } finally {
-    for (const name of CANCELLING) process.off(name, onSignal);
+    for (const name of signals) process.off(name, onSignal);
   }
 }
 

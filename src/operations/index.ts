@@ -34,6 +34,7 @@ export type {
   Phase,
 } from './migrate/types.js';
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
+export { type RunEvent, type RunOptions, type RunResult, run } from './run/run.js';
 export { type SaveOptions, type SaveResult, save } from './save.js';
 export type { FormatOptions, NegotiationSummary } from './state-plan.js';
 export {

@@ -59,6 +59,8 @@ t.test('commands and their options', async (t) => {
   for (const command of [
     'serve nvme',
     'serve sample',
+    'serve counter',
+    'run',
     'check',
     'migrate',
     'upgrade',

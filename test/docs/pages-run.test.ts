@@ -11,6 +11,12 @@ t.test('docs/write-a-device.md', async (t) => {
   t.match(output, /Model: +example\.org\/adder.*Status: +intact and complete.*loaded/s);
 });
 
+t.test('docs/run.md', async (t) => {
+  const { code, output } = await runPage(t, 'docs/run.md');
+  t.equal(code, 0, output);
+  t.match(output, /SIGKILL.*went on after a crash.*after the crash/s);
+});
+
 t.test('docs/migrate.md', async (t) => {
   if ((await requireQemu(t)) === undefined || (await requireGuest(t)) === undefined) return;
   const { code, output } = await runPage(t, 'docs/migrate.md');

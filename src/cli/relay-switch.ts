@@ -3,7 +3,7 @@
 
 import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
-import { askRelay } from '../relay/index.js';
+import { RelayControl } from '../relay/index.js';
 import { outputOption } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 
@@ -31,7 +31,8 @@ async function relaySwitch(options: RelaySwitchOptions): Promise<void> {
   if (withState === true && withoutState === true)
     throw new DevstateError('DEVSTATE_E_USAGE', '--with-state and --without-state: it can only be one');
   const state = withoutState === true ? 'without' : 'with';
-  const report = await askRelay(control, { command: 'switch', server, state });
+  const relay = await RelayControl.connect(control);
+  const report = await relay.switchTo({ server, state }).finally(() => relay.close());
   if (output === 'json') {
     printJson({ status: 'completed', ...report });
     return;

@@ -3,6 +3,7 @@
 
 import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
+import { TAKEOVER_VARIABLE } from '../handoff/index.js';
 import { DEFAULT_HOLD_MS, Relay } from '../relay/index.js';
 import { createLog } from './logger.js';
 import { parsePositive } from './options.js';
@@ -25,7 +26,7 @@ export function relayCommand(): Command {
     .requiredOption('--listen <path>', 'where the VMM connects')
     .requiredOption('--server <path>', 'where the device server listens')
     .option('--migration-socket <path>', 'where managers connect')
-    .option('--control <path>', 'where devstate relay-switch connects')
+    .option('--control <path>', 'where devstate relay-switch and upgrade connect')
     .option(
       '--hold-ms <ms>',
       "how long an access waits for a server; less than the VMM's own time-out (QEMU: 5000)",
@@ -47,6 +48,7 @@ async function relay(options: RelayCommandOptions): Promise<void> {
   // Listened for before the sockets exist: whoever sees them may send one.
   const told = untilTold();
   const log = createLog('relay');
+  const takeover = process.env[TAKEOVER_VARIABLE];
   const running = new Relay({
     listenPath: listen,
     serverPath: server,
@@ -56,9 +58,14 @@ async function relay(options: RelayCommandOptions): Promise<void> {
     trap: trap === true,
     mapping: map === true,
     noPreCopy: !preCopy,
+    ...(takeover === undefined ? {} : { takeover }),
     log,
   });
-  log('info', `relaying ${listen} to ${server}`);
-  await told;
-  await running.close();
+  const does = takeover === undefined ? 'relaying' : 'waiting to take over';
+  log('info', `${does} ${listen} to ${server}`);
+  try {
+    await Promise.race([told, running.ended]);
+  } finally {
+    await running.close();
+  }
 }

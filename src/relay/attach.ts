@@ -3,7 +3,7 @@
 
 import { asDevstateError, DevstateError } from '../errors.js';
 import { Command, decodeVersion, HEADER_LENGTH } from '../wire/index.js';
-import { BackEnd, type BackEndHandler } from './back-end.js';
+import { BackEnd, type BackEndHandler, type KnownServer } from './back-end.js';
 import { identityDifferences, learnIdentity } from './identity.js';
 import { versionDifferences } from './version-filter.js';
 
@@ -16,7 +16,7 @@ export interface AttachOptions {
   readonly proposal: Uint8Array;
   readonly handler: BackEndHandler;
   /** The server whose place it takes; undefined for the first one. */
-  readonly predecessor: BackEnd | undefined;
+  readonly predecessor: KnownServer | undefined;
 }
 
 export interface Attached {
@@ -49,7 +49,7 @@ export async function attach({ path, proposal, handler, predecessor }: AttachOpt
 }
 
 /** @throws DEVSTATE_E_INCOMPATIBLE */
-function requireSame(now: BackEnd, next: BackEnd): void {
+function requireSame(now: KnownServer, next: KnownServer): void {
   const reasons = [
     ...versionDifferences(now.version, next.version),
     ...identityDifferences(now.identity, next.identity),

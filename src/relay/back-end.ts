@@ -33,8 +33,9 @@ import {
   vfioUserFraming,
 } from '../wire/index.js';
 import type { Identity } from './identity.js';
-import { type InFlight, InFlightTable, type Origin } from './in-flight.js';
+import { type InFlight, InFlightTable, keptBytes, type LastingOrigin, type Origin } from './in-flight.js';
 import { type Message, NO_FDS } from './messages.js';
+import type { PackedMessage, Packer, Unpacker } from './packing.js';
 
 /** Longest message either way: the largest transfer that QEMU accepts a server to announce would be longer, and nobody does. */
 export const MAX_MESSAGE_LENGTH = (1 << 20) + 128 * 1024;
@@ -53,7 +54,31 @@ export interface BackEndHandler {
   backEndClosed(back: BackEnd, error: DevstateError | undefined, unanswered: InFlight[]): void;
 }
 
-export class BackEnd {
+/** What is known of a server, whether it is there or not. */
+export interface KnownServer {
+  readonly path: string;
+  /** What it answered to VERSION. */
+  readonly version: Version;
+  readonly identity: Identity;
+}
+
+/** A request as another relay is told of it. */
+export interface CapturedRequest extends PackedMessage {
+  readonly id: number;
+  readonly senderId: number;
+  readonly command: number;
+  readonly origin: LastingOrigin;
+  readonly posted: boolean;
+  readonly silent: boolean;
+}
+
+export interface CapturedRequests {
+  readonly nextId: number;
+  /** In the order in which they were sent. */
+  readonly requests: readonly CapturedRequest[];
+}
+
+export class BackEnd implements KnownServer {
   readonly path: string;
   readonly #socket: MessageSocket;
   readonly #handler: BackEndHandler;
@@ -74,6 +99,15 @@ export class BackEnd {
   /** @throws DEVSTATE_E_CONNECT */
   static async connect(path: string, handler: BackEndHandler): Promise<BackEnd> {
     return new BackEnd(path, await connect(path), handler);
+  }
+
+  /** Goes on, after {@link thaw}, with a connection that another relay had. Takes `fd`. */
+  static adopt(fd: Fd, { path, version, identity }: KnownServer, handler: BackEndHandler): BackEnd {
+    const back = new BackEnd(path, fd, handler);
+    back.#socket.pause();
+    back.version = version;
+    back.identity = identity;
+    return back;
   }
 
   get isClosed(): boolean {
@@ -184,6 +218,58 @@ export class BackEnd {
       if (asDevstateError(error).code !== 'DEVSTATE_E_REFUSED') throw error;
     });
     await this.#table.idle();
+  }
+
+  /** Settles when nothing is under way but what another relay could go on with. */
+  onlyLasting(): Promise<void> {
+    return this.#table.onlyLasting();
+  }
+
+  /** Stops between two messages. @throws DEVSTATE_E_CONNECTION_CLOSED */
+  freeze(): Promise<void> {
+    return this.#socket.freeze();
+  }
+
+  /** Settles when all has left that was to be sent. @throws DEVSTATE_E_CONNECTION_CLOSED */
+  drained(): Promise<void> {
+    return this.#socket.drained();
+  }
+
+  thaw(): void {
+    this.#socket.resume();
+  }
+
+  /** A second owner of the connected socket. */
+  duplicate(): Fd {
+    return this.#socket.duplicate();
+  }
+
+  /** What is under way, while frozen and {@link onlyLasting}. */
+  capture(packer: Packer): CapturedRequests {
+    const requests = [...this.#table.requests].map((request): CapturedRequest => {
+      const { id, senderId, command, posted, silent, length, fds, origin } = request;
+      const packed = packer.message(keptBytes(request), length, fds);
+      return { ...packed, id, senderId, command, posted, silent, origin: origin.lasting ?? 'nobody' };
+    });
+    return { nextId: this.#table.nextId, requests };
+  }
+
+  restore(
+    { nextId, requests }: CapturedRequests,
+    origins: Readonly<Record<LastingOrigin, Origin>>,
+    unpacker: Unpacker,
+  ): void {
+    for (const { id, origin, ...request } of requests) {
+      const { bytes, length, fds } = unpacker.message(request);
+      this.#table.restore(id, { ...request, origin: origins[origin] }, bytes, length, fds);
+    }
+    this.#table.nextId = nextId;
+  }
+
+  /** The connection is another relay's: closes what is ours of it, frozen as it is, and tells nobody. */
+  letGo(): void {
+    for (const request of this.#table.drain()) this.#table.release(request);
+    if (!this.#socket.isClosed) this.#socket.detach().close();
   }
 
   #message(frame: Frame): void {

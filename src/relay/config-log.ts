@@ -21,6 +21,12 @@ export interface ResetBit {
   readonly mask: number;
 }
 
+export interface CapturedConfig {
+  /** Offset and value of each byte that was written. */
+  readonly bytes: readonly (readonly [number, number])[];
+  readonly resetBits: readonly ResetBit[];
+}
+
 export class ConfigLog {
   /** Undefined where nothing was written. */
   readonly #bytes: (number | undefined)[] = [];
@@ -43,6 +49,20 @@ export class ConfigLog {
   /** Back to what a reset leaves. */
   clear(): void {
     this.#bytes.length = 0;
+  }
+
+  /** What another relay is to have. */
+  capture(): CapturedConfig {
+    const bytes: [number, number][] = [];
+    this.#bytes.forEach((value, offset) => {
+      if (value !== undefined) bytes.push([offset, value]);
+    });
+    return { bytes, resetBits: this.resetBits };
+  }
+
+  restore({ bytes, resetBits }: CapturedConfig): void {
+    for (const [offset, value] of bytes) this.#bytes[offset] = value;
+    this.resetBits = resetBits;
   }
 
   /** In ascending order, and the command register last: the device is turned on when all else is there. */

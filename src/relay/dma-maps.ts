@@ -2,6 +2,7 @@
 /** The ranges of guest memory that the VMM has mapped, with their fds: for the next server, and for managers to read and write. */
 
 import { readSync, writeSync } from 'node:fs';
+import { FdKind } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
 import {
   type DmaMapEntry,
@@ -12,10 +13,15 @@ import {
   Errno,
   RequestError,
 } from '../wire/index.js';
+import type { Packer, Unpacker } from './packing.js';
 
 export interface DmaRangeOfVmm extends DmaMapRequest {
   /** Undefined where the server reaches the memory by messages to the VMM. */
   readonly fd: Fd | undefined;
+}
+
+export interface CapturedRange extends DmaMapRequest {
+  readonly hasFd: boolean;
 }
 
 export class DmaMaps {
@@ -45,6 +51,20 @@ export class DmaMaps {
     if (range === undefined || range.size !== size) return;
     range.fd?.close();
     this.#ranges.delete(address);
+  }
+
+  /** What another relay is to have; the fds go along. */
+  capture(packer: Packer): CapturedRange[] {
+    return [...this.#ranges.values()].map(({ fd, ...request }, index) => {
+      if (fd !== undefined) packer.add(FdKind.MEMORY, fdName(index), fd);
+      return { ...request, hasFd: fd !== undefined };
+    });
+  }
+
+  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  restore(ranges: readonly CapturedRange[], unpacker: Unpacker): void {
+    for (const [index, { hasFd, ...request }] of ranges.entries())
+      this.add(request, hasFd ? unpacker.take(FdKind.MEMORY, fdName(index)) : undefined);
   }
 
   /** What a manager is told: ranges that the device can write without the VMM noticing. */
@@ -95,6 +115,10 @@ export class DmaMaps {
     for (const { fd } of this.#ranges.values()) fd?.close();
     this.#ranges.clear();
   }
+}
+
+function fdName(index: number): string {
+  return `dma:${index}`;
 }
 
 function fault(address: number, length: number): RequestError {

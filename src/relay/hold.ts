@@ -67,6 +67,24 @@ export class Hold {
     return requests;
   }
 
+  /** Nothing expires until {@link resume}. @returns all, in order, with the time that each has left, ms. It stays the hold's */
+  suspend(): { readonly request: OwnMessage; readonly restMs: number }[] {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const now = performance.now();
+    return this.#entries.map(({ request, deadline }) => ({ request, restMs: Math.max(0, deadline - now) }));
+  }
+
+  resume(): void {
+    this.#arm();
+  }
+
+  /** Adds a request that waited in another relay; its time does not run until {@link resume}. */
+  restore(request: OwnMessage, restMs: number): void {
+    this.#bytes += request.length;
+    this.#entries.push({ request, deadline: performance.now() + restMs });
+  }
+
   close(): void {
     for (const { fds } of this.takeAll()) closeAll(fds);
   }

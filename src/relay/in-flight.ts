@@ -22,8 +22,13 @@ const MAX_SPARE = 256;
 
 const NO_FDS: readonly Fd[] = [];
 
+/** The VMM, or nobody who would wait for the reply. */
+export type LastingOrigin = 'vmm' | 'nobody';
+
 /** Where a request came from. */
 export interface Origin {
+  /** What a relay that takes this one's place knows it by; undefined for one that ends with this process. */
+  readonly lasting?: LastingOrigin;
   /** Its reply; `frame` is valid during the call only. */
   reply(request: InFlight, frame: Frame): void;
   /** There will be no reply to some of its requests: the server is gone. */
@@ -86,6 +91,11 @@ class Slot implements InFlight {
   }
 }
 
+/** What is kept of a request's message: all of it, or its beginning. */
+export function keptBytes({ bytes, length }: InFlight): Uint8Array {
+  return bytes.subarray(0, Math.min(length, bytes.length));
+}
+
 export interface NewRequest {
   readonly origin: Origin;
   readonly senderId: number;
@@ -104,7 +114,7 @@ export class InFlightTable {
   #sequence = 0;
   #posted = 0;
   #keptBytes = 0;
-  #idleWaiters: (() => void)[] = [];
+  #waiters: { readonly condition: () => boolean; readonly resolve: () => void }[] = [];
 
   /** Requests that are not known to be done. */
   get size(): number {
@@ -130,6 +140,34 @@ export class InFlightTable {
     let id = this.#nextId;
     while (this.#slots.has(id)) id = (id + 1) % IDS;
     this.#nextId = (id + 1) % IDS;
+    return this.#enter(id, request, bytes, length, fds);
+  }
+
+  /** All that are not known to be done, in the order in which they were sent. They stay the table's. */
+  get requests(): Iterable<InFlight> {
+    return this.#slots.values();
+  }
+
+  get nextId(): number {
+    return this.#nextId;
+  }
+
+  set nextId(id: number) {
+    this.#nextId = id;
+  }
+
+  /** Enters a request that was sent already, by the relay whose place this one takes. @param bytes what was kept of it */
+  restore(
+    id: number,
+    request: Omit<NewRequest, 'whole'>,
+    bytes: Uint8Array,
+    length: number,
+    fds: readonly Fd[],
+  ): void {
+    this.#enter(id, { ...request, whole: bytes.length === length }, bytes, length, fds);
+  }
+
+  #enter(id: number, request: NewRequest, bytes: Uint8Array, length: number, fds: readonly Fd[]): InFlight {
     const slot = this.#spare.pop() ?? new Slot();
     slot.id = id;
     slot.senderId = request.senderId;
@@ -172,13 +210,33 @@ export class InFlightTable {
     this.#keptBytes -= slot.bytes.length;
     slot.clear();
     if (this.#spare.length < MAX_SPARE) this.#spare.push(slot);
-    if (this.#slots.size === 0) for (const resolve of this.#idleWaiters.splice(0)) resolve();
+    if (this.#waiters.length > 0) this.#settle();
   }
 
   /** Settles when every request is done; posted ones are only when a later one is. */
   idle(): Promise<void> {
-    if (this.#slots.size === 0) return Promise.resolve();
-    return new Promise((resolve) => this.#idleWaiters.push(resolve));
+    return this.#until(() => this.#slots.size === 0);
+  }
+
+  /** Settles when no request is under way but those that another relay could go on with. */
+  onlyLasting(): Promise<void> {
+    return this.#until(() => {
+      for (const { origin } of this.#slots.values()) if (origin.lasting === undefined) return false;
+      return true;
+    });
+  }
+
+  #until(condition: () => boolean): Promise<void> {
+    if (condition()) return Promise.resolve();
+    return new Promise((resolve) => this.#waiters.push({ condition, resolve }));
+  }
+
+  #settle(): void {
+    this.#waiters = this.#waiters.filter(({ condition, resolve }) => {
+      if (!condition()) return true;
+      resolve();
+      return false;
+    });
   }
 
   /** All that are not known to be done, in order. They are the caller's. */
@@ -187,7 +245,7 @@ export class InFlightTable {
     this.#slots.clear();
     this.#posted = 0;
     this.#keptBytes = 0;
-    for (const resolve of this.#idleWaiters.splice(0)) resolve();
+    this.#settle();
     return all;
   }
 }

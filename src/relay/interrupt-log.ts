@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the VMM has said with DEVICE_SET_IRQS, as far as it still holds: eventfds by index, action and vector, and masks. */
 
+import { FdKind } from '../handoff/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { IrqSetFlag, type SetIrqs } from '../wire/index.js';
+import type { Packer, Unpacker } from './packing.js';
 
 /** One message of a replay; the fds stay the log's. */
 export interface SetIrqsMessage {
@@ -19,6 +21,15 @@ class IndexLog {
   close(): void {
     for (const vectors of this.eventfds.values()) for (const fd of vectors.values()) fd?.close();
   }
+}
+
+export interface CapturedIndex {
+  readonly index: number;
+  readonly actions: readonly {
+    readonly action: number;
+    readonly vectors: readonly { readonly vector: number; readonly hasFd: boolean }[];
+  }[];
+  readonly masked: readonly number[];
 }
 
 export class InterruptLog {
@@ -66,10 +77,46 @@ export class InterruptLog {
     }
   }
 
+  /** What another relay is to have; the eventfds go along. */
+  capture(packer: Packer): CapturedIndex[] {
+    return [...this.#indexes].map(([index, { eventfds, masked }]) => ({
+      index,
+      actions: [...eventfds].map(([action, vectors]) => ({
+        action,
+        vectors: [...vectors].map(([vector, fd]) => {
+          if (fd !== undefined) packer.add(FdKind.EVENTFD, fdName(index, action, vector), fd);
+          return { vector, hasFd: fd !== undefined };
+        }),
+      })),
+      masked: [...masked],
+    }));
+  }
+
+  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  restore(indexes: readonly CapturedIndex[], unpacker: Unpacker): void {
+    for (const { index, actions, masked } of indexes) {
+      const log = new IndexLog();
+      this.#indexes.set(index, log);
+      for (const vector of masked) log.masked.add(vector);
+      for (const { action, vectors } of actions) {
+        const byVector = new Map<number, Fd | undefined>();
+        log.eventfds.set(action, byVector);
+        for (const { vector, hasFd } of vectors) {
+          const name = fdName(index, action, vector);
+          byVector.set(vector, hasFd ? unpacker.take(FdKind.EVENTFD, name).take() : undefined);
+        }
+      }
+    }
+  }
+
   close(): void {
     for (const log of this.#indexes.values()) log.close();
     this.#indexes.clear();
   }
+}
+
+function fdName(index: number, action: number, vector: number): string {
+  return `irq:${index}:${action}:${vector}`;
 }
 
 /** Vectors in a row that all have an eventfd, or all have none: a message cannot have holes. */

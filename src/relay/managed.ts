@@ -15,10 +15,10 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
     },
     memory: session.log.dma,
     get note() {
-      return session.note;
+      return session.facts.note;
     },
     set note(bytes) {
-      session.note = bytes;
+      session.facts.note = bytes;
     },
     stopping: () => session.keepConfig(),
   };
@@ -26,8 +26,8 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
 
 /** The server of the VMM. @throws RequestError ENOTCONN, EBUSY */
 export function currentServer(session: Session): BackEnd {
-  const { back } = session;
+  const { back, isOpen } = session.servers;
   if (back === undefined) throw new RequestError(Errno.ENOTCONN, 'the relay has no device server');
-  if (!session.isOpen) throw new RequestError(Errno.EBUSY, 'the relay is about to replace its device server');
+  if (!isOpen) throw new RequestError(Errno.EBUSY, 'the relay is about to replace its device server');
   return back;
 }

@@ -112,6 +112,15 @@ export class ManagerConnection implements Origin {
     this.#socket.close();
   }
 
+  /** Asks for nothing more until {@link resume}; what it has asked for is answered. */
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  resume(): void {
+    this.#socket.resume();
+  }
+
   #closed(error: DevstateError | undefined): void {
     clearTimeout(this.#timer);
     if (error !== undefined) this.#options.log('warn', `a manager: ${error.message} (${error.code})`);

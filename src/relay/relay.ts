@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The relay: takes a VMM's place at a device server, and a device server's place at the VMM. */
+/**
+ * The relay: takes a VMM's place at a device server, and a device server's place at the VMM. A relay may begin as the
+ * successor of another one, and end by handing over to a successor of its own.
+ */
 
+import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
-import { type Fd, Listener } from '../transport/index.js';
-import { type ControlRequest, serveControl } from './control.js';
+import { type HandoffReport, type HandoffStatus, Takeover } from '../handoff/index.js';
+import { closeAll, type Fd, Listener } from '../transport/index.js';
+import { ControlServer } from './control.js';
+import { giveRelay, type HandedOver, type RelayListeners } from './giver.js';
+import type { HandOverRequest, RelayOffer } from './handoff-document.js';
 import { currentServer, managedBy } from './managed.js';
 import { ManagerConnection } from './manager-connection.js';
+import { type AdoptedParts, RelayReceiver, type SuccessorHost } from './receiver.js';
 import { Session } from './session.js';
 import { type SwitchReport, switchBackEnd } from './switch.js';
 
@@ -16,7 +24,7 @@ export interface RelayOptions {
   readonly serverPath: string;
   /** Where managers connect. */
   readonly migrationSocketPath?: string;
-  /** Where `devstate relay-switch` connects. */
+  /** Where `devstate relay-switch` and `devstate upgrade` connect. */
   readonly controlPath?: string;
   /** How long a request of the VMM waits for a server, ms. Default {@link DEFAULT_HOLD_MS}. */
   readonly holdMs?: number;
@@ -26,6 +34,8 @@ export interface RelayOptions {
   readonly noPreCopy?: boolean;
   /** Let the VMM map memory of the server; then no other server can take its place. */
   readonly mapping?: boolean;
+  /** Takes over from the relay that listens at these paths, instead of listening: the directory that a manager named. */
+  readonly takeover?: string;
   readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
 }
 
@@ -37,31 +47,103 @@ const MAX_MANAGERS = 16;
 
 export class Relay {
   readonly #options: RelayOptions;
-  readonly #listeners: { close(): void }[] = [];
   readonly #managers = new Set<ManagerConnection>();
-  readonly #waiting: Fd[] = [];
+  readonly #control: ControlServer;
+  readonly #takeover: Takeover | undefined;
   readonly #idleWaiters: (() => void)[] = [];
+  #listeners: RelayListeners | undefined;
+  #waiting: Fd[] = [];
   #serverPath: string;
   #session: Session | undefined;
   #switching = false;
   #closing = false;
+  #handing: Promise<unknown> | undefined;
+  /** How often the relay has been handed over. */
+  #generation = 0;
+  /** How long the takeover took, as the VMM could notice it, and when it was over. */
+  #pause: { pauseMs: number; startedAtMs: number } | undefined;
+  #handedOver = (): void => {};
+  /** Settles when the relay is no more because its successor is; rejects when it should have been one, and is not. */
+  readonly ended: Promise<void>;
 
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
   constructor(options: RelayOptions) {
     this.#options = options;
     this.#serverPath = options.serverPath;
+    const status = (): HandoffStatus => this.#status;
+    this.#control = new ControlServer({
+      switchTo: ({ server, state }) => this.switchTo(server, state === 'with'),
+      handOver: (request) => this.#handOver(request),
+      get status() {
+        return status();
+      },
+      deserted: () => this.#takeover?.giveUp('the manager has left'),
+    });
+    const handedOver = new Promise<void>((resolve) => {
+      this.#handedOver = resolve;
+    });
+    if (options.takeover === undefined) {
+      this.ended = handedOver;
+      this.#listeners = this.#listen();
+      return;
+    }
+    this.#takeover = this.#beSuccessor(options.takeover);
+    this.ended = this.#takeover.done.then(() => handedOver);
+    this.ended.catch(() => {});
+  }
+
+  #listen(): RelayListeners {
+    const listening: Listener[] = [];
+    const listen = (path: string, onConnection: (fd: Fd) => void): Listener => {
+      const listener = Listener.listen(path, onConnection);
+      listening.push(listener);
+      return listener;
+    };
+    const { listenPath, migrationSocketPath, controlPath } = this.#options;
     try {
-      this.#listeners.push(Listener.listen(options.listenPath, (fd) => this.#acceptVmm(fd)));
-      if (options.migrationSocketPath !== undefined)
-        this.#listeners.push(Listener.listen(options.migrationSocketPath, (fd) => this.#acceptManager(fd)));
-      if (options.controlPath !== undefined) {
-        const carryOut = ({ server, state }: ControlRequest) => this.switchTo(server, state === 'with');
-        this.#listeners.push(serveControl(options.controlPath, carryOut));
-      }
+      return {
+        vmm: listen(listenPath, this.#acceptVmm),
+        manager:
+          migrationSocketPath === undefined ? undefined : listen(migrationSocketPath, this.#acceptManager),
+        control: controlPath === undefined ? undefined : listen(controlPath, this.#acceptControl),
+      };
     } catch (error) {
-      for (const listener of this.#listeners) listener.close();
+      for (const listener of listening) listener.close();
       throw error;
     }
+  }
+
+  #beSuccessor(directory: string): Takeover {
+    const host: SuccessorHost = {
+      paths: this.#paths,
+      acceptVmm: this.#acceptVmm,
+      acceptManager: this.#acceptManager,
+      acceptControl: this.#acceptControl,
+      adoptVmm: (fd, from) => this.#newSession(fd, from),
+      installed: (parts) => this.#install(parts),
+    };
+    const receiver = (): RelayReceiver => new RelayReceiver(host);
+    return new Takeover(directory, { acceptManager: this.#acceptControl, receiver }, this.#log);
+  }
+
+  #install(parts: AdoptedParts): void {
+    this.#listeners = parts.listeners;
+    this.#session = parts.session;
+    this.#waiting = parts.waiting;
+    this.#generation = parts.generation;
+    this.#pause = { pauseMs: parts.pauseMs, startedAtMs: parts.startedAtMs };
+    if (this.#session === undefined) this.#serveNext();
+  }
+
+  /** As clients of the relay, and its successor, know it. */
+  get #paths(): Omit<RelayOffer, 'what' | 'generation'> {
+    const { listenPath, migrationSocketPath, controlPath } = this.#options;
+    return {
+      listenPath: absolutePath(listenPath),
+      serverPath: absolutePath(this.#serverPath),
+      migrationSocketPath: migrationSocketPath === undefined ? null : absolutePath(migrationSocketPath),
+      controlPath: controlPath === undefined ? null : absolutePath(controlPath),
+    };
   }
 
   /** Where the device server of the next attachment listens. */
@@ -71,22 +153,35 @@ export class Relay {
 
   /** Whether a server serves the VMM now. */
   get isAttached(): boolean {
-    return this.#session?.isOpen === true;
+    return this.#session?.servers.isOpen === true;
+  }
+
+  get #status(): HandoffStatus {
+    return { generation: this.#generation, serving: this.#listeners !== undefined, ...this.#pause };
   }
 
   readonly #log = (level: 'info' | 'warn' | 'error', message: string): void => {
     this.#options.log?.(level, message);
   };
 
-  #acceptVmm(fd: Fd): void {
+  readonly #acceptVmm = (fd: Fd): void => {
     if (this.#session === undefined) this.#serveVmm(fd);
     else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
     else fd.close();
-  }
+  };
 
   #serveVmm(fd: Fd): void {
     this.#log('info', 'a VMM has connected');
-    this.#session = new Session(fd, {
+    this.#session = this.#newSession(fd);
+  }
+
+  #serveNext(): void {
+    const next = this.#waiting.shift();
+    if (next !== undefined) this.#serveVmm(next);
+  }
+
+  #newSession(fd: Fd, from?: ConstructorParameters<typeof Session>[2]): Session {
+    const options = {
       serverPath: () => this.#serverPath,
       holdMs: this.#options.holdMs ?? DEFAULT_HOLD_MS,
       mapping: this.#options.mapping ?? false,
@@ -96,11 +191,11 @@ export class Relay {
         this.#log('info', 'the VMM has left');
         this.#session = undefined;
         this.#sendManagersAway();
-        const next = this.#waiting.shift();
-        if (next !== undefined) this.#serveVmm(next);
+        this.#serveNext();
         this.#settleIdle();
       },
-    });
+    };
+    return new Session(fd, options, from);
   }
 
   /** What they were doing has come to nothing, and that is how they notice. */
@@ -108,7 +203,7 @@ export class Relay {
     for (const manager of this.#managers) manager.close();
   }
 
-  #acceptManager(fd: Fd): void {
+  readonly #acceptManager = (fd: Fd): void => {
     const session = this.#session;
     if (this.#managers.size >= MAX_MANAGERS || session === undefined) {
       if (session === undefined) this.#log('warn', 'a manager was sent away: no VMM is connected');
@@ -126,7 +221,11 @@ export class Relay {
       },
     });
     this.#managers.add(manager);
-  }
+  };
+
+  readonly #acceptControl = (fd: Fd): void => {
+    this.#control.accept(fd);
+  };
 
   /**
    * Replaces the device server by the one at `path`, for the VMM that is connected and those that come.
@@ -136,11 +235,7 @@ export class Relay {
     const session = this.#session;
     if (session === undefined)
       throw new DevstateError('DEVSTATE_E_RELAY', 'no VMM is connected to the relay; start it first');
-    if (this.#switching)
-      throw new DevstateError(
-        'DEVSTATE_E_RELAY',
-        'the device server is being replaced already; wait for that',
-      );
+    this.#requireQuiet();
     this.#switching = true;
     const { holdMs = DEFAULT_HOLD_MS, trap = false } = this.#options;
     try {
@@ -155,19 +250,76 @@ export class Relay {
     }
   }
 
+  /** @throws DEVSTATE_E_RELAY when something is being replaced already */
+  #requireQuiet(): void {
+    if (!this.#switching && this.#handing === undefined) return;
+    const what = this.#switching ? 'the device server' : 'the relay itself';
+    throw new DevstateError('DEVSTATE_E_RELAY', `${what} is being replaced already; wait for that`);
+  }
+
+  /** Hands over to the relay that waits at `request.socket`. @throws HandoffError when this one goes on */
+  async #handOver(request: HandOverRequest): Promise<HandoffReport> {
+    this.#requireQuiet();
+    if (this.#closing || this.#listeners === undefined)
+      throw new DevstateError('DEVSTATE_E_HANDOFF', 'the relay ends, or has not taken over yet');
+    this.#session?.servers.requireNoMigration();
+    const handing = giveRelay(this.#parts(this.#listeners), request);
+    this.#handing = handing.catch(() => {});
+    try {
+      const report = await handing;
+      this.#letGo();
+      this.#log('info', `handed over to process ${report.pid}`);
+      return report;
+    } finally {
+      this.#handing = undefined;
+    }
+  }
+
+  #parts(listeners: RelayListeners): HandedOver {
+    const session = (): Session | undefined => this.#session;
+    return {
+      offer: { what: 'relay', generation: this.#generation + 1, ...this.#paths },
+      listeners,
+      get session() {
+        return session();
+      },
+      managers: this.#managers,
+      waiting: this.#waiting,
+    };
+  }
+
+  /** Everything is the successor's now. */
+  #letGo(): void {
+    this.#closing = true;
+    for (const listener of this.#open) listener.close({ keepPath: true });
+    this.#session?.letGo();
+    this.#session = undefined;
+    closeAll(this.#waiting.splice(0));
+    this.#sendManagersAway();
+    // The manager that asked for it is told first.
+    void this.#control.idle().then(this.#handedOver);
+  }
+
+  get #open(): Listener[] {
+    return Object.values(this.#listeners ?? {}).filter((listener) => listener !== undefined);
+  }
+
   #settleIdle(): void {
     if (!this.#closing || this.#session !== undefined || this.#managers.size > 0) return;
     for (const resolve of this.#idleWaiters.splice(0)) resolve();
   }
 
-  /** Stops listening, ends every connection, and settles when nothing is left. */
-  close(): Promise<void> {
+  /** Stops listening, ends every connection, and settles when nothing is left. A handoff under way ends first. */
+  async close(): Promise<void> {
+    await this.#handing;
+    await this.#takeover?.stop();
     this.#closing = true;
-    for (const listener of this.#listeners) listener.close();
-    for (const fd of this.#waiting.splice(0)) fd.close();
+    for (const listener of this.#open) listener.close();
+    closeAll(this.#waiting.splice(0));
+    this.#control.close();
     this.#sendManagersAway();
     this.#session?.close();
-    return new Promise((resolve) => {
+    await new Promise<void>((resolve) => {
       this.#idleWaiters.push(resolve);
       this.#settleIdle();
     });

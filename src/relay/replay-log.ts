@@ -27,10 +27,11 @@ import {
   SET_IRQS_LENGTH,
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
-import { ConfigLog } from './config-log.js';
-import { DmaMaps } from './dma-maps.js';
-import { InterruptLog } from './interrupt-log.js';
+import { type CapturedConfig, ConfigLog } from './config-log.js';
+import { type CapturedRange, DmaMaps } from './dma-maps.js';
+import { type CapturedIndex, InterruptLog } from './interrupt-log.js';
 import type { Message } from './messages.js';
+import type { Packer, Unpacker } from './packing.js';
 
 const access: RegionAccess = { offset: 0, region: 0, count: 0 };
 const ignore = (): void => {};
@@ -69,6 +70,12 @@ export function isPlausible(
 /** Whether a region access is one of the config space. */
 export function isConfigAccess(view: DataView): boolean {
   return view.getUint32(HEADER_LENGTH + 8, true) === PciRegion.CONFIG;
+}
+
+export interface CapturedLog {
+  readonly dma: readonly CapturedRange[];
+  readonly interrupts: readonly CapturedIndex[];
+  readonly config: CapturedConfig;
 }
 
 export class ReplayLog {
@@ -137,6 +144,22 @@ export class ReplayLog {
       sent.push(back.request(Command.REGION_WRITE, payload, ignore));
     }
     await all(sent);
+  }
+
+  /** What another relay is to have; fds go along. */
+  capture(packer: Packer): CapturedLog {
+    return {
+      dma: this.dma.capture(packer),
+      interrupts: this.interrupts.capture(packer),
+      config: this.config.capture(),
+    };
+  }
+
+  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  restore({ dma, interrupts, config }: CapturedLog, unpacker: Unpacker): void {
+    this.dma.restore(dma, unpacker);
+    this.interrupts.restore(interrupts, unpacker);
+    this.config.restore(config);
   }
 
   close(): void {

@@ -8,6 +8,12 @@ import type { Message } from './messages.js';
 
 const IDS = 0x10000;
 
+export interface CapturedCommands {
+  readonly nextId: number;
+  /** The id at the VMM, and the server's own. */
+  readonly waiting: readonly (readonly [number, number])[];
+}
+
 export class ServerCommands {
   readonly #waiting = new Map<number, { readonly back: BackEnd; readonly id: number }>();
   #nextId = 0;
@@ -31,6 +37,17 @@ export class ServerCommands {
     this.#waiting.delete(id);
     message.view.setUint16(0, waiting.id, true);
     waiting.back.answer(message);
+  }
+
+  /** Those of one server, for another relay. */
+  capture(back: BackEnd): CapturedCommands {
+    const waiting = [...this.#waiting].filter(([, command]) => command.back === back);
+    return { nextId: this.#nextId, waiting: waiting.map(([id, command]) => [id, command.id]) };
+  }
+
+  restore(back: BackEnd, { nextId, waiting }: CapturedCommands): void {
+    this.#nextId = nextId;
+    for (const [id, theirs] of waiting) this.#waiting.set(id, { back, id: theirs });
   }
 
   forget(back: BackEnd): void {

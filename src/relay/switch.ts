@@ -19,7 +19,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
-import { Errno, MigrationState, migrationStateName } from '../wire/index.js';
+import { Errno, MigrationState } from '../wire/index.js';
 import { withinTime } from './attach.js';
 import type { BackEnd } from './back-end.js';
 import { managedBy } from './managed.js';
@@ -55,11 +55,11 @@ const ASK_AGAIN_MS = 10;
 export async function switchBackEnd(session: Session, options: SwitchOptions): Promise<SwitchReport> {
   const old = requireRunning(session);
   const started = performance.now();
-  const { back: next } = await session.attach(options.path);
+  const { back: next } = await session.servers.attach(options.path);
   let move: StateMove | undefined;
   try {
     await withinTime(next, async () => {
-      await session.replay(next);
+      await session.servers.replay(next);
       if (options.withState)
         move = await StateMove.prepare(managedPart(session, old), managedPart(session, next), options);
     });
@@ -67,16 +67,16 @@ export async function switchBackEnd(session: Session, options: SwitchOptions): P
       throw new DevstateError('DEVSTATE_E_RELAY', 'the device server was replaced meanwhile');
   } catch (error) {
     move?.close();
-    session.discard(next);
+    session.servers.discard(next);
     throw error;
   }
   const held = performance.now();
-  session.shut();
+  session.servers.shut();
   try {
     const times = await inTime(options.holdMs * SWITCH_PART, replace(session, old, next, move));
-    if (session.back !== old)
+    if (session.servers.back !== old)
       throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the old server is gone');
-    session.adopt(next);
+    session.servers.adopt(next);
     return {
       server: options.path,
       withState: options.withState,
@@ -86,7 +86,7 @@ export async function switchBackEnd(session: Session, options: SwitchOptions): P
       ...times,
     };
   } catch (error) {
-    session.discard(next);
+    session.servers.discard(next);
     throw await goOn(session, old, move, error, held + options.holdMs);
   } finally {
     move?.close();
@@ -99,15 +99,12 @@ function managedPart(session: Session, back: BackEnd) {
 
 /** @throws DEVSTATE_E_RELAY */
 function requireRunning(session: Session): BackEnd {
-  const { back } = session;
-  if (back === undefined || !session.isOpen) {
+  const { back, isOpen } = session.servers;
+  if (back === undefined || !isOpen) {
     const message = 'the relay has no device server that could be replaced; wait until it is attached';
     throw new DevstateError('DEVSTATE_E_RELAY', message);
   }
-  if (back.state !== MigrationState.RUNNING) {
-    const message = `the device is in ${migrationStateName(back.state)}: a migration is under way; wait for its end`;
-    throw new DevstateError('DEVSTATE_E_RELAY', message);
-  }
+  session.servers.requireNoMigration();
   return back;
 }
 
@@ -120,10 +117,10 @@ async function replace(
   const began = performance.now();
   await old.fence();
   const drained = performance.now();
-  await session.catchUp(next);
+  await session.servers.catchUp(next);
   const caughtUp = performance.now();
   await move?.move();
-  await session.log.replayConfig(next);
+  await session.servers.replayConfig(next);
   await move?.runDestination();
   return {
     drainMs: drained - began,
@@ -142,7 +139,7 @@ async function goOn(
 ): Promise<DevstateError> {
   const { code, message, errno } = asDevstateError(reason);
   const rest = { cause: reason, ...(errno === undefined ? {} : { errno }) };
-  if (session.back !== old) {
+  if (session.servers.back !== old) {
     return new DevstateError(
       code,
       `${message}; the old server is gone too, and looked for at its path`,
@@ -155,7 +152,7 @@ async function goOn(
       () => undefined,
       (error: unknown) => asDevstateError(error).message,
     );
-  if (session.back === old) session.adopt(old);
+  if (session.servers.back === old) session.servers.adopt(old);
   if (problem === undefined) return new DevstateError(code, `${message}; the old server goes on`, rest);
   const what = `${message}; and the old server does not go on: ${problem}. Reset the device, or restart its server`;
   return new DevstateError('DEVSTATE_E_ROLLBACK', what, rest);

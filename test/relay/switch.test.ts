@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { BLOCK_BYTES, BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
-import { askRelay } from '../../src/relay/index.js';
+import { RelayControl } from '../../src/relay/index.js';
 import { Errno, MigrationState, PciIrq } from '../../src/wire/index.js';
 import { TestBed } from '../guest-driver/served-nvme.js';
 import { eventfd, memfd, signals } from '../support/memory.js';
@@ -311,21 +311,19 @@ t.test('not while a manager migrates the device, and not without a VMM', async (
 });
 
 t.test('by its control socket', async (t) => {
-  const control = join(new RelayBed(t).folder, 'control');
-  const bed = new RelayBed(t, { controlPath: control });
+  const bed = new RelayBed(t);
+  const { controlPath: control } = bed;
   bed.serveScratch();
   await bed.vmm();
-  const path = join(bed.folder, 'next');
-  bed.serveScratch({ socketPath: path });
-  t.match(await askRelay(control, { command: 'switch', server: path, state: 'with' }), { server: path });
-  await t.rejects(askRelay(control, { command: 'switch', server: '/nowhere', state: 'with' }), {
-    code: 'DEVSTATE_E_CONNECT',
-  });
-  await t.rejects(askRelay(control, { command: 'switch', server: '', state: 'with' }), {
-    code: 'DEVSTATE_E_USAGE',
-  });
+  const server = join(bed.folder, 'next');
+  bed.serveScratch({ socketPath: server });
+  const relay = await RelayControl.connect(control);
+  t.teardown(() => relay.close());
+  t.match(await relay.switchTo({ server, state: 'with' }), { server });
+  await t.rejects(relay.switchTo({ server: '/nowhere', state: 'with' }), { code: 'DEVSTATE_E_CONNECT' });
+  await t.rejects(relay.switchTo({ server: '', state: 'with' }), { code: 'DEVSTATE_E_USAGE' });
+  t.same(await relay.handoffStatus(), { generation: 0, serving: true });
   await bed.relay.close();
-  await t.rejects(askRelay(control, { command: 'switch', server: path, state: 'with' }), {
-    code: 'DEVSTATE_E_CONNECT',
-  });
+  await t.rejects(relay.handoffStatus(), { code: 'DEVSTATE_E_CONNECTION_CLOSED' });
+  await t.rejects(RelayControl.connect(control), { code: 'DEVSTATE_E_CONNECT' });
 });

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Asks a relay by its control socket. */
+
+import { connect as connectSocket, type Socket } from 'node:net';
+import { z } from 'zod';
+import { DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
+import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
+import type { ControlRequest, SwitchRequest } from './control.js';
+import { LineReader } from './control-lines.js';
+import type { HandOverRequest } from './handoff-document.js';
+import type { SwitchReport } from './switch.js';
+
+const switchReport = z.object({
+  server: z.string(),
+  withState: z.boolean(),
+  stateBytes: z.number(),
+  prepareMs: z.number(),
+  heldMs: z.number(),
+  drainMs: z.number(),
+  catchUpMs: z.number(),
+  stateMs: z.number(),
+});
+
+const answer = z.union([
+  z.object({ error: z.object({ code: z.string(), message: z.string() }) }),
+  z.object({ result: z.unknown() }),
+]);
+
+/** A connection to a relay's control socket. One request at a time. */
+export class RelayControl {
+  readonly #socket: Socket;
+  readonly #lines: LineReader;
+
+  private constructor(socket: Socket) {
+    this.#socket = socket;
+    this.#lines = new LineReader(socket);
+  }
+
+  /** @throws DEVSTATE_E_CONNECT */
+  static async connect(path: string): Promise<RelayControl> {
+    const socket = connectSocket(path);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        socket.once('connect', resolve);
+        socket.once('error', reject);
+      });
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : cause;
+      const message = `no relay answers at ${path} (${why}); start it with --control ${path}`;
+      throw new DevstateError('DEVSTATE_E_CONNECT', message, { cause });
+    }
+    return new RelayControl(socket);
+  }
+
+  /** Has it replace its device server. @throws what it answers */
+  switchTo(request: SwitchRequest): Promise<SwitchReport> {
+    return this.#ask({ command: 'switch', ...request }, switchReport);
+  }
+
+  /** Has it hand over to the relay that waits at `request.socket`. @throws DEVSTATE_E_HANDOFF when it goes on */
+  handOver(request: HandOverRequest, timeoutMs: number): Promise<HandoffReport> {
+    return this.#ask({ command: 'hand-over', ...request }, handoffReport, timeoutMs);
+  }
+
+  handoffStatus(): Promise<HandoffStatus> {
+    return this.#ask({ command: 'status' }, handoffStatus);
+  }
+
+  async #ask<Schema extends z.ZodType>(
+    request: ControlRequest,
+    schema: Schema,
+    timeoutMs?: number,
+  ): Promise<z.infer<Schema>> {
+    this.#socket.write(`${JSON.stringify(request)}\n`);
+    const line = await this.#nextLine(timeoutMs);
+    const answered = understood(() => answer.parse(JSON.parse(line)));
+    if ('result' in answered) return understood(() => schema.parse(answered.result));
+    const { code, message } = answered.error;
+    throw new DevstateError(code in ERROR_CODES ? (code as ErrorCode) : 'DEVSTATE_E_RELAY', message);
+  }
+
+  async #nextLine(timeoutMs: number | undefined): Promise<string> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      if (timeoutMs === undefined) return;
+      timer = setTimeout(() => {
+        const message = `the relay did not answer within ${timeoutMs} ms; see whether it runs`;
+        reject(new DevstateError('DEVSTATE_E_REQUEST_TIMEOUT', message));
+      }, timeoutMs);
+    });
+    try {
+      const line = await Promise.race([this.#lines.next(), late]);
+      if (line !== undefined) return line;
+    } finally {
+      clearTimeout(timer);
+    }
+    const message = 'the control connection was closed without an answer';
+    throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message);
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+/** @throws DEVSTATE_E_PROTOCOL */
+function understood<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (cause) {
+    const message = 'what answers at the control socket is no relay, or of another version';
+    throw new DevstateError('DEVSTATE_E_PROTOCOL', message, { cause });
+  }
+}

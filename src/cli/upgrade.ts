@@ -2,14 +2,23 @@
 /** `devstate upgrade`: replaces a device server by another process while its VMM keeps its connection. */
 
 import { Command, Option } from 'commander';
-import { UPGRADE_PHASES, type UpgradeProgress, type UpgradeResult, upgrade } from '../operations/index.js';
+import { DevstateError } from '../errors.js';
+import {
+  type ReplacementResult,
+  UPGRADE_PHASES,
+  type UpgradeProgress,
+  type UpgradeResult,
+  upgrade,
+  upgradeRelay,
+} from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
-import { migrationSocketOption, outputOption, parsePositive } from './options.js';
+import { outputOption, parsePositive } from './options.js';
 import { formatMs, printColumns, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
 
 interface UpgradeCommandOptions {
-  migrationSocket: string;
+  migrationSocket?: string;
+  control?: string;
   format: string;
   allowLossy?: boolean;
   startS: number;
@@ -21,9 +30,10 @@ interface UpgradeCommandOptions {
 
 export function upgradeCommand(): Command {
   return new Command('upgrade')
-    .description('replace a device server by its successor, under a VM that runs')
+    .description('replace a device server, or a relay, by its successor, under a VM that runs')
     .argument('<command...>', "the successor's command line, after --")
-    .addOption(migrationSocketOption())
+    .option('--migration-socket <path>', 'of the device server that is to be replaced')
+    .option('--control <path>', 'of the relay that is to be replaced, instead')
     .addOption(
       new Option('--format <name>', 'the format of the state, by name or UUID; auto to negotiate').default(
         'auto',
@@ -39,12 +49,9 @@ export function upgradeCommand(): Command {
 }
 
 async function run(command: string[], options: UpgradeCommandOptions): Promise<void> {
-  const { migrationSocket, format, allowLossy = false, freezeMs, adoptMs } = options;
+  const { migrationSocket, control, format, allowLossy = false, freezeMs, adoptMs } = options;
   const wanted = {
-    migrationSocket,
     command,
-    format,
-    allowLossy,
     startMs: options.startS * 1000,
     freezeMs,
     adoptMs,
@@ -54,12 +61,21 @@ async function run(command: string[], options: UpgradeCommandOptions): Promise<v
     if (options.output === 'json') process.stderr.write(`${JSON.stringify(report)}\n`);
     else if (report.ms === undefined) process.stderr.write(`${report.phase}\n`);
   };
-  const result = await untilSignalled((signal) => upgrade(wanted, { signal, progress }));
+  const result = await untilSignalled((signal): Promise<ReplacementResult | UpgradeResult> => {
+    if (migrationSocket !== undefined && control === undefined)
+      return upgrade({ ...wanted, migrationSocket, format, allowLossy }, { signal, progress });
+    if (control !== undefined && migrationSocket === undefined)
+      return upgradeRelay({ ...wanted, control }, { signal, progress });
+    const message =
+      'name what is to be replaced: --migration-socket of a device server, or --control of a relay';
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  });
   if (options.output === 'json') printJson(result);
   else printResult(result);
 }
 
-function printResult({ pid, generation, pauseMs, phases, fds, negotiation, warnings }: UpgradeResult): void {
+function printResult(result: ReplacementResult | UpgradeResult): void {
+  const { pid, generation, pauseMs, phases, fds, warnings } = result;
   printColumns([
     ['Status', `completed, process ${pid} serves (successor ${generation})`],
     ['Pause', pauseMs === undefined ? 'not known' : formatMs(pauseMs)],
@@ -67,7 +83,7 @@ function printResult({ pid, generation, pauseMs, phases, fds, negotiation, warni
     ...UPGRADE_PHASES.flatMap((phase): [string, string][] =>
       phases[phase] === undefined ? [] : [[phase, formatMs(phases[phase])]],
     ),
-    ...negotiationRows(negotiation, 'Format'),
+    ...('negotiation' in result ? negotiationRows(result.negotiation, 'Format') : []),
   ]);
   for (const warning of warnings) process.stderr.write(`warning: ${warning}\n`);
 }

@@ -38,13 +38,16 @@ export { type RunEvent, type RunOptions, type RunResult, run } from './run/run.j
 export { type SaveOptions, type SaveResult, save } from './save.js';
 export type { FormatOptions, NegotiationSummary } from './state-plan.js';
 export {
+  type ReplacementResult,
   UPGRADE_PHASES,
   type UpgradeHooks,
   type UpgradeOptions,
   type UpgradePhase,
   type UpgradeProgress,
+  type UpgradeRelayOptions,
   type UpgradeResult,
 } from './upgrade/types.js';
 export { upgrade } from './upgrade/upgrade.js';
+export { upgradeRelay } from './upgrade/upgrade-relay.js';
 export { type VerifyResult, verifyFile } from './verify-file.js';
 export { unwrapFile, type WrapOptions, wrapFile } from './wrap-file.js';

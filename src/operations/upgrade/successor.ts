@@ -5,7 +5,6 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Client, MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
 import { TAKEOVER_VARIABLE, takeoverPaths } from '../../handoff/index.js';
 import { delay } from '../waiting.js';
@@ -62,14 +61,14 @@ export class Successor {
   }
 
   /** Settles when it listens. @throws DEVSTATE_E_HANDOFF when it ends first, the signal's reason when that aborts */
-  async connect(signal: AbortSignal): Promise<MigrationClient> {
+  async connect<Client>(open: (path: string) => Promise<Client>, signal: AbortSignal): Promise<Client> {
     const path = takeoverPaths(this.#directory).manager;
     for (;;) {
       signal.throwIfAborted();
       if (this.#ended !== undefined)
         throw new DevstateError('DEVSTATE_E_HANDOFF', `the successor ${this.#ended}; its output says why`);
       try {
-        return new MigrationClient(await Client.connect(path));
+        return await open(path);
       } catch (error) {
         if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_CONNECT') throw error;
       }

@@ -62,8 +62,9 @@ export class Takeover {
     this.done.catch(() => {});
     const paths = takeoverPaths(directory);
     try {
-      this.#listeners.push(Listener.listen(paths.manager, host.acceptManager));
+      // Who sees the second one knows that the first one is there.
       this.#listeners.push(Listener.listen(paths.handoff, (fd) => void this.#receive(fd)));
+      this.#listeners.push(Listener.listen(paths.manager, host.acceptManager));
     } catch (error) {
       this.close();
       throw error;

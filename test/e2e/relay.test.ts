@@ -8,7 +8,7 @@ import { configWrite } from '../../src/qemu/pci-commands.js';
 import type { QemuInstallation } from '../../tools/qemu/provision.js';
 import { buildSampleForQemu, SampleServer } from '../conformance/libvfio-user.js';
 import { socketFolder, until } from '../support/served.js';
-import { Devstate, devstate } from './harness/devstate-process.js';
+import { Devstate, devstate, devstateCommand } from './harness/devstate-process.js';
 import { type LabServer, MigrationLab } from './harness/lab.js';
 import { QemuProcess } from './harness/qemu-process.js';
 import { requireQemu } from './harness/require-qemu.js';
@@ -134,6 +134,21 @@ t.test('ten servers, one after the other, under one VM', async (t) => {
     t.same(await lab.lockHolders(), [name]);
   }
   await until(() => openFiles() === steady);
+  const { socket, migrationSocket, control } = first;
+  const where = ['--listen', socket, '--server', join(lab.directory, 's10.sock'), '--control', control];
+  const next = devstateCommand('relay', ...where, '--migration-socket', migrationSocket, '--trap');
+  const log = join(lab.directory, 'relays.log');
+  const upgraded = await devstate('upgrade', '--control', control, '--log', log, '--', ...next);
+  t.match(upgraded, { code: 0, stdout: /Status: +completed, process \d+ serves \(successor 1\)/ });
+  const successor = Number(/process (\d+)/.exec(upgraded.stdout)?.[1]);
+  t.teardown(() => process.kill(successor));
+  t.equal(await first.relay.exited, 0, 'the old relay has ended by itself');
+  await lab.guestWrites(vm);
+  // The server is where the old relay was told to go last, and this one too replaces it.
+  const last = await serve(lab, 's11', true);
+  const again = await devstate('relay-switch', '--control', control, '--server', last.socket);
+  t.equal(again.code, 0, again.stderr);
+  await lab.guestWrites(vm);
   t.comment(`the VM waited ${held.map((ms) => ms.toFixed(1)).join(', ')} ms`);
   const refused = await devstate(
     'relay-switch',
@@ -228,6 +243,17 @@ t.test("libvfio-user's sample server: replaced, migrated, killed", { skip }, asy
   t.match(switched, { code: 0, stdout: /State: +16.0 KiB/ });
   t.equal(await from.read(), VALUE, 'another server, the same device');
   t.equal((await from.server.ended).code, 0);
+
+  const { socket: listen, migrationSocket } = from.front;
+  const where = ['--listen', listen, '--server', next.socket, '--migration-socket', migrationSocket];
+  const another = devstateCommand('relay', ...where, '--control', control, '--trap', '--no-pre-copy');
+  const log = ['-o', 'json', '--log', join(folder, 'relays.log')];
+  const upgraded = await devstate('upgrade', '--control', control, ...log, '--', ...another);
+  t.equal(upgraded.code, 0, upgraded.stderr);
+  const { pid } = JSON.parse(upgraded.stdout || '{}') as { pid: number };
+  t.teardown(() => process.kill(pid));
+  t.equal(await from.front.relay.exited, 0);
+  t.equal(await from.read(), VALUE, 'another relay, the same server, which knows nothing of it');
 
   const to = await SampleVm.start(t, qemu, { sample, folder, name: 'b', incoming: true });
   const devices = `sample,source=${from.front.migrationSocket},dest=${to.front.migrationSocket}`;

@@ -13,6 +13,7 @@ import { DeviceRuntime } from '../../src/device/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
 import { TAKEOVER_VARIABLE } from '../../src/handoff/index.js';
 import { Server } from '../../src/server/index.js';
+import { failAs } from './fail-as.js';
 
 const [socketPath = '', migrationSocketPath = '', imagePath = '', step = '', action = ''] =
   process.argv.slice(2);
@@ -21,23 +22,7 @@ process.stdout.write(`pid ${process.pid}\n`);
 
 /** What the step comes to. */
 async function fail(at: string): Promise<void> {
-  if (at !== step) return;
-  switch (action) {
-    case 'refuse':
-      throw new Error('the successor does not want to');
-    case 'crash':
-      process.exit(7);
-      break;
-    case 'kill':
-    case 'hang':
-      process.kill(process.pid, action === 'kill' ? 'SIGKILL' : 'SIGSTOP');
-      // The signal arrives within this turn or the next.
-      await new Promise((resolve) => setTimeout(resolve, 60_000));
-      break;
-    case 'murder':
-      process.kill(Number(process.env.VICTIM ?? process.ppid), 'SIGKILL');
-      break;
-  }
+  if (at === step) await failAs(action);
 }
 
 const image = ImageFile.open({ path: imagePath, lock: false });

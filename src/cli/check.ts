@@ -23,8 +23,11 @@ interface CheckCommandOptions extends FormatCommandOptions {
 export function checkCommand(): Command {
   const command = new Command('check')
     .description("whether a device's state could go on in another device; changes nothing")
-    .requiredOption('--source <path>', 'migration socket of the server that has the state')
-    .requiredOption('--dest <path>', 'migration socket of the server that is to take it');
+    .requiredOption(
+      '--source <path>',
+      'the device that has the state: a migration socket, or a VFIO device as for save',
+    )
+    .requiredOption('--dest <path>', 'the one that is to take it');
   for (const option of formatOptions()) command.addOption(option);
   return command
     .addOption(protocolOption())

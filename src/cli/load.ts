@@ -3,11 +3,17 @@
 
 import { Command } from 'commander';
 import { load, type ProtocolChoice } from '../operations/index.js';
-import { migrationSocketOption, protocolOption, thenOption, trapOption } from './options.js';
+import {
+  type DeviceCommandOptions,
+  deviceOptions,
+  givenDevice,
+  protocolOption,
+  thenOption,
+  trapOption,
+} from './options.js';
 import { formatBytes } from './output.js';
 
-interface LoadCommandOptions {
-  migrationSocket: string;
+interface LoadCommandOptions extends DeviceCommandOptions {
   allowLossy?: boolean;
   protocol: ProtocolChoice;
   trap?: boolean;
@@ -15,9 +21,9 @@ interface LoadCommandOptions {
 }
 
 export function loadCommand(): Command {
-  return new Command('load')
-    .description("load a device's state from a file")
-    .addOption(migrationSocketOption())
+  const command = new Command('load').description("load a device's state from a file");
+  for (const option of deviceOptions()) command.addOption(option);
+  return command
     .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
     .addOption(protocolOption())
     .addOption(trapOption())
@@ -25,7 +31,7 @@ export function loadCommand(): Command {
     .argument('<file>', 'a saved state; - for stdin')
     .action(async (input: string, options: LoadCommandOptions) => {
       const { bytes } = await load({
-        migrationSocket: options.migrationSocket,
+        ...givenDevice(options),
         input,
         allowLossy: options.allowLossy ?? false,
         protocol: options.protocol,

@@ -4,6 +4,7 @@
 import { InvalidArgumentError, Option } from 'commander';
 import type { MigrationProtocols, RuntimeOptions } from '../device/index.js';
 import { DevstateError } from '../errors.js';
+import type { DeviceAddress } from '../operations/index.js';
 
 const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
 
@@ -100,11 +101,36 @@ export function outputOption(): Option {
     .default('text');
 }
 
+function migrationSocket(): Option {
+  return new Option('--migration-socket <path>', "the device server's migration socket");
+}
+
 export function migrationSocketOption(): Option {
-  return new Option(
-    '--migration-socket <path>',
-    "the device server's migration socket",
-  ).makeOptionMandatory();
+  return migrationSocket().makeOptionMandatory();
+}
+
+/** What `deviceOptions` give: exactly one of them. */
+export interface DeviceCommandOptions {
+  migrationSocket?: string;
+  vfioDevice?: string;
+}
+
+/** The device that a command is about. */
+export function deviceOptions(): Option[] {
+  return [
+    migrationSocket().conflicts('vfioDevice'),
+    new Option(
+      '--vfio-device <name>',
+      "a device of the kernel's VFIO: /dev/vfio/devices/vfioN, or GROUP:NAME as in 12:0000:03:00.0",
+    ),
+  ];
+}
+
+/** @throws DEVSTATE_E_USAGE when none was given */
+export function givenDevice({ migrationSocket, vfioDevice }: DeviceCommandOptions): DeviceAddress {
+  if (migrationSocket !== undefined) return { migrationSocket };
+  if (vfioDevice !== undefined) return { vfioDevice };
+  throw new DevstateError('DEVSTATE_E_USAGE', 'which device: give --migration-socket or --vfio-device');
 }
 
 export function thenOption(): Option {

@@ -3,25 +3,34 @@
 
 import { Command } from 'commander';
 import { type ProtocolChoice, save } from '../operations/index.js';
-import { migrationSocketOption, protocolOption, thenOption, trapOption } from './options.js';
+import {
+  type DeviceCommandOptions,
+  deviceOptions,
+  givenDevice,
+  protocolOption,
+  thenOption,
+  trapOption,
+} from './options.js';
 import { formatBytes, formatMs } from './output.js';
 import { untilSignalled } from './signals.js';
 
-interface SaveCommandOptions {
-  migrationSocket: string;
+interface SaveCommandOptions extends DeviceCommandOptions {
   output: string;
   format: string;
   protocol: ProtocolChoice;
   trap?: boolean;
   model?: string;
   compress?: boolean;
+  precopy?: boolean;
   then: 'run' | 'stop';
 }
 
 export function saveCommand(): Command {
-  return new Command('save')
-    .description("save a device's state to a file; the device stops meanwhile")
-    .addOption(migrationSocketOption())
+  const command = new Command('save').description(
+    "save a device's state to a file; the device stops meanwhile",
+  );
+  for (const option of deviceOptions()) command.addOption(option);
+  return command
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
     .option(
@@ -29,23 +38,31 @@ export function saveCommand(): Command {
       'the model of a device that does not say what it is: its stream is wrapped, as what --format names',
     )
     .option('--compress', 'compress it, if the device can')
+    .option(
+      '--precopy',
+      'save what can be saved while the device runs, if it can: it stops for the rest only',
+    )
     .addOption(protocolOption())
     .addOption(trapOption())
     .addOption(thenOption())
     .action(async (options: SaveCommandOptions) => {
-      const { bytes, stoppedMs } = await untilSignalled((signal) =>
+      const { bytes, precopyBytes, stoppedMs } = await untilSignalled((signal) =>
         save({
-          migrationSocket: options.migrationSocket,
+          ...givenDevice(options),
           output: options.output,
           format: options.format,
           ...(options.model === undefined ? {} : { model: options.model }),
           protocol: options.protocol,
           trap: options.trap ?? false,
           compress: options.compress ?? false,
+          precopy: options.precopy ?? false,
           afterwards: options.then,
           signal,
         }),
       );
-      process.stderr.write(`saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}\n`);
+      const before = precopyBytes === 0 ? '' : `, ${formatBytes(precopyBytes)} of it while the device ran`;
+      process.stderr.write(
+        `saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}${before}\n`,
+      );
     });
 }

@@ -7,6 +7,5 @@ export {
   type DeviceDescription,
   type HandoffRequest,
   MigrationClient,
-  type MigrationProtocol,
 } from './migration-client.js';
 export { RegionMigrationClient } from './region-migration-client.js';

@@ -8,6 +8,7 @@ import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
+import type { MigrationEnd, MigrationProtocol, ValueAccess } from '../migration/index.js';
 import type { Frame } from '../transport/index.js';
 import {
   Command,
@@ -108,12 +109,10 @@ function parsed<Schema extends z.ZodType>(schema: Schema, bytes: Uint8Array, wha
 
 const transferLength = dmaTransferHeaderLength(64);
 
-/** The migration protocols, of the kernel and of vfio-user alike. */
-export type MigrationProtocol = 'v1' | 'v2';
-
-export class MigrationClient {
+export class MigrationClient implements MigrationEnd, ValueAccess {
   readonly client: Client;
   readonly protocol: MigrationProtocol = 'v2';
+  readonly streams = 'blob';
 
   constructor(client: Client) {
     this.client = client;
@@ -236,6 +235,11 @@ export class MigrationClient {
     return numberOf(await this.getFeature(Feature.MIG_DATA_SIZE, 8), 'MIG_DATA_SIZE');
   }
 
+  /** vfio-user has no message for it. */
+  precopyInfo(): Promise<undefined> {
+    return Promise.resolve(undefined);
+  }
+
   /** Reads migration data into `target`; the number of bytes, 0 at the end (in pre-copy: for now). */
   readData(target: Uint8Array): Promise<number> {
     const head = new Uint8Array(MIG_DATA_LENGTH);
@@ -331,6 +335,10 @@ export class MigrationClient {
   /** Whether the device gives its state value by value. */
   hasValues(): Promise<boolean> {
     return this.probeFeature(Feature.DEVSTATE_VALUES, FeatureFlag.GET);
+  }
+
+  async values(): Promise<ValueAccess | undefined> {
+    return (await this.hasValues()) ? this : undefined;
   }
 
   /** The format that names the values of the state, and, in STOP_COPY, their names. */

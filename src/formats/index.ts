@@ -32,6 +32,7 @@ export { printable } from './inspection/lines.js';
 export { type RenderOptions, renderInspection } from './inspection/render.js';
 export type * from './inspection/types.js';
 export { withHex } from './inspection/with-hex.js';
+export { KERNEL_DRIVER_FORMATS } from './kernel-drivers.js';
 export * from './model.js';
 export * from './negotiation.js';
 export {

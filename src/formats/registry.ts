@@ -2,6 +2,7 @@
 /** The formats this project registers. `formats/registry.json` is the same list for readers in other languages. */
 import { DevstateError } from '../errors.js';
 import type { FormatVersion } from './envelope/header.js';
+import { KERNEL_DRIVER_FORMATS } from './kernel-drivers.js';
 import { isUuid, parseUuid, type Uuid } from './uuid.js';
 
 /** An entry of the registry. */
@@ -117,6 +118,7 @@ export const REGISTERED_FORMATS: readonly RegisteredFormat[] = [
   NVME_BIRCH,
   PCI_FUNCTION,
   SAMPLE,
+  ...KERNEL_DRIVER_FORMATS,
   NVME_CONTROLLER_STATE,
   VIRTIO_DEVICE_PARTS,
 ];

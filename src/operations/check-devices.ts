@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Whether the state of one device could go on in another, asked of both servers; nothing is changed. */
+/** Whether the state of one device could go on in another, asked of both; nothing is changed. */
 
-import type { MigrationProtocol } from '../client/index.js';
 import type { FormatOffer } from '../formats/index.js';
 import { formatVersionText } from '../formats/index.js';
+import type { MigrationProtocol } from '../migration/index.js';
 import { MigrationFlag } from '../wire/index.js';
-import { type DeviceSocket, openDeviceSocket, type ProtocolChoice } from './device-socket.js';
+import type { ProtocolChoice } from './device-socket.js';
+import { deviceAddress, type OpenEnd, openMigrationEnd } from './migration-end.js';
 import {
   askPeer,
   type FormatOptions,
@@ -18,9 +19,9 @@ import {
 } from './state-plan.js';
 
 export interface CheckDevicesOptions extends FormatOptions {
-  /** Migration socket of the server that has the state. */
+  /** The device that has the state: the migration socket of its server, or a VFIO device as in `DeviceAddress`. */
   readonly source: string;
-  /** Migration socket of the server that is to take it. */
+  /** The one that is to take it. */
   readonly dest: string;
   /** For both ends. Default: `auto`. */
   readonly protocol?: ProtocolChoice;
@@ -63,9 +64,9 @@ export interface CheckDevicesResult {
 
 /** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
-  const source = await openDeviceSocket(options.source, options);
+  const source = await openMigrationEnd(deviceAddress(options.source), options);
   try {
-    const dest = await openDeviceSocket(options.dest, options);
+    const dest = await openMigrationEnd(deviceAddress(options.dest), options);
     try {
       const planned = planState(await askPeer(source.device), await askPeer(dest.device), options);
       const { plan } = planned;
@@ -86,18 +87,18 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
 }
 
 /** Devices of one VM stop one after the other, and meanwhile one may still write to another that has stopped. */
-function p2pRemark(where: string, socket: DeviceSocket): string[] {
+function p2pRemark(where: string, socket: OpenEnd): string[] {
   if (hasP2p(socket)) return [];
   return [
     `the ${where} (${socket.path}) has no P2P state: beside other devices of its VM, DMA between them may be lost when they stop`,
   ];
 }
 
-function hasP2p({ flags }: DeviceSocket): boolean {
+function hasP2p({ flags }: OpenEnd): boolean {
   return (flags & MigrationFlag.P2P) !== 0;
 }
 
-function describePeer(peer: StatePeer, socket: DeviceSocket): CheckedPeer {
+function describePeer(peer: StatePeer, socket: OpenEnd): CheckedPeer {
   return {
     protocol: socket.device.protocol,
     p2p: hasP2p(socket),

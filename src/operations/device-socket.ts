@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Connecting to a device server's migration socket. */
 
-import { Client, MigrationClient, type MigrationProtocol, RegionMigrationClient } from '../client/index.js';
+import { Client, MigrationClient, RegionMigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
+import type { MigrationProtocol } from '../migration/index.js';
 import { Feature, FeatureFlag, MigrationFlag } from '../wire/index.js';
 
 export interface DeviceSocket {

@@ -33,6 +33,7 @@ export type {
   MigrateResult,
   Phase,
 } from './migrate/types.js';
+export { type DeviceAddress, deviceAddress } from './migration-end.js';
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
 export { type RunEvent, type RunOptions, type RunResult, run } from './run/run.js';
 export { type SaveOptions, type SaveResult, save } from './save.js';

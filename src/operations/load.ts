@@ -4,16 +4,18 @@
  * formats: then what is no blob may be what another such device has saved.
  */
 
-import type { MigrationClient } from '../client/index.js';
+import type { MigrationEnd } from '../migration/index.js';
 import { MigrationState } from '../wire/index.js';
-import { type DeviceSocketOptions, openDeviceSocket } from './device-socket.js';
+import type { DeviceSocketOptions } from './device-socket.js';
 import { type InputFile, withInput } from './files/input.js';
+import { type DeviceAddress, openMigrationEnd } from './migration-end.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
 
-export interface LoadOptions extends FormatOptions, DeviceSocketOptions {
-  readonly migrationSocket: string;
+export type LoadOptions = DeviceAddress & LoadSettings;
+
+export interface LoadSettings extends FormatOptions, DeviceSocketOptions {
   /** The blob; `-` for stdin. */
   readonly input: string;
   /** What the device does afterwards. */
@@ -27,7 +29,7 @@ export interface LoadOptions extends FormatOptions, DeviceSocketOptions {
  * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
-  const { device } = await openDeviceSocket(options.migrationSocket, options);
+  const { device } = await openMigrationEnd(options, options);
   try {
     return await withInput(options.input, (input) => loadFrom(input, device, options));
   } finally {
@@ -37,8 +39,8 @@ export async function load(options: LoadOptions): Promise<{ bytes: number }> {
 
 async function loadFrom(
   input: InputFile,
-  device: MigrationClient,
-  options: LoadOptions,
+  device: MigrationEnd,
+  options: LoadSettings,
 ): Promise<{ bytes: number }> {
   let sink: StateSink | undefined;
   try {

@@ -2,11 +2,11 @@
 /**
  * How the state of a device gets from one server to another: what each end can do is asked for, the formats are negotiated.
  *
- * Three kinds of peer: one with formats, one that gives values one by one, and one that does neither (any vfio-user
- * server): its stream is passed on as it is, to a peer of the same kind, and nobody can say whether it fits.
+ * Four kinds of peer: one with formats, one that gives values one by one, a driver of the kernel, whose stream shows by
+ * nothing but the driver what it is, and one that does none of it (any vfio-user server): its stream is passed on as it
+ * is, to a peer of the same kind, and nobody can say whether it fits.
  */
 
-import type { DeviceDescription, MigrationClient } from '../client/index.js';
 import { converters as knownConverters } from '../devices/catalogue.js';
 import {
   type Candidate,
@@ -21,9 +21,13 @@ import {
   remedies,
   uuidFromBytes,
 } from '../formats/index.js';
+import type { EndDescription, MigrationEnd, ValueAccess } from '../migration/index.js';
 
-/** How a peer gives and takes state: as a stream of a format, value by value, or as a stream of who knows what. */
-export type StateInterface = 'formats' | 'values' | 'opaque';
+/**
+ * How a peer gives and takes state: as a stream of a format, value by value, as the raw stream of a driver whose format is
+ * known, or as a stream of who knows what.
+ */
+export type StateInterface = 'formats' | 'values' | 'raw' | 'opaque';
 
 export interface StatePeer {
   readonly interface: StateInterface;
@@ -31,7 +35,9 @@ export interface StatePeer {
   /** Undefined if it does not say. */
   readonly model: DeviceModel | undefined;
   /** All that a device says of itself. */
-  readonly description?: DeviceDescription | undefined;
+  readonly description?: EndDescription | undefined;
+  /** Of a peer whose interface is `values`. */
+  readonly values?: ValueAccess;
 }
 
 export interface FormatOptions {
@@ -80,14 +86,16 @@ export interface Planned {
   readonly remedies: readonly string[];
 }
 
-/** Asks a device server what it can do. */
-export async function askPeer(device: MigrationClient): Promise<StatePeer> {
+/** Asks a device what it can do. */
+export async function askPeer(device: MigrationEnd): Promise<StatePeer> {
   const description = await device.description();
   const said = { model: description?.model, description };
   const offers = await device.formats();
-  if (offers !== undefined && offers.length > 0) return { interface: 'formats', offers, ...said };
-  if (!(await device.hasValues())) return { interface: 'opaque', offers: [], ...said };
-  const { uuid: bytes, major, minor } = await device.valueNames();
+  if (offers !== undefined && offers.length > 0)
+    return { interface: device.streams === 'raw' ? 'raw' : 'formats', offers, ...said };
+  const values = await device.values();
+  if (values === undefined) return { interface: 'opaque', offers: [], ...said };
+  const { uuid: bytes, major, minor } = await values.valueNames();
   const uuid = uuidFromBytes(bytes);
   const offer: FormatOffer = {
     uuid,
@@ -98,7 +106,7 @@ export async function askPeer(device: MigrationClient): Promise<StatePeer> {
     fidelity: 'complete',
     features: [],
   };
-  return { interface: 'values', offers: [offer], ...said };
+  return { interface: 'values', offers: [offer], values, ...said };
 }
 
 /** @param converters what can be used on the way; default: all that are known */
@@ -152,8 +160,8 @@ function explain({ candidates }: Negotiation): string {
 /** Tells both ends what was agreed on. Before the saving and the loading begin. */
 export async function selectFormats(
   plan: StatePlan,
-  source: MigrationClient,
-  destination: MigrationClient,
+  source: MigrationEnd,
+  destination: MigrationEnd,
 ): Promise<void> {
   const taken = plan.negotiation?.taken;
   if (taken === undefined) return;

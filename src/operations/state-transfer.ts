@@ -4,6 +4,7 @@
 import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import { BlobConverter, type Converter } from '../formats/index.js';
+import type { MigrationEnd } from '../migration/index.js';
 import { PRODUCER } from '../version.js';
 import type { StatePeer, StatePlan } from './state-plan.js';
 import { readState, transferState, writeState } from './state-stream.js';
@@ -58,34 +59,39 @@ export function createTransfer(
 }
 
 /** What takes the source's stream, converts it as planned and gives it to the destination, in RESUMING. */
-export function createSink(plan: StatePlan, destination: MigrationClient): ConvertingSink {
+export function createSink(plan: StatePlan, destination: MigrationEnd): ConvertingSink {
   const taken = plan.negotiation?.taken;
-  if (plan.wrapped === true) return new ConvertingSink([], [], new UnwrappingSink(destination));
-  const sink =
-    plan.destination.interface === 'values' && taken !== undefined
-      ? new ValuesWriter(destination, taken.to)
-      : streamSink(destination);
-  return new ConvertingSink(taken?.way ?? [], plan.features, sink);
+  return new ConvertingSink(taken?.way ?? [], plan.features, innerSink(plan, destination));
 }
 
-/** All that a device in STOP_COPY has to give, or what one in PRE_COPY has now, as a stream. A chunk is valid until the next. */
+function innerSink(plan: StatePlan, destination: MigrationEnd): StateSink {
+  const { values, interface: how } = plan.destination;
+  const taken = plan.negotiation?.taken;
+  if (values !== undefined && taken !== undefined) return new ValuesWriter(values, taken.to);
+  return how === 'raw' || plan.wrapped === true ? new UnwrappingSink(destination) : streamSink(destination);
+}
+
+/**
+ * All that a device in STOP_COPY has to give, or what one in PRE_COPY has now, as a stream: a blob, or what a peer without
+ * formats has instead. A chunk is valid until the next.
+ */
 export function readPeer(
   peer: StatePeer,
-  device: MigrationClient,
+  device: MigrationEnd,
   signal?: AbortSignal,
 ): AsyncIterable<Uint8Array> {
   const [offer] = peer.offers;
-  if (peer.interface !== 'values' || offer === undefined) return readState(device, signal);
+  if (peer.values === undefined || offer === undefined) return readState(device, signal);
   if (peer.model === undefined) {
     throw new DevstateError(
       'DEVSTATE_E_NOT_MIGRATABLE',
       'the device has values but does not say of which model',
     );
   }
-  return readValuesAsBlob(device, peer.model, offer, signal);
+  return readValuesAsBlob(peer.values, peer.model, offer, signal);
 }
 
-function streamSink(destination: MigrationClient): StateSink {
+function streamSink(destination: MigrationEnd): StateSink {
   return {
     write: (bytes, signal) => unlessAborted(writeState(destination, bytes), signal),
     finish: () => Promise.resolve(),

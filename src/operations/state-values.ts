@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The state of a device that gives and takes it value by value, as a stream of the format that its values are named after. */
 
-import type { MigrationClient } from '../client/index.js';
 import { valueAdapters } from '../devices/catalogue.js';
 import { DevstateError } from '../errors.js';
 import {
@@ -17,6 +16,7 @@ import {
   RecordFlag,
   type ValueAdapter,
 } from '../formats/index.js';
+import type { ValueAccess } from '../migration/index.js';
 import { PRODUCER } from '../version.js';
 import type { StateValue } from '../wire/index.js';
 import { unlessAborted } from './waiting.js';
@@ -29,7 +29,7 @@ type ValueFormat = Pick<FormatOffer, 'uuid' | 'version'>;
 
 /** The state of a device in STOP_COPY as a blob, in pieces. */
 export async function* readValuesAsBlob(
-  device: MigrationClient,
+  device: ValueAccess,
   model: DeviceModel,
   { uuid, version }: ValueFormat,
   signal?: AbortSignal,
@@ -60,12 +60,12 @@ export async function* readValuesAsBlob(
 
 /** Takes a blob, and gives what is in it to a device in RESUMING, value by value. */
 export class ValuesWriter {
-  readonly #device: MigrationClient;
+  readonly #device: ValueAccess;
   readonly #adapter: ValueAdapter;
   readonly #records: FormatRecord[] = [];
   readonly #decoder: EnvelopeDecoder;
 
-  constructor(device: MigrationClient, format: ValueFormat) {
+  constructor(device: ValueAccess, format: ValueFormat) {
     this.#device = device;
     this.#adapter = adapterFor(format);
     this.#decoder = new EnvelopeDecoder({

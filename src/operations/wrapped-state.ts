@@ -4,38 +4,43 @@
  * record, and each opaque record is given to a device as one chunk. A device of migration v1 may need it like that.
  */
 
-import type { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import {
   EnvelopeDecoder,
   EnvelopeEncoder,
   EnvelopeRecord,
+  type FormatVersion,
   newUuid,
+  type ParameterValue,
   RECORD_LENGTH_MAX,
+  RecordFlag,
   type Uuid,
 } from '../formats/index.js';
+import type { MigrationEnd } from '../migration/index.js';
 import { PRODUCER } from '../version.js';
 import { writeState } from './state-stream.js';
 import type { StateSink } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
 
-/** What an operator says of a device that does not. */
+/** What is known of a stream that does not say it itself. */
 export interface Wrapping {
   readonly format: Uuid;
+  readonly version: FormatVersion;
   /** URI of the model. */
   readonly model: string;
+  readonly parameters: Readonly<Record<string, ParameterValue>>;
 }
 
 /** The blob, in pieces that are valid until the next. @throws DEVSTATE_E_INCOMPATIBLE for a chunk that no record holds */
 export async function* wrapState(
   chunks: AsyncIterable<Uint8Array>,
-  { format, model }: Wrapping,
+  { format, version, model, parameters }: Wrapping,
 ): AsyncGenerator<Uint8Array> {
   const encoder = new EnvelopeEncoder({
     format,
-    version: { major: 1, minor: 0 },
+    version,
     model,
-    parameters: {},
+    parameters: { ...parameters },
     producer: PRODUCER,
     stream: newUuid(),
     features: [],
@@ -54,15 +59,19 @@ export async function* wrapState(
 
 /** Gives a device what such a blob holds. What it is given has been checked: see `SavedState`. */
 export class UnwrappingSink implements StateSink {
-  readonly #device: MigrationClient;
+  readonly #device: MigrationEnd;
   readonly #chunks: Uint8Array[] = [];
   readonly #decoder = new EnvelopeDecoder({
-    onRecord: ({ type, payload }) => {
+    onRecord: ({ type, flags, payload }) => {
       if (type === EnvelopeRecord.opaque) this.#chunks.push(payload.slice());
+      else if ((flags & RecordFlag.optional) === 0) {
+        const message = `record type ${type} is no part of the stream that the blob wraps`;
+        throw new DevstateError('DEVSTATE_E_ENVELOPE_RECORD_UNKNOWN', message);
+      }
     },
   });
 
-  constructor(device: MigrationClient) {
+  constructor(device: MigrationEnd) {
     this.#device = device;
   }
 

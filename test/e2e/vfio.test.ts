@@ -3,6 +3,8 @@
 import t from 'tap';
 import { VfioGuest } from './harness/vfio-guest.js';
 
+t.setTimeout(600_000);
+
 t.test('containers and groups', async (t) => {
   const guest = await VfioGuest.start(t);
   if (guest === undefined) return;
@@ -14,4 +16,5 @@ t.test('iommufd and character devices', async (t) => {
   const guest = await VfioGuest.start(t, { kernel: 'iommufd' });
   if (guest === undefined) return;
   await guest.run(t, 'vfio-bed', ['iommufd']);
+  await guest.run(t, 'kernel-migration');
 });

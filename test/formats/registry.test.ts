@@ -99,7 +99,7 @@ t.test('registry: names as users give them', async (t) => {
     t.equal(requireFormat(one.uuid.toUpperCase()), one);
     t.match(one.kind, /^(standard|vendor)$/);
     t.match(one.stability, /^(experimental|stable)$/);
-    for (const model of one.models) t.match(model, /^[a-z.-]+(\/[a-z-]+)+$/, `${one.name}: a model's URI`);
+    for (const model of one.models) t.match(model, /^[a-z.-]+(\/[a-z0-9-]+)+$/, `${one.name}: a model's URI`);
     if (one.kind === 'standard') t.type(one.schema, 'string', 'a standard has a published schema');
     if (one.schema === null) continue;
     const schema = new URL(`../../../formats/${one.schema}`, import.meta.url);

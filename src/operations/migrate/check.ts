@@ -209,8 +209,9 @@ async function checkDevice(device: RunDevice, qmp: QmpClient, signal: AbortSigna
   }
   if (states[1] !== MigrationState.RUNNING) about(`its destination is ${migrationStateName(states[1])}`);
 
-  if (found !== undefined && device.description !== undefined) {
-    const { vendorId, deviceId } = device.description.pci;
+  const told = device.description?.pci;
+  if (found !== undefined && told !== undefined) {
+    const { vendorId, deviceId } = told;
     if (found.vendorId !== vendorId || found.deviceId !== deviceId) {
       about('the source socket belongs to another device than the one QEMU has under this id');
     }

@@ -4,8 +4,8 @@
  * there. Until it does, the source could go on.
  */
 
-import type { MigrationProtocol } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
+import type { MigrationProtocol } from '../../migration/index.js';
 import { continueMigration, findPciDevice, replayPciView } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';

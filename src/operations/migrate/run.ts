@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One migration under way: who takes part, and how far each has come. */
 
-import type { DeviceDescription } from '../../client/index.js';
-import type { PageBitmap } from '../../migration/index.js';
+import type { EndDescription, PageBitmap } from '../../migration/index.js';
 import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
@@ -21,7 +20,7 @@ export interface RunDevice {
   readonly id: string;
   readonly source: DeviceSocket;
   readonly destination: DeviceSocket;
-  readonly description: DeviceDescription | undefined;
+  readonly description: EndDescription | undefined;
   /** How its state will travel. */
   readonly plan: StatePlan;
   readonly transfer: StateTransfer;

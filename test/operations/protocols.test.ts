@@ -42,6 +42,26 @@ t.test('saved by one protocol, loaded by another', async (t) => {
   }
 });
 
+t.test('saved while the device runs, as far as that goes', async (t) => {
+  const file = join(socketFolder(t), 'state');
+  for (const protocol of ['v1', 'v2'] as const) {
+    const source = serveScratch(t, { stateSize: SIZE, migration: protocol });
+    const destination = serveScratch(t, { stateSize: SIZE });
+    const { memory } = source.scratch.state;
+    for (let i = 0; i < SIZE; i++) memory[i] = (i * 7) & 0xff;
+    const options = { migrationSocket: source.migrationPath, output: file, precopy: true } as const;
+    const saved = await save({ ...options, afterwards: 'run' });
+    t.ok(saved.precopyBytes > SIZE, `${protocol}: its memory before it stopped`);
+    t.ok(saved.bytes - saved.precopyBytes < 4096, `${protocol}: and the rest after`);
+    await load({ migrationSocket: destination.migrationPath, input: file, afterwards: 'run' });
+    t.ok(sameBytes(memory, destination.scratch.state.memory), protocol);
+    t.equal(source.scratch.running, true);
+    await save({ ...options, precopy: false, afterwards: 'stop' });
+    const again = await save({ ...options, afterwards: 'run' });
+    t.equal(again.precopyBytes, 0, `${protocol}: one that is stopped is not run for it`);
+  }
+});
+
 t.test('a device of v1 that is to be stopped after a load', async (t) => {
   const file = join(socketFolder(t), 'state');
   const served = serveScratch(t, { migration: 'v1' });

@@ -221,6 +221,6 @@ t.test('given up, refused, broken', async (t) => {
     { code: 'DEVSTATE_E_CONVERSION' },
     'a blob without a state in it; what is kept of it the destination takes',
   );
-  const values = { ...plan.source, interface: 'values', model: undefined } as StatePeer;
+  const values = { ...plan.source, interface: 'values', values: source, model: undefined } as StatePeer;
   t.throws(() => readPeer(values, source), { code: 'DEVSTATE_E_NOT_MIGRATABLE', message: /of which model/ });
 });

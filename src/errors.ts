@@ -119,9 +119,9 @@ export const ERROR_CODES = {
   DEVSTATE_E_CONTENT_UNSUPPORTED: ExitCode.incompatible,
   /** The peer broke the vfio-user protocol; the connection was closed. */
   DEVSTATE_E_PROTOCOL: ExitCode.failed,
-  /** The device server answered a command with an error; its errno is the error's `errno`. */
+  /** The device server, or a driver, answered a command with an error; its errno is the error's `errno`. */
   DEVSTATE_E_REFUSED: ExitCode.failed,
-  /** The device behind a socket cannot migrate, or the socket is not a migration socket. */
+  /** The device behind a socket cannot migrate, or the socket is not a migration socket; or a driver has no migration. */
   DEVSTATE_E_NOT_MIGRATABLE: ExitCode.incompatible,
   /** The two ends of a migration do not fit together; every reason is listed. */
   DEVSTATE_E_INCOMPATIBLE: ExitCode.incompatible,

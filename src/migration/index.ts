@@ -3,7 +3,6 @@
 
 export { DirtyLog, dirtyRanges, MIN_LOG_PAGE_SIZE } from './dirty-log.js';
 export { type FormatChooser, LoadSession } from './load-session.js';
-export * from './next-vmm.js';
 export type {
   EndDescription,
   MigrationEnd,
@@ -12,6 +11,7 @@ export type {
   StreamKind,
   ValueAccess,
 } from './migration-end.js';
+export * from './next-vmm.js';
 export { PageBitmap } from './page-bitmap.js';
 export { RawLoadSession, RawSaveSession, type RawState } from './raw-state.js';
 export { SaveSession } from './save-session.js';

@@ -3,7 +3,7 @@
 import t from 'tap';
 import { VfioGuest } from './harness/vfio-guest.js';
 
-t.setTimeout(600_000);
+t.setTimeout(1_200_000);
 
 t.test('containers and groups', async (t) => {
   const guest = await VfioGuest.start(t);

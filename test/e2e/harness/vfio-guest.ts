@@ -25,7 +25,7 @@ import { requireGuest, requireQemu } from './require-qemu.js';
 export const EDU_ADDRESS = '0000:00:03.0';
 
 /** Boot, and every program, may take this long unless told otherwise: machines are busy, TCG is slow. */
-const TIMEOUT_MS = 90_000;
+const TIMEOUT_MS = 300_000;
 
 /** Of a program's output and the kernel's log, how much an error shows. */
 const TAIL_LINES = 30;

@@ -33,14 +33,21 @@ const DIRECTORIES = ['bin', 'dev', 'etc', 'proc', 'run', 'sys', 'tmp'];
  *
  * @param init shell script that init runs after /proc, /sys and /dev are mounted; the VFIO modules are in /lib, node
  *   is on the PATH, the package in {@link PACKAGE}; when it ends, the guest powers off
+ * @param archives paths of more archives
  */
-export async function writeNodeInitramfs(path: string, guest: GuestParts, init: string): Promise<void> {
+export async function writeNodeInitramfs(
+  path: string,
+  guest: GuestParts,
+  init: string,
+  archives: readonly string[] = [],
+): Promise<void> {
   // Not compressed: a guest without KVM takes longer to unpack than the host to copy.
   const overlay = cpioArchive([
     programEntry('init', Buffer.from(`${PRELUDE}${init}\nsync\npoweroff -f\n`)),
     ...(await packageEntries()),
   ]);
-  await writeFile(path, [await readFile(await baseArchive(guest)), overlay]);
+  const bases = [await baseArchive(guest), ...archives];
+  await writeFile(path, [...(await Promise.all(bases.map((base) => readFile(base)))), overlay]);
 }
 
 /** Path of the archive of what seldom changes. */

@@ -18,6 +18,7 @@ import type { Test } from 'tap';
 import { BUILD_COMMAND, builtKernel } from '../../../tools/kernel/build.js';
 import { type GuestResult, RESULT_MARK } from '../guest/report.js';
 import { PACKAGE, writeNodeInitramfs } from './node-initramfs.js';
+import { qemuArchive } from './qemu-archive.js';
 import { QemuProcess } from './qemu-process.js';
 import { requireGuest, requireQemu } from './require-qemu.js';
 
@@ -40,6 +41,8 @@ export interface VfioGuestOptions {
   readonly memoryMiB?: number;
   /** More of QEMU's arguments. */
   readonly extra?: readonly string[];
+  /** With a QEMU in the guest: `/qemu/run` starts it. */
+  readonly qemu?: boolean;
 }
 
 /** How a command in the guest ended. */
@@ -72,7 +75,9 @@ export class VfioGuest {
     const directory = await mkdtemp(join(tmpdir(), 'devstate-guest-'));
     t.teardown(() => rm(directory, { recursive: true, force: true }));
     const initrd = join(directory, 'initrd');
-    await writeNodeInitramfs(initrd, guest, initScript(kernel === '' ? guest.vfioModules : []));
+    const init = initScript(kernel === '' ? guest.vfioModules : []);
+    const archives = options.qemu === true ? [await qemuArchive(qemu)] : [];
+    await writeNodeInitramfs(initrd, guest, init, archives);
     const vm = await QemuProcess.start(qemu, {
       memoryMiB: options.memoryMiB ?? 1024,
       sharedMemory: false,

@@ -12,11 +12,13 @@ import {
   upgradeRelay,
 } from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
-import { outputOption, parsePositive } from './options.js';
+import { deviceCollector, outputOption, parsePositive } from './options.js';
 import { formatMs, printColumns, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
+import { runUpgradeQemu, type UpgradeQemuCommandOptions } from './upgrade-qemu.js';
 
-interface UpgradeCommandOptions {
+interface UpgradeCommandOptions extends UpgradeQemuCommandOptions {
+  qemu?: boolean;
   migrationSocket?: string;
   control?: string;
   format: string;
@@ -24,13 +26,11 @@ interface UpgradeCommandOptions {
   startS: number;
   freezeMs: number;
   adoptMs: number;
-  log?: string;
-  output: 'text' | 'json';
 }
 
 export function upgradeCommand(): Command {
   return new Command('upgrade')
-    .description('replace a device server, or a relay, by its successor, under a VM that runs')
+    .description('replace a device server, a relay, or QEMU by its successor, under a VM that runs')
     .argument('<command...>', "the successor's command line, after --")
     .option('--migration-socket <path>', 'of the device server that is to be replaced')
     .option('--control <path>', 'of the relay that is to be replaced, instead')
@@ -44,8 +44,25 @@ export function upgradeCommand(): Command {
     .option('--freeze-ms <ms>', 'time for the old server to stop', parsePositive, 1000)
     .option('--adopt-ms <ms>', 'time for the successor to adopt', parsePositive, 1500)
     .option('--log <file>', "append the successor's output to a file (default: stderr of this command)")
+    .option('--qemu', 'replace QEMU, with --source-qmp and --device')
+    .option('--source-qmp <path>', 'QMP socket of the QEMU that is to be replaced')
+    .option('--qmp <path>', 'QMP socket of the new one (default: the first -qmp of its command line)')
+    .option(
+      '--device <id,server=path>',
+      "a vfio-user device of the VM: QEMU's id, migration socket of its server (repeatable, all of them)",
+      deviceCollector(['server']),
+      [],
+    )
+    .addOption(
+      new Option('--mode <mode>', 'a new process, or a new program in the process')
+        .choices(['cpr-transfer', 'cpr-exec'])
+        .default('cpr-transfer'),
+    )
+    .option('--timeout-s <s>', 'give up and stay with the old QEMU after this time', parsePositive, 60)
     .addOption(outputOption())
-    .action(run);
+    .action((command: string[], options: UpgradeCommandOptions) =>
+      options.qemu === true ? runUpgradeQemu(command, options) : run(command, options),
+    );
 }
 
 async function run(command: string[], options: UpgradeCommandOptions): Promise<void> {

@@ -50,5 +50,16 @@ export {
 } from './upgrade/types.js';
 export { upgrade } from './upgrade/upgrade.js';
 export { upgradeRelay } from './upgrade/upgrade-relay.js';
+export {
+  type KeptDevice,
+  UPGRADE_QEMU_PHASES,
+  type UpgradedDevice,
+  type UpgradeQemuHooks,
+  type UpgradeQemuOptions,
+  type UpgradeQemuPhase,
+  type UpgradeQemuProgress,
+  type UpgradeQemuResult,
+} from './upgrade-qemu/types.js';
+export { upgradeQemu } from './upgrade-qemu/upgrade-qemu.js';
 export { type VerifyResult, verifyFile } from './verify-file.js';
 export { unwrapFile, type WrapOptions, wrapFile } from './wrap-file.js';

@@ -21,3 +21,4 @@ export { capturePciView, readConfig, replayPciView, restoreCommand, silenceIntx 
 export { type MsixEntry, PciView } from './pci-view.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
 export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';
+export * from './replace.js';

@@ -95,7 +95,7 @@ export async function configureDestination(qmp: QmpClient, options: Cancellable 
   await setCapabilities(qmp, { events: true, 'return-path': true }, options.signal);
 }
 
-async function setCapabilities(
+export async function setCapabilities(
   qmp: QmpClient,
   wanted: Readonly<Record<string, boolean>>,
   signal: AbortSignal | undefined,

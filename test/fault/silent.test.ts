@@ -6,6 +6,7 @@ import t, { type Test } from 'tap';
 import { queryRunState } from '../../src/qemu/index.js';
 import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
+import { isRunning } from '../e2e/harness/qemu-process.js';
 
 t.setTimeout(300_000);
 
@@ -131,5 +132,5 @@ t.test('a source QEMU that dies while the destination completes is not gone back
   const { code, stderr } = await migration.finished;
   t.equal(code, 1, 'exit code', { stderr });
   t.match(stderr, /land: .*source QEMU is lost, and the destination was left as it is.*DEVSTATE_E_ROLLBACK/);
-  t.equal(destination.process.exitCode, null, 'what there is of the VM is still there');
+  t.ok(isRunning(destination.process.pid ?? 0), 'what there is of the VM is still there');
 });

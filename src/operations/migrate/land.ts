@@ -4,16 +4,16 @@
  * there. Until it does, the source could go on.
  */
 
-import { DevstateError } from '../../errors.js';
 import type { MigrationProtocol } from '../../migration/index.js';
-import { continueMigration, findPciDevice, replayPciView } from '../../qemu/index.js';
+import { continueMigration } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';
 import { start } from './destination-vm.js';
 import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
 import { runDestinations } from './p2p.js';
-import { forEachDevice, type Run, Stopwatch, together } from './run.js';
+import { forEachDevice, type Run, Stopwatch, timed, together } from './run.js';
+import { replay } from './view.js';
 
 /** How long the destination's QEMU may take to begin to run the VM, ms. */
 const START_TIMEOUT_MS = 30_000;
@@ -37,13 +37,13 @@ export async function land(run: Run): Promise<LandTimes> {
   const [qemuMs, loadMs] = await together([complete(run, new Stopwatch()), load(run, new Stopwatch())]);
   const [{ pagesMs, pageBytes }, replayMs] = await together([
     copyPages(run, new Stopwatch()),
-    replay(run, 'v2', new Stopwatch()),
+    timed(replayAll(run, 'v2')),
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
   await runDestinations(run);
   // A device of v1 becomes only now what was loaded, and would undo what was written to its registers before.
-  await replay(run, 'v1', new Stopwatch());
+  await replayAll(run, 'v1');
   const resumeMs = stopwatch.lap();
   const wallMs = stopwatch.elapsed - qemuMs;
   return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
@@ -74,16 +74,10 @@ async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: num
 }
 
 /** For the destinations of one protocol. */
-async function replay(run: Run, protocol: MigrationProtocol, stopwatch: Stopwatch): Promise<number> {
-  const { qmp, qtest } = run.destination;
-  await forEachDevice(run, async ({ id, view, destination: to }) => {
-    if (to.device.protocol !== protocol) return;
-    if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
-    // Bus numbers are the guest's, and have come with it.
-    const location = await findPciDevice(qmp, id, { signal: run.signal });
-    await unlessAborted(replayPciView(qtest, location, view), run.signal);
+async function replayAll(run: Run, protocol: MigrationProtocol): Promise<void> {
+  await forEachDevice(run, async (device) => {
+    if (device.destination.device.protocol === protocol) await replay(run.destination, device, run.signal);
   });
-  return stopwatch.elapsed;
 }
 
 /** Starts the VM at the destination, which ends the source's claim to it. */

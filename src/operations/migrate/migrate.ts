@@ -26,6 +26,7 @@
 import { asDevstateError, DevstateError } from '../../errors.js';
 import { formatVersionText } from '../../formats/index.js';
 import { queryMigration, queryRunState } from '../../qemu/index.js';
+import { limitsOf } from '../limits.js';
 import { summarisePlan } from '../state-plan.js';
 import { check } from './check.js';
 import { commit, type LandTimes, land } from './land.js';
@@ -47,7 +48,7 @@ export interface MigrateHooks {
  */
 export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {}): Promise<MigrateResult> {
   const stopwatch = new Stopwatch();
-  const limits = limitsOf(options, hooks.signal);
+  const limits = limitsOf('the migration', options.timeoutMs, hooks.signal);
   let run: Run;
   try {
     run = await check(options, limits.signal, hooks.progress ?? (() => {}));
@@ -198,37 +199,6 @@ async function causeOf(run: Run, error: unknown): Promise<unknown> {
 
 /** How long a QEMU that lives may take to say so, ms. */
 const QEMU_ALIVE_MS = 1000;
-/** setTimeout takes no more, ms. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
-
-/** One signal for everything that ends a migration before its time. */
-function limitsOf(
-  options: MigrateOptions,
-  cancel: AbortSignal | undefined,
-): { signal: AbortSignal; abort: (reason: DevstateError) => void; clear: () => void } {
-  const controller = new AbortController();
-  const onCancel = (): void => {
-    controller.abort(new DevstateError('DEVSTATE_E_CANCELLED', 'the migration was cancelled'));
-  };
-  if (cancel?.aborted === true) onCancel();
-  cancel?.addEventListener('abort', onCancel);
-  const timer = setTimeout(
-    () => {
-      const message = `the migration did not complete within ${options.timeoutMs / 1000} s`;
-      controller.abort(new DevstateError('DEVSTATE_E_TIMEOUT', message));
-    },
-    Math.min(options.timeoutMs, MAX_TIMER_MS),
-  );
-  return {
-    signal: controller.signal,
-    abort: (reason) => controller.abort(reason),
-    clear: () => {
-      clearTimeout(timer);
-      cancel?.removeEventListener('abort', onCancel);
-    },
-  };
-}
-
 /** The error with the phase it came from. Its code and exit code stay. */
 function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
   const { code, message, errno } = asDevstateError(error);

@@ -20,12 +20,26 @@ const has = ({ flags }: DeviceSocket, flag: number): boolean => (flags & flag) !
 /** The source's devices, from RUNNING or PRE_COPY to STOP_COPY. */
 export async function stopSources(run: DevicesOfVm): Promise<void> {
   const { PRE_COPY_P2P, RUNNING_P2P, STOP_COPY } = MigrationState;
+  const quiet = (source: DeviceSocket): MigrationState =>
+    has(source, MigrationFlag.PRE_COPY) ? PRE_COPY_P2P : RUNNING_P2P;
+  await stop(run, quiet, STOP_COPY);
+}
+
+/** Devices that stay where they are, from RUNNING to STOP: what they hold they keep. */
+export async function pauseDevices(run: DevicesOfVm): Promise<void> {
+  await stop(run, () => MigrationState.RUNNING_P2P, MigrationState.STOP);
+}
+
+async function stop(
+  run: DevicesOfVm,
+  quiet: (source: DeviceSocket) => MigrationState,
+  stopped: MigrationState,
+): Promise<void> {
   await forEachDevice(run, async ({ source }) => {
-    if (!has(source, MigrationFlag.P2P)) return;
-    const quiet = has(source, MigrationFlag.PRE_COPY) ? PRE_COPY_P2P : RUNNING_P2P;
-    await unlessAborted(source.device.setState(quiet), run.signal);
+    if (has(source, MigrationFlag.P2P))
+      await unlessAborted(source.device.setState(quiet(source)), run.signal);
   });
-  await forEachDevice(run, ({ source }) => unlessAborted(source.device.setState(STOP_COPY), run.signal));
+  await forEachDevice(run, ({ source }) => unlessAborted(source.device.setState(stopped), run.signal));
 }
 
 /** The destination's devices, whose load is committed or is with this, to RUNNING. */

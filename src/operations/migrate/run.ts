@@ -55,6 +55,13 @@ export class Stopwatch {
   }
 }
 
+/** How long work took that has begun just now, ms. */
+export async function timed(work: Promise<unknown>): Promise<number> {
+  const stopwatch = new Stopwatch();
+  await work;
+  return stopwatch.elapsed;
+}
+
 export interface Run {
   readonly options: MigrateOptions;
   /** Cancellation, time-out and lost servers; not listened to any more from the commit on. */

@@ -4,15 +4,11 @@
  * QEMU's view of them captured, their last state and the list of pages they wrote taken. The source keeps everything.
  */
 
-import { capturePciView, findPciDevice, type PciLocation, silenceIntx } from '../../qemu/index.js';
-import { unlessAborted, within } from '../waiting.js';
+import { unlessAborted } from '../waiting.js';
 import { collectDirty } from './dirty-pages.js';
-import { writeNote } from './note.js';
 import { stopSources } from './p2p.js';
-import { forEachDevice, type Run, Stopwatch, together } from './run.js';
-
-/** How long the source's QEMU may take to show its view of a device, ms. */
-const CAPTURE_TIMEOUT_MS = 30_000;
+import { forEachDevice, type Run, Stopwatch, timed, together } from './run.js';
+import { capture, locate } from './view.js';
 
 /** Milliseconds. The parts overlap, so `wallMs` is less than their sum. */
 export interface SwitchoverTimes {
@@ -28,19 +24,11 @@ export async function switchover(run: Run): Promise<SwitchoverTimes> {
   run.report({ phase: 'switchover' });
   run.signal.throwIfAborted();
   const stopwatch = new Stopwatch();
-  const { qmp } = run.source;
-  const { signal } = run;
-  // Where the devices are does not depend on them.
-  const locating = forEachDevice(
-    run,
-    async ({ id }) => [id, await findPciDevice(qmp, id, { signal })] as const,
-  );
-  const [, located] = await together([stopSources(run), locating]);
+  const [, locations] = await together([stopSources(run), locate(run)]);
   const quiesceMs = stopwatch.lap();
-  const locations = new Map(located);
   // QEMU is asked for its view while the device servers give their state and their log.
   const [captureMs, { saveMs, dirtyLogMs }] = await together([
-    capture(run, locations, new Stopwatch()),
+    timed(capture(run, locations)),
     save(run, new Stopwatch()),
   ]);
   run.signal.throwIfAborted();
@@ -56,25 +44,4 @@ async function save(run: Run, stopwatch: Stopwatch): Promise<{ saveMs: number; d
     unlessAborted(collectDirty(source.device, dirty), run.signal),
   );
   return { saveMs, dirtyLogMs: stopwatch.lap() };
-}
-
-async function capture(
-  run: Run,
-  locations: ReadonlyMap<string, PciLocation>,
-  stopwatch: Stopwatch,
-): Promise<number> {
-  const { qtest } = run.source;
-  const devices = run.devices.map(({ id }) => id);
-  // What is written to the source's QEMU is waited for, so that a rollback comes after it.
-  await forEachDevice(run, async (device) => {
-    const location = locations.get(device.id)!;
-    device.view = await within(CAPTURE_TIMEOUT_MS, capturePciView(qtest, location, device.like));
-    // From here on the source needs help to go on, should we die.
-    const { id, view } = device;
-    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning });
-    run.signal.throwIfAborted();
-    device.silenced = true;
-    await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
-  });
-  return stopwatch.elapsed;
 }

@@ -1,50 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The successor as a process: started, waited for, ended if it is not to be. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import { TAKEOVER_VARIABLE, takeoverPaths } from '../../handoff/index.js';
+import { DetachedProcess } from '../detached-process.js';
 import { delay } from '../waiting.js';
 
 /** How often to look whether it listens. */
 const RETRY_MS = 5;
 
 export class Successor {
-  readonly #process: ChildProcess;
+  readonly #process: DetachedProcess;
   readonly #directory: string;
-  /** Why it ended, once it has. */
-  #ended: string | undefined;
-  readonly exited: Promise<void>;
 
   /** It lives on when we end. @param log file that its output is appended to; our stderr if undefined */
   constructor(command: readonly string[], log: string | undefined) {
-    const [program, ...args] = command;
-    if (program === undefined)
-      throw new DevstateError(
-        'DEVSTATE_E_USAGE',
-        "the successor's command line is missing; give it after --",
-      );
+    if (command.length === 0) {
+      const message = "the successor's command line is missing; give it after --";
+      throw new DevstateError('DEVSTATE_E_USAGE', message);
+    }
     // Only this user may enter it.
     this.#directory = mkdtempSync(join(tmpdir(), 'devstate-upgrade-'));
-    const output = log === undefined ? 2 : openSync(log, 'a', 0o600);
-    this.#process = spawn(program, args, {
-      stdio: ['ignore', output, output],
-      detached: true,
-      env: { ...process.env, [TAKEOVER_VARIABLE]: this.#directory },
-    });
-    this.#process.unref();
-    if (output !== 2) closeSync(output);
-    this.exited = new Promise((resolve) => {
-      const end = (why: string): void => {
-        this.#ended ??= why;
-        resolve();
-      };
-      this.#process.once('error', (error) => end(`cannot be started: ${error.message}`));
-      this.#process.once('exit', (code, signal) => end(`ended with ${signal ?? `exit code ${code}`}`));
-    });
+    this.#process = new DetachedProcess(command, log, { [TAKEOVER_VARIABLE]: this.#directory });
   }
 
   get pid(): number | undefined {
@@ -52,7 +32,7 @@ export class Successor {
   }
 
   get hasEnded(): boolean {
-    return this.#ended !== undefined;
+    return this.#process.ended !== undefined;
   }
 
   /** Where the old server finds it. */
@@ -65,20 +45,21 @@ export class Successor {
     const path = takeoverPaths(this.#directory).manager;
     for (;;) {
       signal.throwIfAborted();
-      if (this.#ended !== undefined)
-        throw new DevstateError('DEVSTATE_E_HANDOFF', `the successor ${this.#ended}; its output says why`);
+      const { ended } = this.#process;
+      if (ended !== undefined)
+        throw new DevstateError('DEVSTATE_E_HANDOFF', `the successor ${ended}; its output says why`);
       try {
         return await open(path);
       } catch (error) {
         if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_CONNECT') throw error;
       }
-      await Promise.race([delay(RETRY_MS), this.exited]);
+      await Promise.race([delay(RETRY_MS), this.#process.exited]);
     }
   }
 
   /** It is not to be. Whatever it does, it has nothing that is not the old server's as well. */
   kill(): void {
-    if (this.#ended === undefined) this.#process.kill('SIGKILL');
+    void this.#process.kill();
   }
 
   /** Its sockets for the takeover are of no use any more. */

@@ -17,11 +17,17 @@ import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
-import type { MigrateProgress, MigrateResult, Phase, UpgradeResult } from '../../../src/operations/index.js';
+import type {
+  MigrateProgress,
+  MigrateResult,
+  Phase,
+  UpgradeQemuResult,
+  UpgradeResult,
+} from '../../../src/operations/index.js';
 import type { GuestParts, QemuInstallation } from '../../../tools/qemu/provision.js';
 import { Devstate, devstate, devstateCommand, serveNvme } from './devstate-process.js';
 import { buildInitramfs, compileGuestProgram } from './initramfs.js';
-import { QemuProcess } from './qemu-process.js';
+import { type QemuOptions, type QemuPlan, QemuProcess } from './qemu-process.js';
 import { requireGuest, requireQemu } from './require-qemu.js';
 import { checkWrittenImage } from './written-image.js';
 
@@ -35,6 +41,8 @@ export interface LabOptions {
   readonly append?: string;
   /** RAM that a device server can map (default), or that it has to ask QEMU for, message by message. */
   readonly sharedMemory?: boolean;
+  /** QEMU can be replaced by another. Default false. */
+  readonly replaceable?: boolean;
   /** PCI address on the root bus of each disk, or `behind-port` for one behind a root port. Default one, `05.0`. */
   readonly disks?: readonly string[];
   /** The guest rewrites some of its memory all the time, so that QEMU always has pages to send. Default false. */
@@ -113,6 +121,7 @@ export class MigrationLab {
       cpus: 1,
       append: '',
       sharedMemory: true,
+      replaceable: false,
       restless: false,
       disks: ['05.0'],
     };
@@ -155,16 +164,22 @@ export class MigrationLab {
       append?: string;
     },
   ): Promise<LabVm> {
-    const { memoryMiB, cpus, sharedMemory, disks } = this.options;
     const servers = 'server' in options ? [options.server] : options.servers;
+    const append = options.append ?? this.options.append;
+    const machine = { ...this.#machine(servers, append), incoming: options.incoming === true };
+    return this.#know(await QemuProcess.start(this.qemu, machine), servers);
+  }
+
+  #machine(servers: readonly LabServer[], append = this.options.append): QemuOptions {
+    const { memoryMiB, cpus, sharedMemory, replaceable, disks } = this.options;
     const ports = disks.includes(BEHIND_PORT)
       ? ['-device', 'pcie-root-port,id=root-port,addr=1c.0,chassis=1']
       : [];
-    const vm = await QemuProcess.start(this.qemu, {
+    return {
       memoryMiB,
       sharedMemory,
-      incoming: options.incoming === true,
-      boot: { ...this.#boot, append: options.append ?? this.options.append },
+      replaceable,
+      boot: { ...this.#boot, append },
       vfioUser: servers.map(({ socket }, disk) => {
         const addr = disks[disk] ?? '';
         const where = addr === BEHIND_PORT ? { addr: '00.0', bus: 'root-port' } : { addr };
@@ -172,11 +187,43 @@ export class MigrationLab {
       }),
       before: ports,
       extra: ['-smp', String(cpus)],
-    });
+    };
+  }
+
+  #know(vm: QemuProcess, servers: readonly LabServer[]): LabVm {
     const labVm = Object.assign(vm, { servers });
     labVm.console.diagnose = () => this.#diagnose(labVm);
     this.vms.push(labVm);
     return labVm;
+  }
+
+  /** The command line of a QEMU that takes the place of a VM's, and `devstate upgrade --qemu` up to it. */
+  async planUpgrade(
+    vm: LabVm,
+    mode: 'cpr-transfer' | 'cpr-exec',
+    extraArgs: readonly string[] = [],
+  ): Promise<{ plan: QemuPlan; args: readonly string[] }> {
+    const like = mode === 'cpr-exec' ? vm : undefined;
+    const plan = await QemuProcess.plan(this.qemu, this.#machine(vm.servers), like);
+    const devices = vm.servers.flatMap(({ migrationSocket }, disk) => [
+      ...['--device', `disk${disk},server=${migrationSocket}`],
+    ]);
+    const log = ['--log', join(this.directory, 'qemus.log')];
+    const args = ['upgrade', '--qemu', '--source-qmp', vm.qmpPath, '--mode', mode, ...devices, ...log];
+    return { plan, args: [...args, '-o', 'json', ...extraArgs, '--', ...plan.command] };
+  }
+
+  /** Replaces the QEMU of a VM. @returns the VM as it is then, and how that went */
+  async upgradeQemu(
+    vm: LabVm,
+    mode: 'cpr-transfer' | 'cpr-exec',
+  ): Promise<{ vm: LabVm; result: UpgradeQemuResult }> {
+    const { plan, args } = await this.planUpgrade(vm, mode);
+    const { code, stdout, stderr } = await devstate(...args);
+    if (code !== 0) throw new Error(`devstate upgrade --qemu ended with ${code}: ${stderr}`);
+    const result = JSON.parse(stdout) as UpgradeQemuResult;
+    const after = await QemuProcess.adopt(plan, result.pid ?? vm.process.pid ?? 0);
+    return { vm: this.#know(after, vm.servers), result };
   }
 
   /** Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win. */

@@ -2,7 +2,7 @@
 /** A QEMU under test: started, watched and cleaned up. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -44,11 +44,23 @@ export interface QemuOptions {
   readonly incoming?: boolean;
   /** Start with the CPUs stopped. */
   readonly paused?: boolean;
+  /** It can be replaced by another QEMU while its guest runs. */
+  readonly replaceable?: boolean;
   /** More of QEMU's arguments, such as ports, that the vfio-user devices need before them. */
   readonly before?: readonly string[];
   /** More of QEMU's arguments. */
   readonly extra?: readonly string[];
 }
+
+/** A QEMU that somebody else starts. */
+export interface QemuPlan {
+  readonly directory: string;
+  readonly console: SerialConsole;
+  readonly command: readonly string[];
+}
+
+/** As much of a process as is needed of one that is not our child. */
+type AnyProcess = Pick<ChildProcess, 'pid' | 'kill'>;
 
 /** A running QEMU: q35, TCG, shared memfd RAM, serial console, and two QMP sockets. */
 export class QemuProcess {
@@ -57,13 +69,13 @@ export class QemuProcess {
   /** The test's own connection, to a QMP socket of its own. */
   readonly qmp: QmpClient;
   readonly console: SerialConsole;
-  readonly process: ChildProcess;
+  readonly process: AnyProcess;
   readonly #directory: string;
   readonly #stderr: () => string;
 
   private constructor(
     directory: string,
-    process: ChildProcess,
+    process: AnyProcess,
     serial: SerialConsole,
     qmp: QmpClient,
     stderr: () => string,
@@ -108,6 +120,22 @@ export class QemuProcess {
     }
   }
 
+  /** The command line of a QEMU that somebody else starts. @param like it takes the place of this one: the same sockets */
+  static async plan(qemu: QemuInstallation, options: QemuOptions, like?: QemuProcess): Promise<QemuPlan> {
+    const directory = like === undefined ? await mkdtemp(join(tmpdir(), 'devstate-vm-')) : like.#directory;
+    const serial = like?.console ?? new SerialConsole(join(directory, 'serial'));
+    const environment = Object.entries(qemu.environment).map(([name, value]) => `${name}=${value}`);
+    const command = ['env', ...environment, ...qemu.command, ...qemuArguments(directory, options)];
+    return { directory, console: serial, command };
+  }
+
+  /** One that was started by `plan`, and runs. @param pid of it */
+  static async adopt({ directory, console: serial }: QemuPlan, pid: number): Promise<QemuProcess> {
+    const qmp = await connectWhenThere(directory, AbortSignal.timeout(START_MS));
+    const kill = (signal?: NodeJS.Signals | number): boolean => isRunning(pid) && process.kill(pid, signal);
+    return new QemuProcess(directory, { pid, kill }, serial, qmp, () => '');
+  }
+
   /** A path in this machine's own temporary directory, for a socket or a file. */
   path(name: string): string {
     return join(this.#directory, name);
@@ -121,12 +149,28 @@ export class QemuProcess {
   /** Ends QEMU at once and removes its directory. May be called again. */
   async kill(): Promise<void> {
     this.qmp.close();
-    if (this.process.exitCode === null && this.process.signalCode === null) {
-      const exit = once(this.process, 'exit');
-      this.process.kill('SIGKILL');
-      await exit;
-    }
-    await rm(this.#directory, { recursive: true, force: true });
+    const { pid = 0 } = this.process;
+    if (isRunning(pid)) this.process.kill('SIGKILL');
+    while (isRunning(pid)) await new Promise((resolve) => setTimeout(resolve, 5));
+    await discardPlan({ directory: this.#directory, console: this.console });
+  }
+}
+
+/** What was there for a QEMU that is not to be, or is no more. */
+export async function discardPlan({
+  directory,
+  console: serial,
+}: Pick<QemuPlan, 'directory' | 'console'>): Promise<void> {
+  serial.end(new Error('QEMU is not wanted any more'));
+  await rm(directory, { recursive: true, force: true });
+}
+
+/** Whether there is such a process, and it is more than a record of how it ended. */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s*Z/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'));
+  } catch {
+    return false;
   }
 }
 
@@ -157,6 +201,7 @@ function qemuArguments(directory: string, options: QemuOptions): string[] {
     ...(options.sharedMemory === false
       ? []
       : ['-object', `memory-backend-memfd,id=mem,size=${size},share=on`, '-machine', 'memory-backend=mem']),
+    ...(options.replaceable === true ? ['-machine', 'aux-ram-share=on'] : []),
     ...['-chardev', `socket,id=serial0,path=${join(directory, 'serial')}`, '-serial', 'chardev:serial0'],
     ...monitor('qmp'),
     ...monitor('qmp-test'),

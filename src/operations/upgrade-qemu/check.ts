@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Phase *check*: everybody is there and can do it. Refuses with every reason at once, before anything changes. */
+
+import { resolve } from 'node:path';
+import { DevstateError } from '../../errors.js';
+import {
+  findPciDevice,
+  MigrationWatch,
+  QmpClient,
+  Qtest,
+  queryMigration,
+  queryRunState,
+  replaceObstacles,
+  vfioUserDevices,
+} from '../../qemu/index.js';
+import { MigrationState, migrationStateName } from '../../wire/index.js';
+import { openDeviceSocket } from '../device-socket.js';
+import { commandObstacles, qmpSockets } from './command-line.js';
+import { Scratch, type UpgradeDevice, type UpgradeRun } from './run.js';
+import type { KeptDevice, UpgradeQemuOptions, UpgradeQemuProgress } from './types.js';
+
+/** Migration states of QEMU in which another one may begin. */
+const IDLE = ['none', 'completed', 'failed', 'cancelled'];
+
+/** Closes what was opened so far when the check fails. */
+type Cleanup = (() => void)[];
+
+/**
+ * Connects to all who take part and checks them.
+ * @throws DEVSTATE_E_USAGE, DEVSTATE_E_CONNECT, DEVSTATE_E_QMP_CONNECT, DEVSTATE_E_INCOMPATIBLE
+ */
+export async function check(
+  options: UpgradeQemuOptions,
+  signal: AbortSignal,
+  report: (progress: UpgradeQemuProgress) => void,
+): Promise<UpgradeRun> {
+  report({ phase: 'check' });
+  const qmpPath = requireUsable(options);
+  const cleanup: Cleanup = [];
+  try {
+    const qmp = await QmpClient.connect(options.sourceQmp, { signal });
+    cleanup.push(() => qmp.close());
+    const devices: UpgradeDevice[] = [];
+    const reasons: string[] = [];
+    for (const device of options.devices) devices.push(await openDevice(device, cleanup, reasons));
+    const runState = await queryRunState(qmp, { signal });
+    if (runState.status !== 'running' && runState.status !== 'paused')
+      reasons.push(`the VM is ${runState.status}`);
+    const migration = await queryMigration(qmp, { signal });
+    if (!IDLE.includes(migration.status)) reasons.push(`the VM is migrating already (${migration.status})`);
+    reasons.push(...(await replaceObstacles(qmp, options.mode, { signal })));
+    reasons.push(...(await unnamedDevices(qmp, options, signal)));
+    for (const device of devices) reasons.push(...(await checkDevice(device, qmp, signal)));
+    if (reasons.length > 0) {
+      const message = `the upgrade was refused before it began: ${reasons.join('; ')}`;
+      throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+    }
+    const qtest = await Qtest.attach(qmp, { signal });
+    cleanup.push(() => qtest.close());
+    return {
+      options,
+      qmpPath,
+      signal,
+      source: { qmp, qtest, watch: new MigrationWatch(qmp) },
+      devices,
+      wasRunning: runState.running,
+      warnings: [],
+      report,
+      scratch: new Scratch(),
+      phase: 'check',
+      process: undefined,
+      destination: undefined,
+      executed: false,
+      mayRunThere: false,
+    };
+  } catch (error) {
+    for (const close of cleanup.reverse()) close();
+    throw error;
+  }
+}
+
+/** @returns the new QEMU's QMP socket */
+function requireUsable({ mode, command, devices, sourceQmp, qmp }: UpgradeQemuOptions): string {
+  const usage = (message: string): never => {
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  };
+  if (command.length === 0) usage("the new QEMU's command line is missing; give it after --");
+  const [obstacle] = commandObstacles(command);
+  if (obstacle !== undefined) usage(obstacle);
+  if (devices.length === 0)
+    usage('no device to keep: name each vfio-user device of the VM with --device ID,server=PATH');
+  for (const field of ['id', 'server'] as const) {
+    const values = devices.map((device) => device[field]);
+    const twice = values.find((value, index) => values.indexOf(value) < index);
+    if (twice !== undefined) usage(`${twice} is named for two devices`);
+  }
+  const sockets = qmpSockets(command);
+  const source = resolve(sourceQmp);
+  if (mode === 'cpr-exec') {
+    const path = qmp === undefined ? source : resolve(qmp);
+    if (qmp === undefined && !sockets.includes(source))
+      usage(
+        `the new QEMU's command line has no -qmp unix:${source},…; if it is asked elsewhere, say --qmp PATH`,
+      );
+    return path;
+  }
+  const path = qmp === undefined ? sockets[0] : resolve(qmp);
+  if (path === undefined)
+    return usage("the new QEMU's command line has no -qmp unix:PATH; say where it is asked with --qmp PATH");
+  if (path === source || sockets.includes(source))
+    usage(
+      `the new QEMU would take the old one's QMP socket, ${source}: both run for a while, give it another`,
+    );
+  return path;
+}
+
+async function openDevice(
+  { id, server }: KeptDevice,
+  cleanup: Cleanup,
+  reasons: string[],
+): Promise<UpgradeDevice> {
+  const socket = await openDeviceSocket(server);
+  cleanup.push(() => socket.device.close());
+  if (!(await socket.device.canFollow())) {
+    const what = `device ${id}: its server (${server}) takes one VMM at a time, so a new QEMU could not connect`;
+    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', `${what}; put a devstate relay before it`);
+  }
+  const before = await socket.device.nextVmm();
+  if (before.phase !== 'none')
+    reasons.push(
+      `device ${id}: another upgrade is under way (${before.phase}); if it was broken off, run devstate recover`,
+    );
+  else if (!before.first) reasons.push(`device ${id}: no VMM is connected to its server`);
+  return {
+    id,
+    source: socket,
+    destination: socket,
+    before,
+    like: undefined,
+    view: undefined,
+    silenced: false,
+  };
+}
+
+/** A device that is not named would be reset, or keep the new QEMU waiting for its server until that gives up. */
+async function unnamedDevices(
+  qmp: QmpClient,
+  { devices }: UpgradeQemuOptions,
+  signal: AbortSignal,
+): Promise<string[]> {
+  const named = new Set(devices.map(({ id }) => id));
+  const all = await vfioUserDevices(qmp, { signal });
+  return all.flatMap((id) => {
+    if (id === undefined) return ['the VM has a vfio-user device without an id: start it with id=NAME'];
+    return named.has(id) ? [] : [`the VM has the vfio-user device ${id} too: --device ${id},server=PATH`];
+  });
+}
+
+async function checkDevice(
+  { id, source: { device } }: UpgradeDevice,
+  qmp: QmpClient,
+  signal: AbortSignal,
+): Promise<string[]> {
+  const reasons: string[] = [];
+  const about = (reason: string): number => reasons.push(`device ${id}: ${reason}`);
+  const state = await device.state();
+  if (state !== MigrationState.RUNNING)
+    about(`it is ${migrationStateName(state)}; if a migration was broken off, run devstate recover`);
+  try {
+    const found = await findPciDevice(qmp, id, { signal });
+    const description = await device.description();
+    const isOther =
+      description !== undefined &&
+      (found.vendorId !== description.pci.vendorId || found.deviceId !== description.pci.deviceId);
+    if (isOther) about('the socket belongs to another device than the one QEMU has under this id');
+  } catch (error) {
+    if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_PCI_DEVICE') throw error;
+    about(error.message);
+  }
+  return reasons;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The new QEMU: begun, waited for, asked. */
+
+import { readFile } from 'node:fs/promises';
+import { DevstateError } from '../../errors.js';
+import { MigrationWatch, QmpClient, Qtest, queryMigration, queryRunState } from '../../qemu/index.js';
+import { DetachedProcess } from '../detached-process.js';
+import type { Vm } from '../migrate/run.js';
+import { delay } from '../waiting.js';
+
+/** How often to look whether it has come up, ms. */
+const LOOK_AGAIN_MS = 2;
+/** How often to look whether it has what it came for, ms. */
+const ASK_AGAIN_MS = 2;
+/** Flag of a socket that listens, in /proc/net/unix: `__SO_ACCEPTCON`. */
+const LISTENS = 0x10000;
+
+/** Starts it; settles when it listens at `socket`. Its one connection there is for another, so it is not tried. */
+export async function startQemu(
+  command: readonly string[],
+  log: string | undefined,
+  socket: string,
+  signal: AbortSignal,
+  started: (process: DetachedProcess) => void,
+): Promise<void> {
+  const process = new DetachedProcess(command, log);
+  started(process);
+  while (!(await listens(socket))) {
+    signal.throwIfAborted();
+    requireRunning(process);
+    await Promise.race([delay(LOOK_AGAIN_MS), process.exited]);
+  }
+}
+
+/** @throws DEVSTATE_E_QEMU_MIGRATION when it has ended */
+export function requireRunning({ ended }: DetachedProcess): void {
+  if (ended === undefined) return;
+  throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', `the new QEMU ${ended}; its output says why`);
+}
+
+async function listens(path: string): Promise<boolean> {
+  const sockets = await readFile('/proc/net/unix', 'utf8');
+  // Num RefCount Protocol Flags Type St Inode Path
+  return sockets.split('\n').some((line) => {
+    const [, , , flags = '', , , , ...name] = line.trim().split(/ +/);
+    return name.join(' ') === path && (Number.parseInt(flags, 16) & LISTENS) !== 0;
+  });
+}
+
+/** Connects to it as soon as it can be asked. @param process undefined when nobody can tell whether it still runs */
+export async function connectQemu(
+  path: string,
+  process: DetachedProcess | undefined,
+  signal: AbortSignal,
+): Promise<Vm> {
+  for (;;) {
+    signal.throwIfAborted();
+    if (process !== undefined) requireRunning(process);
+    try {
+      const qmp = await QmpClient.connect(path, { signal });
+      try {
+        const qtest = await Qtest.attach(qmp, { signal });
+        return { qmp, qtest, watch: new MigrationWatch(qmp) };
+      } catch (error) {
+        qmp.close();
+        throw error;
+      }
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_CONNECT') throw error;
+    }
+    await delay(LOOK_AGAIN_MS);
+  }
+}
+
+/** Settles when it has all that the old one sent, and waits. @throws DEVSTATE_E_QEMU_MIGRATION when it cannot use it */
+export async function untilArrived({ qmp }: Vm, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const { status } = await queryRunState(qmp, { signal });
+    if (status !== 'inmigrate') return;
+    const migration = await queryMigration(qmp, { signal });
+    if (migration.status === 'failed') {
+      const why = migration.error === undefined ? '' : `: ${migration.error}`;
+      throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', `the new QEMU cannot use the VM's state${why}`);
+    }
+    await delay(ASK_AGAIN_MS);
+  }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Back to the old QEMU: whatever went wrong, in whatever phase, its VM runs again, with its devices.
+ *
+ *     new QEMU ends → devices stop → the old connections have them again → devices run → COMMAND is put back → VM runs
+ */
+
+import { endReplace } from '../../qemu/index.js';
+import { returnToFirst } from '../migrate/next-vmm.js';
+import { type Rollback, restoreSource } from '../migrate/rollback.js';
+import type { UpgradeRun } from './run.js';
+
+/** How long the old QEMU may take to answer, ms. */
+const ANSWER_MS = 30_000;
+
+export async function rollback(run: UpgradeRun): Promise<Rollback> {
+  const { phase } = run;
+  run.phase = 'rollback';
+  run.report({ phase: 'rollback' });
+  const lost = (problem: string): Rollback => ({ problems: [problem], remarks: [] });
+  if (run.mayRunThere) {
+    return lost(
+      'the new QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not, both have the same memory',
+    );
+  }
+  if (run.executed) {
+    return lost(
+      `QEMU has executed the new program, and what it was before is gone (${phase}). Does it run, devstate recover finishes the upgrade`,
+    );
+  }
+  const { qmp, qtest } = run.source;
+  const signal = AbortSignal.timeout(ANSWER_MS);
+  try {
+    // What the new one has is worth nothing only as long as there is an old one to go back to.
+    await qmp.execute('query-yank', { outOfBand: true, signal });
+  } catch (error) {
+    return lost(`the old QEMU is lost, and the new one was left as it is: ${words(error)}`);
+  }
+  await run.process?.kill();
+  const problems: string[] = [];
+  for (const { id, source } of run.devices)
+    await returnToFirst(source.device).catch((error: unknown) => {
+      problems.push(`device ${id} is not the old QEMU's again: ${words(error)}`);
+    });
+  if (problems.length > 0) return { problems, remarks: [] };
+  const devices = run.devices.map(({ id, source, view, silenced }) => ({
+    id,
+    source,
+    view: silenced ? view : undefined,
+  }));
+  problems.push(...(await restoreSource({ qmp, qtest, devices, wasRunning: run.wasRunning })));
+  const remarks: string[] = [];
+  await endReplace(qmp, { signal }).catch((error: unknown) => {
+    remarks.push(`the old QEMU's migration mode could not be set back to normal: ${words(error)}`);
+  });
+  return { problems, remarks };
+}
+
+function words(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * `devstate upgrade --qemu` that fails: the new QEMU refuses, ends, hangs at each phase, the operation is cancelled, or
+ * cannot be begun. Each time the old QEMU goes on with its guest, the device was not reset, and in the end it can be
+ * replaced all the same.
+ */
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { Client, MigrationClient } from '../../src/client/index.js';
+import { type UpgradeQemuOptions, type UpgradeQemuPhase, upgradeQemu } from '../../src/operations/index.js';
+import { queryRunState } from '../../src/qemu/index.js';
+import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
+import { discardPlan, isRunning, QemuProcess } from '../e2e/harness/qemu-process.js';
+
+t.setTimeout(600_000);
+
+/** Processes that this one has started and that run a QEMU for the upgrade. */
+function newQemus(directory: string): number[] {
+  const children = readdirSync('/proc/self/task').flatMap((task) =>
+    readFileSync(`/proc/self/task/${task}/children`, 'latin1').trim().split(' ').map(Number),
+  );
+  return children.filter((pid) => pid > 0 && isRunning(pid) && commandLine(pid).includes(directory));
+}
+
+function commandLine(pid: number): string {
+  return readFileSync(`/proc/${pid}/cmdline`, 'latin1');
+}
+
+interface Fault {
+  readonly name: string;
+  /** What happens when this phase begins. */
+  readonly at?: UpgradeQemuPhase;
+  readonly signal?: 'SIGKILL' | 'SIGSTOP';
+  readonly cancel?: boolean;
+  /** Instead of the new QEMU's command line. */
+  readonly command?: (command: readonly string[]) => readonly string[];
+  readonly timeoutMs?: number;
+  readonly code: string;
+  readonly message: RegExp;
+}
+
+const smaller = (argument: string): string => argument.replaceAll('128M', '64M');
+const ENDED =
+  /the new QEMU ended with SIGKILL|QMP connection lost|qtest connection lost|migration ended as failed/;
+const LATE = /did not complete within/;
+
+const FAULTS: readonly Fault[] = [
+  {
+    name: 'is no program',
+    command: (all) => ['/no/such/qemu', ...all],
+    code: 'DEVSTATE_E_QEMU_MIGRATION',
+    message: /^start: .*cannot be started/,
+  },
+  {
+    name: 'ends at once',
+    command: (all) => ['false', ...all],
+    code: 'DEVSTATE_E_QEMU_MIGRATION',
+    message: /^start: .*exit code 1/,
+  },
+  {
+    name: 'does not come up',
+    command: (all) => ['sh', '-c', 'sleep 100', ...all],
+    timeoutMs: 1500,
+    code: 'DEVSTATE_E_TIMEOUT',
+    message: /^start: .*did not complete/,
+  },
+  {
+    name: 'is another machine',
+    command: (all) => all.map(smaller),
+    code: 'DEVSTATE_E_QEMU_MIGRATION',
+    message: /^(connect|switchover|land): /,
+  },
+  {
+    name: 'hangs before it has devices',
+    at: 'connect',
+    signal: 'SIGSTOP',
+    timeoutMs: 3000,
+    code: 'DEVSTATE_E_TIMEOUT',
+    message: LATE,
+  },
+  ...(['connect', 'switchover', 'land', 'commit'] as const).map(
+    (at): Fault => ({ name: `is killed in ${at}`, at, signal: 'SIGKILL', code: '', message: ENDED }),
+  ),
+  ...(['switchover', 'land'] as const).map(
+    (at): Fault => ({
+      name: `hangs in ${at}`,
+      at,
+      signal: 'SIGSTOP',
+      timeoutMs: 3000,
+      code: 'DEVSTATE_E_TIMEOUT',
+      message: LATE,
+    }),
+  ),
+  ...(['start', 'connect', 'switchover', 'land'] as const).map(
+    (at): Fault => ({
+      name: `is not wanted any more in ${at}`,
+      at,
+      cancel: true,
+      code: 'DEVSTATE_E_CANCELLED',
+      message: /cancelled/,
+    }),
+  ),
+];
+
+async function asManager<T>(path: string, ask: (client: MigrationClient) => Promise<T>): Promise<T> {
+  const client = new MigrationClient(await Client.connect(path));
+  try {
+    return await ask(client);
+  } finally {
+    client.close();
+  }
+}
+
+/** An upgrade in this process, with something that happens when a phase begins. */
+async function attempt(lab: MigrationLab, vm: LabVm, fault: Fault): Promise<unknown> {
+  const { plan } = await lab.planUpgrade(vm, 'cpr-transfer');
+  const cancel = new AbortController();
+  const options: UpgradeQemuOptions = {
+    mode: 'cpr-transfer',
+    sourceQmp: vm.qmpPath,
+    devices: vm.servers.map(({ migrationSocket }, disk) => ({ id: `disk${disk}`, server: migrationSocket })),
+    command: fault.command?.(plan.command) ?? plan.command,
+    log: join(lab.directory, 'qemus.log'),
+    timeoutMs: fault.timeoutMs ?? 30_000,
+  };
+  const progress = ({ phase }: { phase: UpgradeQemuPhase }): void => {
+    if (phase !== fault.at) return;
+    if (fault.cancel === true) cancel.abort();
+    if (fault.signal !== undefined)
+      for (const pid of newQemus(plan.directory)) process.kill(pid, fault.signal);
+  };
+  const failed = await upgradeQemu(options, { signal: cancel.signal, progress }).then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+  await discardPlan(plan);
+  if (newQemus(plan.directory).length > 0) throw new Error(`${fault.name}: the new QEMU is still there`);
+  return failed;
+}
+
+t.test('the old QEMU goes on', async (t) => {
+  const lab = await MigrationLab.create(t, { replaceable: true });
+  if (lab === undefined) return;
+  const server = await lab.serve('a', { args: ['--size', '16M'] });
+  const vm = await lab.startVm({ server });
+  await lab.guestWrites(vm);
+  const status = () => asManager(server.migrationSocket, (client) => client.nextVmm());
+  const { resets } = await status();
+  const fds = () => readdirSync(`/proc/${server.process.process.pid}/fd`).length;
+  const before = fds();
+  for (const fault of FAULTS) {
+    const error = await attempt(lab, vm, fault);
+    const { code, message } = error as { code: string; message: string };
+    const what = `the new QEMU ${fault.name}: ${message}`;
+    if (fault.code !== '') t.equal(code, fault.code, what);
+    t.match(message, fault.message, what);
+    t.match(message, /the VM runs on in the old QEMU/, what);
+    t.match(await queryRunState(vm.qmp), { running: true }, fault.name);
+    await lab.guestWrites(vm);
+    t.match(await status(), { phase: 'none', first: true, resets }, fault.name);
+  }
+  t.equal(fds(), before, 'nothing of all that is left with the server');
+  const { vm: after, result } = await lab.upgradeQemu(vm, 'cpr-transfer');
+  t.match(result.devices, [{ resets: 0 }]);
+  await lab.guestWrites(after);
+  t.same(await lab.finishAndCheck(after), []);
+});
+
+t.test('a program that cannot be executed', async (t) => {
+  const lab = await MigrationLab.create(t, { replaceable: true });
+  if (lab === undefined) return;
+  const server = await lab.serve('a', { args: ['--size', '16M'] });
+  const vm = await lab.startVm({ server });
+  await lab.guestWrites(vm);
+  const options: UpgradeQemuOptions = {
+    mode: 'cpr-exec',
+    sourceQmp: vm.qmpPath,
+    devices: [{ id: 'disk0', server: server.migrationSocket }],
+    command: ['/no/such/qemu', '-qmp', `unix:${vm.qmpPath}`],
+    timeoutMs: 30_000,
+  };
+  await t.rejects(upgradeQemu(options), {
+    code: 'DEVSTATE_E_QEMU_MIGRATION',
+    message: /^land: QEMU could not execute the new program.*the VM runs on in the old QEMU/,
+  });
+  await lab.guestWrites(vm);
+  t.match(await asManager(server.migrationSocket, (client) => client.nextVmm()), { phase: 'none' });
+  t.same(await lab.finishAndCheck(vm), []);
+});
+
+t.test('a QEMU that cannot be replaced is refused with every reason', async (t) => {
+  const lab = await MigrationLab.create(t, { disks: ['05.0', '06.0'] });
+  if (lab === undefined) return;
+  const [a, b] = [await lab.serve('a', { args: ['--size', '16M'] }), await lab.serve('b', { disk: 1 })];
+  const vm = await QemuProcess.start(lab.qemu, {
+    memoryMiB: 64,
+    vfioUser: [
+      { id: 'disk0', socket: a.socket, addr: '05.0' },
+      { id: 'disk1', socket: b.socket, addr: '06.0' },
+    ],
+  });
+  t.teardown(() => vm.kill());
+  const refused = upgradeQemu({
+    mode: 'cpr-transfer',
+    sourceQmp: vm.qmpPath,
+    devices: [
+      { id: 'disk0', server: b.migrationSocket },
+      { id: 'other', server: a.migrationSocket },
+    ],
+    command: ['qemu', '-qmp', 'unix:/run/new'],
+    timeoutMs: 30_000,
+  });
+  await t.rejects(refused, {
+    code: 'DEVSTATE_E_INCOMPATIBLE',
+    message:
+      /aux-ram-share=on.*device disk1 too: --device disk1,server=PATH.*device other: QEMU has no PCI device/,
+  });
+});

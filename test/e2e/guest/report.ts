@@ -16,6 +16,9 @@ import { writeSync } from 'node:fs';
 /** Begins a line that is a result; everything else that a program prints is shown as it is. */
 export const RESULT_MARK = '@result ';
 
+/** Begins the last line: how many results there were. Without it a program has not come to its end. */
+export const END_MARK = '@results ';
+
 /** One result, as JSON behind {@link RESULT_MARK}. */
 export interface GuestResult {
   readonly name: string;
@@ -27,6 +30,7 @@ export interface GuestResult {
   readonly stack?: string;
 }
 
+let told = 0;
 let failed = 0;
 
 /** Runs `body` and tells its outcome; a failure does not end the program. Resolves to whether it passed. */
@@ -52,10 +56,12 @@ export function remark(text: string): void {
 
 /** Ends the program, with code 1 if a check has failed. Handles that are still open do not keep it. */
 export function finish(): never {
+  writeSync(1, `${END_MARK}${told}\n`);
   process.exit(failed === 0 ? 0 : 1);
 }
 
 /** Synchronously: a line is out even if the next thing that happens is a crash. */
 function tell(result: GuestResult): void {
+  told++;
   writeSync(1, `${RESULT_MARK}${JSON.stringify(result)}\n`);
 }

@@ -16,7 +16,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { BUILD_COMMAND, builtKernel } from '../../../tools/kernel/build.js';
-import { type GuestResult, RESULT_MARK } from '../guest/report.js';
+import { END_MARK, type GuestResult, RESULT_MARK } from '../guest/report.js';
 import { PACKAGE, writeNodeInitramfs } from './node-initramfs.js';
 import { qemuArchive } from './qemu-archive.js';
 import { QemuProcess } from './qemu-process.js';
@@ -110,8 +110,13 @@ export class VfioGuest {
     await t.test(name, async (t) => {
       let results = 0;
       let failures = 0;
+      let told: number | undefined;
       const began = performance.now();
       const { code, lines } = await this.#run(command, timeoutMs, (line) => {
+        if (line.startsWith(END_MARK)) {
+          told = Number(line.slice(END_MARK.length));
+          return;
+        }
         if (!line.startsWith(RESULT_MARK)) return t.comment(line);
         const result = JSON.parse(line.slice(RESULT_MARK.length)) as GuestResult;
         results++;
@@ -120,7 +125,7 @@ export class VfioGuest {
         t.fail(`${result.name}: ${result.message?.split('\n')[0]}`, { stack: result.stack ?? '' });
       });
       t.comment(`${name}: ${(performance.now() - began).toFixed(0)} ms`);
-      const asReported = code === (failures === 0 ? 0 : 1) && results > 0;
+      const asReported = code === (failures === 0 ? 0 : 1) && results > 0 && told === results;
       if (!asReported) t.fail(`${name} ended with code ${code} after ${results} results`);
       if (!asReported || failures > 0) await this.#diagnose(t, lines);
     });

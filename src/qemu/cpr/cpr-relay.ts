@@ -65,35 +65,25 @@ export interface CprReport {
 export async function relayCprChannel(options: CprRelayOptions): Promise<CprReport> {
   const source = new CprSourceEnd(await acceptSource(options), options);
   const deadline = new Deadline(options);
-  const report = {
-    forwarded: false,
-    descriptors: [] as DescribedCprDescriptor[],
-    unknown: null as CprReport['unknown'],
-    reasons: [] as string[],
-    error: null as DevstateError | null,
-  };
+  let found: FoundDescriptors = { descriptors: [], unknown: null };
+  let reasons: readonly string[] = [];
+  let error: DevstateError | null = null;
   try {
     await deadline.bound(source.complete);
-    Object.assign(report, await deadline.bound(describeAll(source)));
-    report.reasons = checkCprState(
-      report.descriptors,
-      source.decoder.state.vfioDevices,
-      options.requirements ?? [],
-    );
-    if (report.reasons.length > 0) {
-      throw new DevstateError('DEVSTATE_E_CPR_REFUSED', `the list is refused: ${report.reasons.join('; ')}`);
-    }
+    found = await deadline.bound(describeAll(source));
+    reasons = checkCprState(found.descriptors, source.state.vfioDevices, options.requirements ?? []);
+    if (reasons.length > 0)
+      throw new DevstateError('DEVSTATE_E_CPR_REFUSED', `the list is refused: ${reasons.join('; ')}`);
     await forward(source, options.forwardPath, deadline);
-    report.forwarded = true;
-  } catch (error) {
-    report.error = asDevstateError(error);
+  } catch (cause) {
+    error = asDevstateError(cause);
     await endDestination(options.forwardPath);
   } finally {
     deadline.clear();
     source.close();
   }
-  const { version, vfioDevices } = source.decoder.state;
-  return { ...report, version: version ?? null, vfioDevices, stream: source.stream };
+  const { version = null, vfioDevices } = source.state;
+  return { forwarded: error === null, version, ...found, vfioDevices, reasons, error, stream: source.stream };
 }
 
 /** One connection; the path is gone when it is there. */
@@ -121,10 +111,12 @@ async function acceptSource({ listenPath, signal, onListening }: CprRelayOptions
   });
 }
 
-async function describeAll(source: CprSourceEnd): Promise<Pick<CprReport, 'descriptors' | 'unknown'>> {
+type FoundDescriptors = Pick<CprReport, 'descriptors' | 'unknown'>;
+
+async function describeAll(source: CprSourceEnd): Promise<FoundDescriptors> {
   const kinds: DescriptorKind[] = [];
   for (const fd of source.descriptors) kinds.push(await describeDescriptor(fd));
-  const { state, unknown } = source.decoder;
+  const { state, unknown } = source;
   const descriptors = state.descriptors.map(({ name, id }, i) => ({ name, id, descriptor: kinds[i]! }));
   const rest = kinds.slice(descriptors.length);
   return {

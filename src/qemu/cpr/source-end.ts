@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The end of a CPR channel that a source sends to: takes its list and keeps it, descriptors included, to be passed on. */
 import { DevstateError } from '../../errors.js';
-import { type CprDecoderOptions, CprStateDecoder } from '../../formats/index.js';
+import {
+  type CprDecoderOptions,
+  type CprState,
+  CprStateDecoder,
+  type UnknownCprPart,
+} from '../../formats/index.js';
 import { closeAll, type Fd, type StreamHandler, StreamSocket } from '../../transport/index.js';
 
 /** Bytes, with the descriptors that travel with the first of them. */
@@ -14,7 +19,6 @@ export interface CprPiece {
 const NO_QUEUE = { maxQueuedBytes: 0 };
 
 export class CprSourceEnd implements StreamHandler {
-  readonly decoder: CprStateDecoder;
   /** What came, in order. */
   readonly pieces: CprPiece[] = [];
   /**
@@ -22,34 +26,45 @@ export class CprSourceEnd implements StreamHandler {
    * connection is lost.
    */
   readonly complete: Promise<void>;
+  readonly #decoder: CprStateDecoder;
   readonly #socket: StreamSocket;
   #settle: { resolve(): void; reject(error: unknown): void } | undefined;
 
   /** Becomes the owner of the connected socket. */
   constructor(fd: Fd, options: CprDecoderOptions) {
-    this.decoder = new CprStateDecoder(options);
+    this.#decoder = new CprStateDecoder(options);
     this.complete = new Promise<void>((resolve, reject) => (this.#settle = { resolve, reject }));
     this.complete.catch(() => {});
     this.#socket = new StreamSocket(fd, this, NO_QUEUE);
   }
 
   get wanted(): number {
-    return this.decoder.wanted;
+    return this.#decoder.wanted;
   }
 
   data(bytes: Uint8Array, fds: readonly Fd[]): void {
     // Kept first: what the decoder makes of it is said of all that came.
     this.pieces.push({ bytes: bytes.slice(), fds: fds.map((fd) => fd.take()) });
-    this.decoder.push(bytes, fds.length);
+    this.#decoder.push(bytes, fds.length);
   }
 
   ended(): void {
-    this.decoder.end();
+    this.#decoder.end();
     this.#settle?.resolve();
   }
 
   lost(error: unknown): void {
     this.#settle?.reject(error);
+  }
+
+  /** What was decoded so far. */
+  get state(): CprState {
+    return this.#decoder.state;
+  }
+
+  /** From where on nothing could be decoded. */
+  get unknown(): UnknownCprPart | undefined {
+    return this.#decoder.unknown;
   }
 
   /** All bytes. */

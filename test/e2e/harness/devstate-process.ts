@@ -81,9 +81,12 @@ export async function serveNvme(options: {
   migrationSocket: string;
   image: string;
   args?: readonly string[];
+  /** Options of `devstate run`, to run it under that. */
+  supervisor?: readonly string[] | undefined;
 }): Promise<Devstate> {
-  const { socket, migrationSocket, image, args = [] } = options;
+  const { socket, migrationSocket, image, args = [], supervisor } = options;
   const server = new Devstate([
+    ...(supervisor === undefined ? [] : ['run', ...supervisor, '--', ...devstateCommand()]),
     ...['serve', 'nvme', '--socket', socket, '--migration-socket', migrationSocket, '--image', image],
     ...args,
   ]);

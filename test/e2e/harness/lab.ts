@@ -60,7 +60,9 @@ export interface LabServer {
   readonly migrationSocket: string;
   /** Path of the disk image. */
   readonly image: string;
+  /** Its own, or that of the `devstate run` which it is under. */
   readonly process: Devstate;
+  readonly supervised?: boolean;
 }
 
 /** A VM with the servers of its disks, in order; their ids in QEMU are `disk0`, `disk1`, … */
@@ -141,7 +143,14 @@ export class MigrationLab {
   /** Starts a device server; resolves when it listens. `args`: more of the command's arguments. */
   async serve(
     name: string,
-    options: { incoming?: boolean; args?: readonly string[]; disk?: number; image?: string } = {},
+    options: {
+      incoming?: boolean;
+      args?: readonly string[];
+      disk?: number;
+      image?: string;
+      /** Options of `devstate run`, to run it under that. */
+      supervisor?: readonly string[];
+    } = {},
   ): Promise<LabServer> {
     const paths = {
       socket: join(this.directory, `${name}.sock`),
@@ -151,7 +160,9 @@ export class MigrationLab {
     // Linux refuses a second controller of the same serial number.
     const serial = ['--param', `serial=DISK${options.disk ?? 0}`];
     const args = [...serial, ...(options.incoming ? ['--incoming'] : []), ...(options.args ?? [])];
-    const server = { name, ...paths, process: await serveNvme({ ...paths, args }) };
+    const { supervisor } = options;
+    const process = await serveNvme({ ...paths, args, supervisor });
+    const server = { name, ...paths, process, supervised: supervisor !== undefined };
     this.servers.push(server);
     return server;
   }
@@ -326,7 +337,10 @@ export class MigrationLab {
   async close(): Promise<void> {
     await Promise.all(this.#migrations.map(({ process }) => process.end()));
     await Promise.all(this.vms.map((vm) => vm.kill()));
-    await Promise.all(this.servers.map(({ process }) => process.end()));
+    // A supervisor that is killed leaves its server behind.
+    await Promise.all(
+      this.servers.map(({ process, supervised }) => process.end(supervised === true ? 'SIGTERM' : 'SIGKILL')),
+    );
     for (const pid of this.#successors) endServer(pid);
     await rm(this.directory, { recursive: true, force: true });
   }

@@ -9,7 +9,8 @@ import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js'
 import { DevstateError } from '../errors.js';
 import { modelJson } from '../formats/index.js';
 import { TAKEOVER_VARIABLE } from '../handoff/index.js';
-import { Server } from '../server/index.js';
+import { type CrashJournal, Server } from '../server/index.js';
+import { goesOn, journalOption, openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
 import {
   collectParameter,
@@ -33,6 +34,7 @@ interface ServeNvmeOptions extends ServedProtocolOptions {
   incoming?: boolean;
   format?: string[];
   printModelJson?: boolean;
+  journal?: boolean;
 }
 
 const VENDORS = {
@@ -68,6 +70,7 @@ function serveNvmeCommand(): Command {
       'a format to offer for the state, NAME or NAME@MAJOR, instead of all; values for value by value (repeatable)',
       (name: string, all: string[] | undefined) => [...(all ?? []), name],
     )
+    .addOption(journalOption())
     .option(
       '--print-model-json',
       'print the model with its parameters and what they can be, and serve nothing',
@@ -111,24 +114,29 @@ async function serve(options: Serving): Promise<void> {
   // Listened for before the sockets exist: whoever sees them may send one.
   const told = untilTold();
   const log = createLog('nvme');
+  const environment = serviceEnvironment(options);
   const takeover = process.env[TAKEOVER_VARIABLE];
   const incoming = options.incoming === true;
   const isNew = !existsSync(options.image);
-  const image = openImage(options, incoming || takeover !== undefined);
+  const image = openImage(options, incoming || takeover !== undefined || goesOn(environment));
   let serves = false;
+  let crash: CrashJournal | undefined;
   try {
     const create = await VENDORS[options.vendor]();
     const device = create({ image, parameters: options.param });
+    crash = openCrashJournal(device, environment, options.journal);
     const server = new Server({
       device: new DeviceRuntime(device, {
         name: 'nvme',
         log,
+        crash,
         ...(options.format === undefined ? {} : { formats: options.format }),
         ...protocols,
       }),
       socketPath: options.socket,
       ...(options.migrationSocket === undefined ? {} : { migrationSocketPath: options.migrationSocket }),
       ...(takeover === undefined ? {} : { takeover }),
+      crash,
       log,
     });
     serves = true;
@@ -141,6 +149,7 @@ async function serve(options: Serving): Promise<void> {
     }
   } finally {
     await image.close();
+    crash?.close();
     // An image that was made for nothing.
     if (isNew && !serves) rmSync(options.image, { force: true });
   }

@@ -15,6 +15,7 @@ import { openBacking } from './backing.js';
 import type { Device, DeviceJournal } from './device.js';
 import type { GuestMemory } from './guest-memory.js';
 import { frozenInterrupts } from './handoff.js';
+import { writeOrdered } from './host-journal.js';
 import { KeptSignal } from './kept-signal.js';
 import type { MigrationEngine } from './migration-engine.js';
 import { CONFIG_SPACE_SIZE } from './pci-config.js';
@@ -22,7 +23,7 @@ import type { SharedFiles } from './shared-files.js';
 import type { VmmTables } from './vmm-tables.js';
 
 const SLOTS = {
-  dma: { name: 'sdk:dma', capacity: 1024 * 1024 },
+  dma: { name: 'sdk:dma', capacity: 512 * 1024 },
   interrupts: { name: 'sdk:interrupts', capacity: 128 * 1024 },
   config: { name: 'sdk:config', capacity: CONFIG_SPACE_SIZE },
   life: { name: 'sdk:life', capacity: 256 },
@@ -213,7 +214,7 @@ export class CrashRecords implements RecoveryPort {
 }
 
 /** What a transaction sets off, at once. */
-export function effectorOf({ crash, tables }: Pick<CrashRecordParts, 'crash' | 'tables'>): Effector {
+function effectorOf({ crash, tables }: Pick<CrashRecordParts, 'crash' | 'tables'>): Effector {
   return {
     signal: (number) => {
       const fd = crash.store.fdOf(number);
@@ -221,22 +222,4 @@ export function effectorOf({ crash, tables }: Pick<CrashRecordParts, 'crash' | '
     },
     write: (address, bytes) => writeOrdered(tables.memory, address, bytes),
   };
-}
-
-/** A guest that watches the end of what is written sees the rest when it sees that: the last 4 bytes last, and whole. */
-export function writeOrdered(memory: GuestMemory, address: number, bytes: Uint8Array): void {
-  try {
-    const view = memory.view(address, bytes.length, 'write');
-    const at = bytes.length - 4;
-    if (view === undefined || at < 0 || (view.byteOffset + at) % 4 !== 0) {
-      void memory.write(address, bytes);
-      return;
-    }
-    view.set(bytes.subarray(0, at));
-    const last = new DataView(bytes.buffer, bytes.byteOffset + at, 4).getInt32(0, true);
-    Atomics.store(new Int32Array(view.buffer, view.byteOffset + at, 1), 0, last);
-    memory.written(address, bytes.length);
-  } catch {
-    // The guest has taken the memory away: what was to be written there is for nobody.
-  }
 }

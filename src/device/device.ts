@@ -61,6 +61,11 @@ export interface GuestMessages {
  * Without a crash journal all of this happens at once.
  */
 export interface HostJournal {
+  /** Whether there is a journal. */
+  readonly keeps: boolean;
+  /** The two ends of a transaction, for what does not fit into one function. They nest. */
+  begin(): void;
+  end(): void;
   /** What is changed by anything but a region access: a completion, a timer. */
   transaction<T>(work: () => T): T;
   /**

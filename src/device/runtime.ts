@@ -30,11 +30,12 @@ import {
   RegionInfoFlag,
   type SetIrqs,
 } from '../wire/index.js';
-import { CrashRecords, journalSlots, writeOrdered } from './crash-records.js';
+import { CrashRecords, journalSlots } from './crash-records.js';
 import type { Device, DeviceHost, HostJournal } from './device.js';
 import type { ServedProtocols } from './engine-port.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { DeviceHandoff } from './handoff.js';
+import { journalOfNothing } from './host-journal.js';
 import { Interrupts } from './interrupts.js';
 import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
@@ -136,12 +137,11 @@ export class DeviceRuntime implements ServedDevice {
   #hostJournal(): HostJournal {
     const { memory } = this.#tables;
     const transactions = this.#crash?.transactions;
-    if (transactions === undefined)
-      return {
-        transaction: (work) => work(),
-        write: (address, bytes) => writeOrdered(memory, address, bytes),
-      };
+    if (transactions === undefined) return journalOfNothing(memory);
     return {
+      keeps: true,
+      begin: () => transactions.begin(),
+      end: () => transactions.end(),
       transaction: (work) => transactions.run(work),
       write: (address, bytes) => transactions.write(address, bytes),
     };

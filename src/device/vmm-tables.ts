@@ -22,7 +22,7 @@ import { KeptSignal } from './kept-signal.js';
 import type { SharedFiles } from './shared-files.js';
 
 /** Most DMA ranges with a crash journal, which has room for so many. */
-export const MAX_KEPT_RANGES = 8192;
+export const MAX_KEPT_RANGES = 4096;
 
 export class VmmTables {
   readonly memory = new GuestMemory();

@@ -56,6 +56,7 @@ export class Journal {
   readonly #words: Uint32Array;
   readonly #wide: BigUint64Array;
   readonly #slots: SlotState[];
+  readonly #byName: ReadonlyMap<string, number>;
   readonly #dirty: SlotState[] = [];
   readonly #onStore: (() => void) | undefined;
   #committed = 0;
@@ -66,6 +67,7 @@ export class Journal {
     this.#wide = new BigUint64Array(memory.buffer, memory.byteOffset, memory.length / 8);
     this.#onStore = options.onStore;
     this.#slots = layout.slots.map((slot) => ({ ...slot, newest: NONE, written: NONE }));
+    this.#byName = new Map(layout.slots.map(({ name }, index) => [name, index]));
     this.exchange = new Exchange(
       memory,
       { at: At.EXCHANGE, ...layout, messageLength: options.messageLength },
@@ -185,8 +187,8 @@ export class Journal {
 
   /** Index of a slot, for `put` and `get`. */
   slot(name: string): number {
-    const index = this.#slots.findIndex((slot) => slot.name === name);
-    if (index < 0) throw journalError(`it has no slot ${name}`);
+    const index = this.#byName.get(name);
+    if (index === undefined) throw journalError(`it has no slot ${name}`);
     return index;
   }
 

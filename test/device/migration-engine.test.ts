@@ -3,11 +3,11 @@
 
 import t from 'tap';
 import { openBacking } from '../../src/device/backing.js';
+import { journalOfNothing } from '../../src/device/host-journal.js';
 import { GuestMemory, Interrupts } from '../../src/device/index.js';
 import { MigrationEngine } from '../../src/device/migration-engine.js';
 import type { MigrationPort } from '../../src/server/index.js';
 import { Errno, MigrationState, migrationStateName, RequestError } from '../../src/wire/index.js';
-import { atOnce } from '../support/at-once.js';
 import { refusal } from '../support/hex.js';
 import { MemoryPeer, memfd } from '../support/memory.js';
 import { MSIX_VECTORS, ScratchDevice, type ScratchOptions } from '../support/scratch-device.js';
@@ -22,7 +22,7 @@ function engineOf(options: ScratchOptions = {}) {
   const device = new ScratchDevice(options);
   const memory = new GuestMemory();
   const interrupts = new Interrupts([1, 0, MSIX_VECTORS, 1, 1]);
-  device.attach({ memory, messages: VMM, interrupts, journal: atOnce(memory), log: () => {} });
+  device.attach({ memory, messages: VMM, interrupts, journal: journalOfNothing(memory), log: () => {} });
   const engine = new MigrationEngine(device, memory, interrupts);
   return { device, memory, interrupts, engine };
 }

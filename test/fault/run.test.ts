@@ -4,13 +4,13 @@
  * whose commands do not bear doing twice; what it counts is compared with what the guest has issued.
  */
 
-import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { CounterStatus } from '../../src/devices/counter/index.js';
-import { CounterDriver, GuestMachine } from '../../src/guest-driver/index.js';
+import { BlockWriter, CounterDriver, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { type RunEvent, type RunResult, run } from '../../src/operations/index.js';
 
 t.setTimeout(1_800_000);
@@ -199,6 +199,36 @@ t.test(`SIGKILL at ${KILLS} random moments under load: nothing is lost, nothing 
   next.close();
   t.same(await server.stop(), { exitCode: 0, restarts: KILLS });
   t.same(readdirSync(server.directory), [], 'its sockets are gone');
+});
+
+t.test('NVMe under load, killed at random moments: no command fails, no block is lost', async (t) => {
+  const server = new Supervised(t);
+  const image = join(server.directory, 'image');
+  server.start([MAIN, 'serve', 'nvme', '--socket', server.socket, '--image', image, '--size', '8M']);
+  await server.serving();
+  const machine = await GuestMachine.start(server.socket);
+  t.teardown(() => machine.close());
+  const driver = await NvmeDriver.start(machine, { queues: 2 });
+  const writer = new BlockWriter(driver, { blocks: 512, depth: 16 });
+  const kills = Math.ceil(KILLS / 2);
+  for (let kill = 1; kill <= kills; kill++) {
+    const pid = await server.serving(kill);
+    // A flush is under way when it happens, as a rule: it takes longer than anything else.
+    await Promise.race([delay(Math.random() * 250), driver.flush().then(() => driver.flush())]);
+    process.kill(pid, 'SIGKILL');
+  }
+  await server.serving(kills + 1);
+  const before = writer.operations;
+  await writer.progress(100);
+  t.ok(writer.operations >= before + 100, 'it goes on');
+  await writer.stop();
+  t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
+  t.equal(await writer.readBack(), 512);
+  t.ok(writer.checkImage(readFileSync(image)) > 100);
+  t.equal(server.crashes, kills);
+  await driver.shutdown();
+  machine.close();
+  t.same(await server.stop(), { exitCode: 0, restarts: kills });
 });
 
 t.test('killed at each store to the journal', async (t) => {

@@ -166,7 +166,9 @@ export class ImageFile implements DeviceFiles {
     }
     closeSync(this.#fd);
     this.#fd = fd.release();
-    this.#locked = (data as Partial<ImageHandover> | null)?.locked === true;
+    // Its open file has the lock already: unless somebody else has come in between, asking again changes nothing.
+    const hadLock = (data as Partial<ImageHandover> | null)?.locked === true;
+    this.#locked = hadLock && native.setLock(this.#fd, LockType.write, 0, 0) >= 0;
     // The other process may have written what nobody has flushed.
     this.#dirty = this.#locked;
   }

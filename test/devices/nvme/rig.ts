@@ -7,12 +7,12 @@ import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Device, StateRecord } from '../../../src/device/device.js';
 import { type Backing, GuestMemory } from '../../../src/device/guest-memory.js';
+import { journalOfNothing } from '../../../src/device/host-journal.js';
 import { Interrupts } from '../../../src/device/interrupts.js';
 import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
 import { createBirchNvme } from '../../../src/devices/nvme/birch/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
 import { IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
-import { atOnce } from '../../support/at-once.js';
 import { MemoryPeer } from '../../support/memory.js';
 
 export type MemoryKind = 'mapped' | 'remote';
@@ -117,7 +117,7 @@ export class Rig {
       memory: this.memory,
       messages: new MemoryPeer(),
       interrupts: this.interrupts,
-      journal: atOnce(this.memory),
+      journal: journalOfNothing(this.memory),
       log: (level, message) => this.logs.push(`${level}: ${message}`),
     });
     this.memory.add({

@@ -30,6 +30,7 @@ import {
   createSubmissionQueue,
   deleteCompletionQueue,
   deleteSubmissionQueue,
+  type Finish,
 } from './queue-commands.js';
 
 /** Starts an admin command; it ends now or later. */
@@ -47,14 +48,21 @@ export function executeAdmin(controller: Controller, command: Command): void {
     engine.complete(command, Status.SUCCESS, result);
     return;
   }
-  result.then(
-    () => engine.complete(command, Status.SUCCESS),
+  (result as Promise<Finish | undefined>).then(
+    (finish) =>
+      controller.host.journal.transaction(() => {
+        finish?.();
+        engine.complete(command, Status.SUCCESS);
+      }),
     (error: unknown) => engine.completeError(command, error),
   );
 }
 
-/** @returns dword 0 of a completion with success, or a promise when that comes later. @throws to fail the command */
-type Handler = (controller: Controller, command: Command) => number | Promise<void>;
+/**
+ * @returns dword 0 of a completion with success, or a promise when that comes later, perhaps of what is to be done together
+ * with it. @throws to fail the command
+ */
+type Handler = (controller: Controller, command: Command) => number | Promise<void> | Promise<Finish>;
 
 const handlers = new Map<number, Handler>([
   [AdminOpcode.DELETE_IO_SQ, deleteSubmissionQueue],

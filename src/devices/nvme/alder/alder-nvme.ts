@@ -32,6 +32,7 @@ import {
   AsyncEventType,
   Cc,
   Csts,
+  DOORBELL_BASE,
   ErrorEvent,
   LogPage,
   MPS_MAX,
@@ -55,6 +56,7 @@ import {
 import { executeAdmin } from './admin.js';
 import type { Command } from './command.js';
 import type { Controller } from './controller.js';
+import { AlderCrashRecords } from './crash-records.js';
 import { type EngineOwner, QueueEngine } from './engine.js';
 import { AsyncEvents } from './events.js';
 import { Features } from './features.js';
@@ -93,6 +95,7 @@ class AlderNvme
   readonly formats: readonly StateFormat[];
   readonly values: DeviceValues;
   readonly files: DeviceFiles;
+  readonly journal: AlderCrashRecords;
 
   readonly registers: Registers;
   readonly engine: QueueEngine;
@@ -127,10 +130,12 @@ class AlderNvme
     this.#interrupts = new InterruptOutput(this, this.config);
     this.formats = [new AlderStateFormat(this), new NvmeStandardFormat(this)];
     this.values = nvmeStandardValues(this);
+    this.journal = new AlderCrashRecords(this, parameters.queues + 1);
   }
 
   attach(host: DeviceHost): void {
     this.#host = host;
+    if (host.journal.keeps) this.engine.keeper = this.journal;
   }
 
   get host(): DeviceHost {
@@ -147,6 +152,8 @@ class AlderNvme
   }
 
   writeRegion(region: number, offset: number, data: Uint8Array): void {
+    // Doorbells keep what they move themselves.
+    if (region !== REGISTER_BAR || offset < DOORBELL_BASE) this.engine.keeper?.changed();
     if (region === REGISTER_BAR) this.registers.write(offset, data);
     else if (region === MSIX_BAR) this.#msixTable.write(offset, data);
     else throw new RequestError(Errno.EINVAL, `region ${region} does not exist`);
@@ -159,6 +166,7 @@ class AlderNvme
   async reset(reason: ResetReason): Promise<void> {
     this.engine.abandon();
     await this.#idle();
+    this.engine.keeper?.changed();
     this.#clearQueues();
     this.registers.reset();
     this.config.reset();
@@ -276,8 +284,10 @@ class AlderNvme
     this.engine.abandon();
     this.engine.activity.whenIdle(() => {
       this.#changing = false;
-      this.#clearQueues();
-      this.#settle();
+      this.#keepChange(() => {
+        this.#clearQueues();
+        this.#settle();
+      });
     });
   }
 
@@ -305,9 +315,17 @@ class AlderNvme
       this.#logError('shutdown', error);
     }
     this.#changing = false;
-    this.#setShutdownStatus(Csts.SHST_COMPLETE);
-    this.engine.activity.end();
-    this.#settle();
+    this.#keepChange(() => {
+      this.#setShutdownStatus(Csts.SHST_COMPLETE);
+      this.engine.activity.end();
+      this.#settle();
+    });
+  }
+
+  /** A change of the controller's state that no access of the guest is the cause of. */
+  #keepChange(change: () => void): void {
+    this.engine.keeper?.changed();
+    this.host.journal.transaction(change);
   }
 
   #setShutdownStatus(status: number): void {
@@ -315,6 +333,7 @@ class AlderNvme
   }
 
   fatal(reason: string): void {
+    this.engine.keeper?.changed();
     this.registers.csts |= Csts.CFS;
     this.host.log('error', `fatal controller status: ${reason}; the guest must reset the controller`);
   }
@@ -331,6 +350,7 @@ class AlderNvme
   }
 
   failed(command: Command, status: number): number {
+    this.engine.keeper?.changed();
     this.health.logError(command, status);
     return status | STATUS_MORE;
   }
@@ -339,6 +359,7 @@ class AlderNvme
     if ((this.registers.csts & (Csts.RDY | Csts.CFS)) !== Csts.RDY) return;
     const id = index >>> 1;
     const { engine } = this;
+    if (engine.keeper !== undefined) this.journal.moved();
     const queue = (index & 1) === 0 ? engine.submission[id] : engine.completion[id];
     if (queue === undefined) this.#doorbellError(ErrorEvent.INVALID_DOORBELL_REGISTER);
     else {
@@ -351,6 +372,7 @@ class AlderNvme
   }
 
   #doorbellError(information: number): void {
+    this.engine.keeper?.changed();
     this.health.logGeneral(Status.INVALID_FIELD);
     this.events.raise({ type: AsyncEventType.ERROR, information, page: LogPage.ERROR_INFORMATION });
   }
@@ -404,6 +426,7 @@ class AlderNvme
     this.#msixTable.load(state.msixTable);
     restoreQueues(this.engine, state);
     this.engine.inherited = structuredClone(state.commands);
+    this.engine.keeper?.changed();
     this.features.values = structuredClone(state.features);
     this.events.load(state.events);
     this.health.load(state.health);

@@ -8,6 +8,8 @@ export class Command {
   /** The submission queue entry. */
   readonly words = new Int32Array(SQ_ENTRY_SIZE / 4);
   sq!: SubmissionQueue;
+  /** Where it is kept with a crash journal; -1 while it is not. */
+  record = -1;
 
   /** Dword `index`, unsigned. */
   dword(index: number): number {

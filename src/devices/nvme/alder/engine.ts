@@ -22,11 +22,13 @@ import { Command, CommandError } from './command.js';
 import type { CompletionQueue, HeldCompletion, SubmissionQueue } from './queues.js';
 
 /** Commands under way at a time, over all queues: bounds the memory that a guest can make us use. */
-const MAX_OUTSTANDING = 2048;
+export const MAX_OUTSTANDING = 2048;
 /** Completions held for one queue before its submission queues are no longer served. */
 const MAX_HELD = 256;
 /** Commands fetched from one queue before other work of the process gets its turn. */
 const BATCH = 64;
+/** Of a command that no record holds. */
+export const NOT_KEPT = -1;
 
 /** What the engine needs of the controller. */
 export interface EngineOwner {
@@ -41,7 +43,19 @@ export interface EngineOwner {
   fatal(reason: string): void;
 }
 
+/** Is told of commands, to keep those that a crash must not lose. */
+export interface CommandKeeper {
+  taken(command: Command): void;
+  ended(command: Command): void;
+  /** All of them, and those that are inherited: their queues are gone. */
+  cleared(): void;
+  /** Something of the queues beyond their indexes may have changed. */
+  changed(): void;
+}
+
 export interface InheritedCommand {
+  /** Where it is kept, if it is. */
+  readonly record?: number;
   /** Identifier of its submission queue. */
   readonly sq: number;
   /** The submission queue entry. */
@@ -59,7 +73,12 @@ export class QueueEngine {
   #posting = false;
   /** Guest memory is not to be touched: completions (of event requests) are held. */
   #frozen = false;
-  /** Nested batches; completions are announced when the outermost ends. */
+  /** Undefined without a crash journal. */
+  keeper: CommandKeeper | undefined;
+  /** One completion queue entry on its way through the journal. */
+  readonly #entry = new Int32Array(CQ_ENTRY_SIZE / 4);
+  readonly #entryBytes = new Uint8Array(this.#entry.buffer);
+  /** Nested batches, each a transaction; completions are announced when the outermost ends. */
   #batches = 0;
   readonly #due: CompletionQueue[] = [];
   readonly #free: Command[] = [];
@@ -82,9 +101,11 @@ export class QueueEngine {
     this.#fetching = true;
     this.#posting = true;
     this.#frozen = false;
+    this.#beginBatch();
     for (const cq of this.completion) if (cq !== undefined) this.#post(cq);
     this.#executeInherited();
     for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
+    this.#endBatch();
   }
 
   /** No further entry is fetched; `activity` becomes idle when what is under way has been completed. */
@@ -113,16 +134,18 @@ export class QueueEngine {
     this.completion.fill(undefined);
     this.inherited = [];
     this.#starved = false;
+    this.keeper?.cleared();
   }
 
   #executeInherited(): void {
     const commands = this.inherited;
     this.inherited = [];
-    this.#batches++;
-    for (const { sq: id, entry } of commands) {
+    if (commands.length > 0) this.keeper?.changed();
+    this.#beginBatch();
+    for (const { sq: id, entry, record = NOT_KEPT } of commands) {
       const sq = this.submission[id];
       if (sq === undefined) continue;
-      const command = this.#take(sq);
+      const command = this.#take(sq, record);
       new Uint8Array(command.words.buffer).set(entry);
       this.#execute(command);
     }
@@ -154,8 +177,10 @@ export class QueueEngine {
   complete(command: Command, status: number, result = 0): void {
     const { sq, cid } = command;
     const field = status === Status.SUCCESS ? status : this.owner.failed(command, statusField(status));
+    this.#beginBatch();
     this.#enqueue({ sq, cid, status: field, result });
     this.#release(command);
+    this.#endBatch();
   }
 
   /** Ends a command by what was thrown. */
@@ -165,6 +190,7 @@ export class QueueEngine {
 
   /** A command that stays with the controller for an unknown time (Asynchronous Event Request): not counted as under way. */
   park(command: Command): void {
+    this.keeper?.changed();
     this.#release(command);
   }
 
@@ -201,7 +227,7 @@ export class QueueEngine {
 
   #service(sq: SubmissionQueue): void {
     if (sq.head === sq.tail) return;
-    this.#batches++;
+    this.#beginBatch();
     try {
       for (let left = BATCH; sq.head !== sq.tail && this.#mayFetch(sq); left--) {
         if (left === 0) {
@@ -236,7 +262,7 @@ export class QueueEngine {
       const bytes = new Uint8Array(words.buffer);
       await this.owner.host.memory.read(sq.base + sq.head * SQ_ENTRY_SIZE, bytes);
       sq.fetching = false;
-      this.#batches++;
+      this.#beginBatch();
       for (let i = 0; i < count && this.#mayFetch(sq); i++) {
         const command = this.#take(sq);
         command.words.set(words.subarray((i * SQ_ENTRY_SIZE) / 4, ((i + 1) * SQ_ENTRY_SIZE) / 4));
@@ -261,9 +287,11 @@ export class QueueEngine {
     }
   }
 
-  #take(sq: SubmissionQueue): Command {
+  #take(sq: SubmissionQueue, record = NOT_KEPT): Command {
     const command = this.#free.pop() ?? new Command();
     command.sq = sq;
+    command.record = record;
+    this.keeper?.taken(command);
     sq.outstanding++;
     this.#outstanding++;
     this.activity.begin();
@@ -272,6 +300,7 @@ export class QueueEngine {
 
   #release(command: Command): void {
     const { sq } = command;
+    this.keeper?.ended(command);
     this.#free.push(command);
     this.#outstanding--;
     if (--sq.outstanding === 0) sq.onDrained?.();
@@ -293,15 +322,22 @@ export class QueueEngine {
   #enqueue(completion: HeldCompletion): void {
     const { cq } = completion.sq;
     if (!this.#posting) return;
+    // What admin commands change is theirs to keep, and of the completion queues what is held.
+    if (completion.sq.id === 0 || cq.held.length > 0) this.keeper?.changed();
     cq.held.push(completion);
-    this.#batches++;
+    this.#beginBatch();
     this.#post(cq);
+    if (cq.held.length > 0) this.keeper?.changed();
     this.#endBatch();
   }
 
   /** Writes held completions while there is room. */
   #post(cq: CompletionQueue): void {
     if (this.#frozen || cq.posting || cq.held.length === 0) return;
+    if (this.keeper !== undefined) {
+      this.#postKept(cq);
+      return;
+    }
     try {
       const words = cq.ring.words(this.owner.host.memory);
       if (words === undefined) {
@@ -322,6 +358,20 @@ export class QueueEngine {
     } catch (error) {
       this.#ringFailed(`completion queue ${cq.id}`, error);
     }
+  }
+
+  /** With a crash journal: entries are written when they are certain, wherever the ring is. */
+  #postKept(cq: CompletionQueue): void {
+    let posted = 0;
+    for (; posted < cq.held.length && !cq.full; posted++) {
+      const { phase } = cq;
+      const index = cq.advance();
+      writeEntry(this.#entry, 0, cq.held[posted]!, phase);
+      this.owner.host.journal.write(cq.base + index * CQ_ENTRY_SIZE, this.#entryBytes);
+    }
+    if (posted === 0) return;
+    cq.held.splice(0, posted);
+    this.#announceLater(cq);
   }
 
   async #postRemote(cq: CompletionQueue): Promise<void> {
@@ -362,6 +412,10 @@ export class QueueEngine {
     this.#due.push(cq);
   }
 
+  #beginBatch(): void {
+    if (this.#batches++ === 0) this.owner.host.journal.begin();
+  }
+
   #endBatch(): void {
     if (--this.#batches > 0) return;
     for (const cq of this.#due) {
@@ -369,6 +423,7 @@ export class QueueEngine {
       this.owner.announce(cq);
     }
     this.#due.length = 0;
+    this.owner.host.journal.end();
   }
 
   #ringFailed(what: string, error: unknown): void {

@@ -35,17 +35,22 @@ export function createSubmissionQueue(controller: Controller, command: Command):
   return 0;
 }
 
-export async function deleteSubmissionQueue({ engine }: Controller, command: Command): Promise<void> {
+/** The end of a command: together with its completion, so that a crash in between does not find the one without the other. */
+export type Finish = () => void;
+
+export async function deleteSubmissionQueue({ engine }: Controller, command: Command): Promise<Finish> {
   const id = command.dword(Dword.CDW10) & 0xffff;
   const sq = engine.submission[id];
   if (id === 0 || sq === undefined || sq.deleted) throw new CommandError(Status.INVALID_QUEUE_IDENTIFIER);
   await engine.drainSubmission(sq);
-  // What found no room in the completion queue counts as aborted with its queue.
-  sq.cq.held = sq.cq.held.filter((completion) => completion.sq !== sq);
-  engine.submission[id] = undefined;
+  return () => {
+    // What found no room in the completion queue counts as aborted with its queue.
+    sq.cq.held = sq.cq.held.filter((completion) => completion.sq !== sq);
+    engine.submission[id] = undefined;
+  };
 }
 
-export async function deleteCompletionQueue({ engine }: Controller, command: Command): Promise<void> {
+export async function deleteCompletionQueue({ engine }: Controller, command: Command): Promise<Finish> {
   const id = command.dword(Dword.CDW10) & 0xffff;
   const cq = engine.completion[id];
   if (id === 0 || cq === undefined || cq.deleted) throw new CommandError(Status.INVALID_QUEUE_IDENTIFIER);
@@ -53,9 +58,11 @@ export async function deleteCompletionQueue({ engine }: Controller, command: Com
   cq.deleted = true;
   cq.held = [];
   await engine.drainCompletion(cq);
-  engine.completion[id] = undefined;
-  // Its unread entries no longer interrupt.
-  engine.owner.announce(cq);
+  return () => {
+    engine.completion[id] = undefined;
+    // Its unread entries no longer interrupt.
+    engine.owner.announce(cq);
+  };
 }
 
 /** Checks what both Create commands have in common. */

@@ -418,8 +418,15 @@ export class MigrationClient implements MigrationEnd, ValueAccess {
     return decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
   }
 
-  /** Reads guest memory through the device's DMA ranges. */
-  readMemory(address: number, target: Uint8Array): Promise<void> {
+  /** Reads guest memory through the device's DMA ranges, in several messages if it is longer than a transfer may be. */
+  async readMemory(address: number, target: Uint8Array): Promise<void> {
+    const length = this.client.maxTransfer;
+    for (let done = 0; done < target.length; done += length) {
+      await this.#readPart(address + done, target.subarray(done, done + length));
+    }
+  }
+
+  #readPart(address: number, target: Uint8Array): Promise<void> {
     return this.client.request(Command.DMA_READ, [transferHead(address, target.length)], (frame) => {
       const start = HEADER_LENGTH + transferLength;
       if (frame.length !== start + target.length)
@@ -428,8 +435,17 @@ export class MigrationClient implements MigrationEnd, ValueAccess {
     });
   }
 
-  writeMemory(address: number, source: Uint8Array): Promise<void> {
-    return this.client.request(Command.DMA_WRITE, [transferHead(address, source.length), source], () => {});
+  /** Writes guest memory, likewise. */
+  async writeMemory(address: number, source: Uint8Array): Promise<void> {
+    const length = this.client.maxTransfer;
+    for (let done = 0; done < source.length; done += length) {
+      const part = source.subarray(done, done + length);
+      await this.client.request(
+        Command.DMA_WRITE,
+        [transferHead(address + done, part.length), part],
+        () => {},
+      );
+    }
   }
 
   reset(): Promise<void> {

@@ -46,7 +46,10 @@ export function stateOffer({ formats, values, rawState }: Device, names?: readon
   if (names === undefined)
     return { formats, values: formats.length === 0 ? values : undefined, raw: rawState };
   return {
-    formats: names.filter((name) => name !== VALUES).map((name) => requireOffered(formats, name)),
+    // One that is named twice, perhaps by its UUID, is offered once: where it was named first.
+    formats: [
+      ...new Set(names.filter((name) => name !== VALUES).map((name) => requireOffered(formats, name))),
+    ],
     values: names.includes(VALUES) ? requireValues(values) : undefined,
     raw: undefined,
   };

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Whether the state of one device could go on in another, asked of both; nothing is changed. */
 
+import { type Stats, statSync } from 'node:fs';
+import { DevstateError } from '../errors.js';
 import type { FormatOffer } from '../formats/index.js';
 import { formatVersionText } from '../formats/index.js';
 import type { MigrationProtocol } from '../migration/index.js';
@@ -62,8 +64,9 @@ export interface CheckDevicesResult {
   readonly negotiation: NegotiationSummary;
 }
 
-/** @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
+/** @throws DEVSTATE_E_USAGE for one device in both places, DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
+  requireTwo(options);
   const source = await openMigrationEnd(deviceAddress(options.source), options);
   try {
     const dest = await openMigrationEnd(deviceAddress(options.dest), options);
@@ -84,6 +87,19 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
   } finally {
     source.device.close();
   }
+}
+
+/** A device fits itself, and its second connection may have to wait for the first to end. */
+function requireTwo({ source, dest }: CheckDevicesOptions): void {
+  const [one, other] = [source, dest].map((path) => statSync(path, { throwIfNoEntry: false }));
+  const isSame = one === undefined || other === undefined ? source === dest : isSameFile(one, other);
+  if (!isSame) return;
+  const message = `source and destination are the same device, ${source}; name the one that is to take its state`;
+  throw new DevstateError('DEVSTATE_E_USAGE', message);
+}
+
+function isSameFile(one: Stats, other: Stats): boolean {
+  return one.dev === other.dev && one.ino === other.ino;
 }
 
 /** Devices of one VM stop one after the other, and meanwhile one may still write to another that has stopped. */

@@ -9,6 +9,7 @@ import {
   decodeFeatureHeader,
   decodeFormatSelection,
   decodeNamedValue,
+  decodeValueName,
   dirtyBitmapLength,
   Errno,
   encodeDmaLoggingReport,
@@ -199,7 +200,7 @@ const features = new Map<number, FeatureHandlers>([
       exists: ({ migration }) => migration?.values !== undefined,
       get: (context, request, data, reply) => {
         const values = requireValues(context);
-        const name = new TextDecoder().decode(request.bytes.subarray(data, request.end));
+        const name = decodeValueName(request.bytes.subarray(data, request.end));
         const bytes = name === '' ? encodeValueNames(values.names()) : encodeValue(values.get(name));
         replyWithBytes(reply, request, bytes);
       },

@@ -70,6 +70,10 @@ export function decodeValueNames(bytes: Uint8Array): ValueNames {
 
 export function encodeValue(value: StateValue): Uint8Array {
   if (typeof value === 'number') {
+    if (!Number.isSafeInteger(value) || value < 0) {
+      const what = 'is no whole number from 0 to 2^53 - 1; give it as text or bytes';
+      throw new RequestError(Errno.EINVAL, `the value ${value} ${what}`);
+    }
     const bytes = Uint8Array.of(Kind.UNSIGNED, 0, 0, 0, 0, 0, 0, 0, 0);
     writeU64(viewOf(bytes), 1, value);
     return bytes;
@@ -127,6 +131,12 @@ function readName(bytes: Uint8Array, at: number, limit: number): { text: string;
   requireBytes(view, at + 2, limit, length, 'DEVSTATE_VALUES name');
   const end = at + 2 + length;
   return { text: textOf(bytes.subarray(at + 2, end)), end };
+}
+
+/** The name in a GET; empty if it asks for all names. */
+export function decodeValueName(bytes: Uint8Array): string {
+  if (bytes.length > MAX_NAME_LENGTH) throw new RequestError(Errno.EINVAL, `a name of ${bytes.length} bytes`);
+  return textOf(bytes);
 }
 
 /** All of it: a byte order mark at its beginning is a character like any other. */

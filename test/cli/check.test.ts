@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `devstate check` as users meet it: what it prints, in 80 columns and as JSON, and what it exits with. */
 
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -99,6 +99,17 @@ t.test('check', async (t) => {
       / Format: org\.devstate\.nvme 1\.0 because: both ends have it, and it holds everything not:/,
     );
     t.equal(stdout.match(/^ {2}not:/gm)?.length, 3, 'and every other way');
+  });
+
+  await t.test('one device in both places', async (t) => {
+    const link = join(directory, 'link.mig');
+    symlinkSync(alder, link);
+    for (const dest of [alder, link]) {
+      const { code, stderr, stdout } = await check(t, alder, dest);
+      t.equal(code, 2, 'exit code');
+      t.equal(stdout, '');
+      t.match(stderr, /^error: source and destination are the same device, .*\[DEVSTATE_E_USAGE\]\n$/);
+    }
   });
 
   await t.test('every difference at once', async (t) => {

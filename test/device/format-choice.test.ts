@@ -43,6 +43,10 @@ t.test('all that a device has, or what an operator wants of it', async (t) => {
     [[SECOND_UUID], [all[2]!]],
     [[`${SECOND_UUID.toUpperCase()}@1`], [all[2]!]],
     [[], []],
+    [
+      [SECOND, SCRATCH, SECOND, SECOND_UUID, `${SCRATCH}@2`],
+      [all[2]!, all[0]!],
+    ],
   ];
   for (const [wanted, expected] of cases) {
     t.strictSame(names(stateOffer(device, wanted)), expected, wanted.join(' '));

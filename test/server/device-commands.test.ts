@@ -191,6 +191,18 @@ t.test('DMA_MAP and DMA_UNMAP', async (t) => {
   t.equal(await outcome(manager.writeMemory(0x50000, Uint8Array.of(1))), Errno.EFAULT, 'not writable');
   t.equal(await outcome(manager.readMemory(0x60000, new Uint8Array(1))), Errno.EFAULT, 'not mapped');
 
+  // More than one message may carry.
+  const large = memfd(0x280000);
+  t.teardown(() => large.close());
+  t.equal(await map(dmaMap(0x1000000, 0x280000), [large]), 0);
+  const sent = Buffer.alloc(0x27fff0, 'guest memory ');
+  await manager.writeMemory(0x1000007, sent);
+  const read = Buffer.alloc(sent.length);
+  await manager.readMemory(0x1000007, read);
+  t.ok(read.equals(sent), 'as long as it may be');
+  t.equal(await outcome(manager.readMemory(0x1000011, read)), Errno.EFAULT, 'its end is not mapped');
+  t.equal(await unmap(dmaUnmap(0x1000000, 0x280000)), 0);
+
   t.equal(await map(dmaMap(0x10000, 0x4000)), Errno.EEXIST, 'the same again');
   t.equal(await map(dmaMap(0x13fff, 0x1000)), Errno.EEXIST, 'an overlap');
   const wrong: [string, Uint8Array, (typeof fd)[]][] = [

@@ -7,6 +7,7 @@ import t from 'tap';
 import {
   decodeNamedValue,
   decodeValue,
+  decodeValueName,
   decodeValueNames,
   Errno,
   encodeNamedValue,
@@ -164,6 +165,28 @@ t.test('values of any length up to 64 KiB', async (t) => {
   t.equal(
     refusal(() => encodeNamedValue('a', new Uint8Array(65537))),
     Errno.E2BIG,
+  );
+});
+
+t.test('numbers that are none of them', async (t) => {
+  for (const value of [-1, -0.5, 0.1, 1.5, 2 ** 53, 2 ** 64, Number.NaN, Infinity, -Infinity]) {
+    t.equal(
+      refusal(() => encodeValue(value)),
+      Errno.EINVAL,
+      String(value),
+    );
+    t.throws(() => encodeNamedValue('a', value), {
+      message: new RegExp(`the value ${value} is no whole number`),
+    });
+  }
+});
+
+t.test('the name that is asked for', async (t) => {
+  t.equal(decodeValueName(hex('')), '');
+  t.equal(decodeValueName(hex('efbbbf 62')), '\ufeffb', 'a byte order mark is a part of it');
+  t.equal(
+    refusal(() => decodeValueName(new Uint8Array(257).fill(0x61))),
+    Errno.EINVAL,
   );
 });
 

@@ -63,10 +63,20 @@ t.test('what names a VFIO device', async (t) => {
     '3:83b8f4f2-509f-382f-3c1e-e6bfe0fa1001',
   ])
     t.strictSame(deviceAddress(name), { vfioDevice: name });
-  for (const name of ['a.mig', '/run/vfio/a.mig', '/dev/vfio/12', '12', ':x', '0000:03:00.0/x', './1:x'])
+  for (const name of [
+    'a.mig',
+    '/run/vfio/a.mig',
+    '/dev/vfio/12',
+    '12',
+    ':x',
+    '0000:03:00.0',
+    '12:/x',
+    './1:x',
+  ])
     t.strictSame(deviceAddress(name), { migrationSocket: name }, name);
   t.equal(isVfioDeviceName('vfio0'), false);
-  await t.rejects(openKernelMigration('vfio0'), { code: 'DEVSTATE_E_USAGE' });
+  for (const name of ['vfio0', '/dev/vfio/12', '0000:03:00.0'])
+    await t.rejects(openKernelMigration(name), { code: 'DEVSTATE_E_USAGE', message: /GROUP:NAME/ });
 });
 
 t.test('a device that is not there, and one protocol only', async (t) => {

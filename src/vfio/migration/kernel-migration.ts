@@ -92,7 +92,7 @@ export class KernelMigration implements MigrationEnd {
   #refusal(from: MigrationState, to: MigrationState, error: unknown): unknown {
     if (!(error instanceof DevstateError) || error.errno === undefined) return error;
     const what =
-      from === RESUMING && to !== ERROR
+      from === RESUMING
         ? 'does not take this state: it is incomplete, or not of this driver, version and device'
         : `does not go from ${migrationStateName(from)} to ${migrationStateName(to)}`;
     const { name } = this.device;

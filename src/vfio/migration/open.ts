@@ -14,8 +14,8 @@ import { Iommufd } from '../iommufd.js';
 import { kernelDriver } from './driver.js';
 import { KernelMigration } from './kernel-migration.js';
 
-/** `12:0000:03:00.0`, as QEMU and the kernel name a group and a device in it. */
-const IN_GROUP = /^((?:noiommu-)?\d+):(.+)$/;
+/** `12:0000:03:00.0`: a group and a device in it. Not `0000:03:00.0`, which looks so. */
+const IN_GROUP = /^((?:noiommu-)?(?:0|[1-9]\d*)):(.+)$/;
 
 /** Whether a text names a VFIO device: the path of its file, or `GROUP:NAME`. */
 export function isVfioDeviceName(text: string): boolean {

@@ -27,6 +27,7 @@ const commands: readonly (readonly [name: string, load: () => Promise<() => Comm
   ['formats', async () => (await import('./formats.js')).formatsCommand],
   ['wrap', async () => (await import('./wrap.js')).wrapCommand],
   ['unwrap', async () => (await import('./wrap.js')).unwrapCommand],
+  ['vfio', async () => (await import('./vfio.js')).vfioCommand],
 ];
 
 const program = new Command('devstate')

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Parsers of option values that several commands have. They throw what commander shows with the option's name. */
 
+import { existsSync, readFileSync } from 'node:fs';
 import { InvalidArgumentError, Option } from 'commander';
 import type { MigrationProtocols, RuntimeOptions } from '../device/index.js';
 import { DevstateError } from '../errors.js';
@@ -25,6 +26,26 @@ export function parsePositive(text: string): number {
     throw new InvalidArgumentError('It must be a number greater than 0.');
   }
   return value;
+}
+
+const USERS = '/etc/passwd';
+
+/** A text, collected over repetitions. */
+export function collect(text: string, collected: readonly string[]): string[] {
+  return [...collected, text];
+}
+
+/** A user by name or number → its number, collected over repetitions. */
+export function parseUser(text: string, collected: readonly number[]): number[] {
+  const users = existsSync(USERS) ? readFileSync(USERS, 'utf8') : '';
+  const named = users
+    .split('\n')
+    .map((line) => line.split(':'))
+    .find(([name]) => name === text);
+  const number = Number(named?.[2] ?? text);
+  if (text === '' || !Number.isInteger(number) || number < 0)
+    throw new InvalidArgumentError('There is no such user.');
+  return [...collected, number];
 }
 
 /** `KEY=VALUE`, collected over repetitions. */

@@ -77,13 +77,19 @@ t.test('commands and their options', async (t) => {
     'formats',
     'wrap',
     'unwrap',
+    'vfio list',
+    'vfio hold',
+    'vfio lend',
+    'vfio return',
+    'vfio status',
+    'vfio transfer',
   ]) {
     known.set(command, await optionsOf(command));
   }
   let commands = 0;
   for (const { path, text } of pages) {
     for (const words of commandLines(text)) {
-      const command = words[0] === 'serve' ? words.slice(0, 2).join(' ') : (words[0] ?? '');
+      const command = words.slice(0, ['serve', 'vfio'].includes(words[0] ?? '') ? 2 : 1).join(' ');
       const line = `${path}: devstate ${words.join(' ')}`;
       const options = known.get(command);
       t.ok(options !== undefined, line);
@@ -98,7 +104,10 @@ t.test('commands and their options', async (t) => {
     ['docs/migrate.md', ['serve nvme', 'migrate']],
     ['docs/upgrade.md', ['upgrade']],
     ['docs/relay.md', ['relay', 'relay-switch']],
-    ['docs/vfio.md', ['cpr']],
+    [
+      'docs/vfio.md',
+      ['cpr', ...['list', 'hold', 'lend', 'return', 'status', 'transfer'].map((verb) => `vfio ${verb}`)],
+    ],
     ['docs/conformance.md', ['serve sample']],
     ['docs/inspect.md', ['save', 'load', 'check', 'inspect', 'convert', 'wrap']],
   ] as const) {

@@ -46,6 +46,7 @@ const operator: Operator = {
   },
   adopted: (_assignment, application, rebinding) => {
     inherited = { application, rebinding };
+    process.send?.({ log: 'adopted' });
   },
 };
 
@@ -203,9 +204,10 @@ const commands: Record<string, (argument: never) => unknown> = {
       mappingsLeft: space instanceof ContainerSpace ? space.container.info().dmaAvailable : undefined,
     };
   },
-  close: async () => {
+  /** Lets go of what it has, which ends with it, and opens it anew. */
+  reopen: async (lists: { groups?: string[]; cdevs?: string[] }) => {
     await station?.close();
-    station = undefined;
+    station = new VfioStation(path, operator, { assignment: open(lists) });
   },
 };
 

@@ -25,10 +25,16 @@ export class OperatorProcess {
   readonly #watchers = new Set<() => void>();
   #next = 0;
 
-  /** @param uid user that it runs as; that of this process if undefined */
-  constructor(uid?: number) {
-    this.path = `/tmp/operator-${++OperatorProcess.#count}`;
-    this.process = fork(PROGRAM, [this.path], uid === undefined ? {} : { uid, gid: uid });
+  /** @param options.uid user that it runs as @param options.lockedKiB its RLIMIT_MEMLOCK; else as this process */
+  constructor(options: { uid?: number; lockedKiB?: number } = {}) {
+    const { uid, lockedKiB } = options;
+    this.path = `/tmp/operator-${process.pid}-${++OperatorProcess.#count}`;
+    this.process = fork(PROGRAM, [this.path], {
+      ...(uid === undefined ? {} : { uid, gid: uid }),
+      ...(lockedKiB === undefined
+        ? {}
+        : { execPath: '/bin/sh', execArgv: ['-c', `ulimit -l ${lockedKiB}; exec node "$0" "$@"`] }),
+    });
     this.process.on('message', (reply: Reply) => {
       if (reply.log !== undefined) this.log.push(reply.log);
       if (reply.id !== undefined) this.#waiting.get(reply.id)?.(reply);
@@ -77,9 +83,16 @@ export class OperatorProcess {
   }
 }
 
-/** Starts operators that listen, without devices. */
-export async function listening(count: number, uid?: number): Promise<OperatorProcess[]> {
-  const operators = Array.from({ length: count }, () => new OperatorProcess(uid));
-  await Promise.all(operators.map((operator) => operator.ask('listen', {})));
-  return operators;
+type Several<Length extends number> = Length extends 1
+  ? [OperatorProcess]
+  : Length extends 2
+    ? [OperatorProcess, OperatorProcess]
+    : [OperatorProcess, OperatorProcess, OperatorProcess];
+
+/** Starts operators, which do not listen yet. */
+export function start<Length extends 1 | 2 | 3>(
+  count: Length,
+  options: ConstructorParameters<typeof OperatorProcess>[0] = {},
+): Several<Length> {
+  return Array.from({ length: count }, () => new OperatorProcess(options)) as Several<Length>;
 }

@@ -7,6 +7,7 @@
  * what they have given.
  */
 
+import { chmodSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DevstateError } from '../errors.js';
 import {
@@ -73,6 +74,8 @@ export class VfioStation {
     this.#assignment = assignment;
     const permissions = mode ?? (users.length > 0 ? 0o666 : 0o600);
     this.#listener = Listener.listen(path, (fd) => void this.#serve(fd), { mode: permissions });
+    // The umask of a service seldom lets others in.
+    chmodSync(path, permissions);
   }
 
   /** What it has, or lends; undefined when it has none. */

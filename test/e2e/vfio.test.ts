@@ -29,6 +29,7 @@ t.test('containers and groups', async (t) => {
   });
 
   await guest.run(t, 'vfio-transfer');
+  await guest.run(t, 'vfio-holder');
   await guest.run(t, 'qemu-vfio', ['groups']);
 });
 
@@ -36,6 +37,7 @@ t.test('iommufd and character devices', async (t) => {
   const guest = await VfioGuest.start(t, { kernel: 'iommufd', qemu: true });
   if (guest === undefined) return;
   await guest.run(t, 'vfio-bed', ['iommufd']);
+  await guest.run(t, 'vfio-transfer', ['iommufd']);
   await guest.run(t, 'kernel-migration');
   await guest.run(t, 'qemu-vfio', ['iommufd']);
 });

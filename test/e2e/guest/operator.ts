@@ -19,6 +19,8 @@ import {
 import { connect, Listener } from '../../../src/transport/index.js';
 import {
   AssignmentGiver,
+  askStatus,
+  askToGive,
   ContainerSpace,
   memoryLock,
   type Operator,
@@ -83,6 +85,44 @@ async function passEntries(to: string): Promise<Channel> {
   assert.ok(lease.offer());
   await channel.send(HandoffMessage.TRANSFERRED, encodeTransferred(all.length, document, lease.number));
   return channel;
+}
+
+interface Competition {
+  done: number;
+  refused: number;
+  together: number;
+}
+let competing: Competition | undefined;
+
+/** How often it tries before others in this process have their turn: a transfer, say. */
+const TRIES = 20;
+
+async function compete(counts: Competition): Promise<void> {
+  while (competing === counts) {
+    for (let round = 0; station?.assignment !== undefined && round < TRIES; round++) {
+      try {
+        operateAlone(counts);
+        counts.done++;
+      } catch (error) {
+        if ((error as DevstateError).code !== 'DEVSTATE_E_VFIO_LEASE') throw error;
+        counts.refused++;
+      }
+    }
+    await delay(0);
+  }
+}
+
+/** @throws DEVSTATE_E_VFIO_LEASE when it is not this process's turn */
+function operateAlone(counts: Competition): void {
+  const memory = assignment()
+    .memory('ram')
+    .bytes(MEMORY - LENGTH, LENGTH);
+  const inside = new Int32Array(memory.buffer, memory.byteOffset, 1);
+  assignment().requireLease();
+  if (Atomics.add(inside, 0, 1) !== 0) counts.together++;
+  edu().liveness = process.pid;
+  if ((edu().liveness ^ 0xffffffff) >>> 0 !== process.pid) counts.together++;
+  Atomics.sub(inside, 0, 1);
 }
 
 const commands: Record<string, (argument: never) => unknown> = {
@@ -163,33 +203,16 @@ const commands: Record<string, (argument: never) => unknown> = {
   dieIn: (where: string) => {
     dieIn = where;
   },
-  /** Tries for `ms` to operate the device: how often it could. Shared memory tells whether two ever could at once. */
-  compete: async ({ ms }: { ms: number }) => {
-    const until = performance.now() + ms;
-    let done = 0;
-    let refused = 0;
-    let together = 0;
-    while (performance.now() < until) {
-      const device = station?.assignment;
-      for (let round = 0; device !== undefined && round < 20; round++) {
-        try {
-          const memory = device.memory('ram').bytes(MEMORY - 4096, 4096);
-          const inside = new Int32Array(memory.buffer, memory.byteOffset, 1);
-          device.requireLease();
-          // The device is this process's until it is given away, which takes a turn of the loop.
-          if (Atomics.add(inside, 0, 1) !== 0) together++;
-          edu().liveness = process.pid;
-          if ((edu().liveness ^ 0xffffffff) >>> 0 !== process.pid) together++;
-          Atomics.sub(inside, 0, 1);
-          done++;
-        } catch (error) {
-          if ((error as DevstateError).code !== 'DEVSTATE_E_VFIO_LEASE') throw error;
-          refused++;
-        }
-      }
-      await delay(0);
-    }
-    return { done, refused, together };
+  /** Tries to operate the device, again and again, whosever it is. Shared memory tells whether two ever do at once. */
+  compete: () => {
+    competing = { done: 0, refused: 0, together: 0 };
+    void compete(competing);
+  },
+  competition: () => competing,
+  stopCompeting: () => {
+    const result = competing;
+    competing = undefined;
+    return result;
   },
   resources: () => {
     const status = readFileSync('/proc/self/status', 'latin1');
@@ -204,10 +227,13 @@ const commands: Record<string, (argument: never) => unknown> = {
       mappingsLeft: space instanceof ContainerSpace ? space.container.info().dmaAvailable : undefined,
     };
   },
-  /** Lets go of what it has, which ends with it, and opens it anew. */
+  // What a manager asks, by the user that this process runs as.
+  askStatus: (of: string) => askStatus(of),
+  askToGive: ({ from, to }: { from: string; to: string }) => askToGive(from, to, 30_000),
+  /** Lets go of what it has, which ends with it, and opens what it is told to. */
   reopen: async (lists: { groups?: string[]; cdevs?: string[] }) => {
     await station?.close();
-    station = new VfioStation(path, operator, { assignment: open(lists) });
+    await commands.listen?.(lists as never);
   },
 };
 

@@ -15,7 +15,9 @@ const IOMMUFD = process.argv.includes('iommufd');
 const lists = IOMMUFD ? { cdevs: readdirSync(`${EDU}/vfio-dev`) } : { groups: [GROUP] };
 const TIMEOUT_MS = 30_000;
 const MEMORY = 0x40000;
-const TRANSFERS = 100;
+const TRANSFERS = IOMMUFD ? 20 : 100;
+/** Even, so that the first has the device in the end. */
+const CONTESTED_MOVES = 10;
 
 /** What `operator.ts` tells of the process. */
 interface Resources {
@@ -41,150 +43,147 @@ function openOnceMore(): void {
   }
 }
 
-/** A source that has the device running, and a destination that listens. */
-async function pair(): Promise<[OperatorProcess, OperatorProcess]> {
-  const [source, destination] = start(2);
-  await Promise.all([
-    source.ask('listen', lists).then(() => source.ask('setUp')),
-    destination.ask('listen', {}),
-  ]);
-  return [source, destination];
+/** The operator has the device running, and the other listens without one. */
+async function setUp(source: OperatorProcess, destination: OperatorProcess): Promise<void> {
+  await destination.ask('reopen', {});
+  await source.ask('reopen', lists);
+  await source.ask('setUp');
 }
 
 const transfer = (from: OperatorProcess, to: OperatorProcess) => askToGive(from.path, to.path, TIMEOUT_MS);
 
+/** Registers as the one before had them, and the interrupt that was pending then; DMA by the mapping that was made there. */
+async function requireGoesOn(operator: OperatorProcess, before: unknown, seed: number): Promise<void> {
+  assert.deepEqual(await operator.ask('registers'), before, 'nothing has reset the device');
+  await operator.ask('interrupts');
+  await operator.ask('acknowledge', 0x20);
+  await operator.ask('dma', seed);
+  assert.equal(await operator.ask('unmap'), MEMORY);
+  await operator.ask('map');
+  await operator.ask('dma', seed + 1);
+}
+
+const [first, second, third] = start(3);
+
 await check('the destination goes on where the source was, and the source ends', async () => {
-  const [source, destination] = await pair();
-  await source.ask('dma', 1);
-  await source.ask('mark', 0x12345678);
-  const before = await source.ask<{ command: number }>('registers');
+  await setUp(first, second);
+  await first.ask('dma', 1);
+  await first.ask('mark', 0x12345678);
+  const before = await first.ask<{ command: number }>('registers');
   assert.equal(before.command, 6, 'the device may use memory');
-  const report = await transfer(source, destination);
-  await source.end();
+  const report = await transfer(first, second);
+  await first.end();
   remark(`transfer: ${JSON.stringify(report)}`);
-  const { rebinding } = await destination.ask<{ rebinding: { moved: boolean; explanation: string } }>(
-    'inherited',
-  );
+  const { rebinding } = await second.ask<{ rebinding: { explanation: string } }>('inherited');
   remark(`DMA mappings: ${rebinding.explanation}`);
-  assert.deepEqual(await destination.ask('registers'), before, 'nothing has reset the device');
-  await destination.ask('interrupts');
-  await destination.ask('acknowledge', 0x20);
-  await destination.ask('dma', 2);
   assert.throws(openOnceMore, { code: 'DEVSTATE_E_VFIO_BUSY' });
-  assert.equal(await destination.ask('unmap'), MEMORY);
-  await destination.ask('map');
-  await destination.ask('dma', 3);
-  await destination.end();
-  // What the registers are when nobody has the device and it is opened anew: the test above could have failed.
-  openOnceMore();
+  await requireGoesOn(second, before, 2);
+});
+
+await check('a reset would have been noticed', async () => {
+  await second.ask('reopen', lists);
+  const { command } = await second.ask<{ command: number }>('registers');
+  assert.equal(command & 4, 0, 'a device that is opened anew may not use memory');
 });
 
 await check(
   'a DMA that is under way ends, and its interrupt comes, where the device is by then',
   async () => {
-    const [source, destination] = await pair();
-    await source.ask('beginStore', 4);
-    await transfer(source, destination);
-    await destination.ask('finishStore', 4);
-    await source.end();
-
-    await check('a reset would be noticed', async () => {
-      await destination.ask('reopen', lists);
-      const { command } = await destination.ask<{ command: number }>('registers');
-      assert.equal(command & 4, 0, 'a device that is opened anew may not use memory');
-    });
-    await destination.end();
+    await setUp(second, third);
+    await second.ask('beginStore', 4);
+    await transfer(second, third);
+    await third.ask('finishStore', 4);
   },
 );
 
 await check('a destination that dies before it commits: the source goes on', async () => {
-  const [source, destination] = start(2);
-  await Promise.all([
-    source.ask('listen', lists).then(() => source.ask('setUp')),
-    destination.ask('receiveAndDie'),
-  ]);
-  await source.ask('mark', 77);
-  await assert.rejects(transfer(source, destination), /phase adopt: .*; the source goes on/);
-  assert.equal(await destination.exited, 'SIGKILL');
-  await source.ask('interrupts');
-  await source.ask('acknowledge', 0x20);
-  await source.ask('dma', 5);
-  assert.equal(await source.ask('unmap'), MEMORY);
-  await source.ask('map');
-  await source.ask('dma', 6);
-
-  await check('an operator that cannot stop: the source goes on', async () => {
-    await source.ask('dieIn', 'throw');
-    await assert.rejects(transfer(source, destination), /cannot connect/);
-    const [other] = start(1);
-    await other.ask('listen', {});
-    await assert.rejects(
-      transfer(source, other),
-      /phase freeze: the operator cannot stop; the source goes on/,
-    );
-    await source.ask('dma', 7);
-    assert.equal((await askStatus(other.path)).devices.length, 0);
-
-    await check('a source that dies before all has gone over: everything is released', async () => {
-      await source.ask('dieIn', 'suspend');
-      await assert.rejects(transfer(source, other));
-      assert.equal(await source.exited, 'SIGKILL');
-      openOnceMore();
-      assert.equal((await askStatus(other.path)).devices.length, 0);
-    });
-    await other.end();
-  });
+  const [dying] = start(1);
+  await dying.ask('receiveAndDie');
+  await third.ask('mark', 77);
+  const before = await third.ask('registers');
+  await assert.rejects(transfer(third, dying), /phase adopt: .*; the source goes on/);
+  assert.equal(await dying.exited, 'SIGKILL');
+  await requireGoesOn(third, before, 5);
 });
+
+await check('an operator that cannot stop: the source goes on', async () => {
+  await third.ask('dieIn', 'throw');
+  await assert.rejects(transfer(third, second), /phase freeze: the operator cannot stop; the source goes on/);
+  await third.ask('dma', 7);
+  assert.equal((await askStatus(second.path)).devices.length, 0);
+});
+
+await check('a source that dies before all has gone over: everything is released', async () => {
+  await third.ask('dieIn', 'suspend');
+  await assert.rejects(transfer(third, second));
+  assert.equal(await third.exited, 'SIGKILL');
+  openOnceMore();
+  assert.equal((await askStatus(second.path)).devices.length, 0);
+});
+
+const [fourth, fifth] = start(2);
 
 await check('a source that dies once all has gone over: the destination completes', async () => {
-  const [source, destination] = await pair();
-  await source.ask('mark', 78);
-  const before = await source.ask('registers');
-  await assert.rejects(source.ask('giveAndDie', destination.path), /the operator ended/);
-  await destination.says(/adopted/);
-  assert.deepEqual(await destination.ask('registers'), before);
-  await destination.ask('interrupts');
-  await destination.ask('acknowledge', 0x20);
-  await destination.ask('dma', 8);
-  assert.equal(await destination.ask('unmap'), MEMORY);
-  await destination.end();
-  openOnceMore();
+  await setUp(second, fourth);
+  await second.ask('mark', 78);
+  const before = await second.ask('registers');
+  await assert.rejects(second.ask('giveAndDie', fourth.path), /the operator ended/);
+  await fourth.says(/adopted/);
+  await requireGoesOn(fourth, before, 8);
 });
 
-await check('two processes that have the files never operate the device both', async () => {
-  const ends = await pair();
-  const trying = { ms: 6000 };
-  const outcomes = Promise.all(
-    ends.map((end) => end.ask<{ done: number; refused: number; together: number }>('compete', trying)),
-  );
-  let moves = 0;
-  let over = false;
-  outcomes.finally(() => {
-    over = true;
-  });
-  for (; !over; moves++) await transfer(ends[moves % 2]!, ends[(moves + 1) % 2]!);
-  for (const { done, together } of await outcomes) {
-    assert.equal(together, 0);
-    assert.ok(done > 0);
-  }
-  assert.ok(moves > 2);
-  remark(`${moves} moves meanwhile: ${JSON.stringify(await outcomes)}`);
+const ends = [fourth, fifth] as const;
 
-  await check(`${TRANSFERS} transfers back and forth leak nothing`, async () => {
-    if (moves % 2 === 1) await transfer(ends[1], ends[0]);
-    // A first one to and fro, for what is made once.
-    await transfer(ends[0], ends[1]);
-    await transfer(ends[1], ends[0]);
-    const resources = () => Promise.all(ends.map((end) => end.ask<Resources>('resources')));
-    const before = await resources();
-    const began = performance.now();
-    for (let round = 0; round < TRANSFERS; round++) await transfer(ends[round % 2]!, ends[(round + 1) % 2]!);
-    remark(`${((performance.now() - began) / TRANSFERS).toFixed(0)} ms each`);
-    assert.deepEqual(await resources(), before);
-    remark(JSON.stringify(before));
-    await ends[0].ask('dma', 9);
-    assert.equal(await ends[0].ask('unmap'), MEMORY, 'one mapping, not a hundred');
-  });
+/** Whose turn it is after so many moves, and who gives to it. */
+const turn = (moves: number) => [ends[(moves + 1) % 2]!, ends[moves % 2]!] as const;
+
+/** What both have when the connections of the last transfer are closed, which takes some turns of their loops. */
+async function settledResources(): Promise<Resources[]> {
+  const resources = () => Promise.all(ends.map((end) => end.ask<Resources>('resources')));
+  for (let last = await resources(); ; ) {
+    const next = await resources();
+    if (JSON.stringify(next) === JSON.stringify(last)) return next;
+    last = next;
+  }
+}
+
+interface Competition {
+  readonly done: number;
+  readonly refused: number;
+  readonly together: number;
+}
+
+await check('two processes that have the files never operate the device both', async () => {
+  await setUp(fourth, fifth);
+  for (const end of ends) await end.ask('compete');
+  for (let moves = 1; moves <= CONTESTED_MOVES; moves++) {
+    const [from, to] = turn(moves);
+    const { done } = await to.ask<Competition>('competition');
+    await transfer(from, to);
+    // Each has its turn for some time.
+    while ((await to.ask<Competition>('competition')).done < done + 100);
+  }
+  const counts = await Promise.all(ends.map((end) => end.ask<Competition>('stopCompeting')));
+  remark(JSON.stringify(counts));
+  for (const { together } of counts) assert.equal(together, 0);
+  assert.ok(
+    counts.some(({ refused }) => refused > 0),
+    'they did try when it was not their turn',
+  );
+});
+
+await check(`${TRANSFERS} transfers back and forth leak nothing`, async () => {
+  // A first one to and fro, for what is made once.
+  await transfer(ends[0], ends[1]);
+  await transfer(ends[1], ends[0]);
+  const before = await settledResources();
+  const began = performance.now();
+  for (let moves = 1; moves <= TRANSFERS; moves++) await transfer(...turn(moves));
+  remark(`${((performance.now() - began) / TRANSFERS).toFixed(0)} ms each`);
+  assert.deepEqual(await settledResources(), before);
+  remark(JSON.stringify(before));
+  await ends[0].ask('dma', 9);
+  assert.equal(await ends[0].ask('unmap'), MEMORY, 'one mapping, not a hundred');
   await Promise.all(ends.map((end) => end.end()));
   openOnceMore();
 });

@@ -27,6 +27,8 @@ import { closeAll, connect } from '../../src/transport/index.js';
 import {
   askStatus,
   askToGive,
+  Container,
+  Group,
   type Operator,
   type StationOptions,
   VfioStation,

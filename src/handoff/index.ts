@@ -24,7 +24,7 @@ export {
   type HandoffPhase,
   type PhaseTimeouts,
 } from './phases.js';
-export { isRunning, type ProcessIdentity, processOf, thisProcess } from './process-identity.js';
+export { isKnown, isRunning, type ProcessIdentity, processOf, thisProcess } from './process-identity.js';
 export {
   decodeJson,
   encodeEntries,

@@ -14,6 +14,7 @@
  * that looks on: who holds the lease, and has it ended?
  */
 
+import { isDeepStrictEqual } from 'node:util';
 import { check, checkObject, type Mapping, native, Protection, Seal } from '../native/index.js';
 import { Fd } from '../transport/index.js';
 import { type ProcessIdentity, thisProcess } from './process-identity.js';
@@ -26,10 +27,11 @@ const MAGIC = 0x5341454c; // "LEAS"
 const MAGIC_WORD = 0;
 const OWNER_WORD = 1;
 const GENERATION_WORD = 2;
-/** From here on records of two processes each, who offers and who takes: pid, start time. A ring, by number of the offer. */
+/** From here on records of two processes each, who offers and who takes. A ring, by number of the offer. */
 const RECORDS_WORD = 16;
-const RECORD_WORDS = 4;
-const RECORDS = 252;
+/** Of one process: pid, start time, pid namespace. */
+const PROCESS_WORDS = 3;
+const RECORDS = 168;
 
 const State = { HELD: 1, OFFERED: 2, TAKEN: 3 } as const;
 const STATE_MASK = 3;
@@ -159,7 +161,8 @@ export class Lease {
       const word = this.#word;
       const role = (word & STATE_MASK) === State.TAKEN ? 'takes' : 'offers';
       const at = recordAt(numberOf(word), role);
-      const identity = { pid: this.#words[at]!, startTime: this.#words[at + 1]! };
+      const [pid = 0, startTime = 0, namespace = 0] = this.#words.subarray(at, at + PROCESS_WORDS);
+      const identity = { pid, startTime, namespace };
       if (this.#word === word) return identity.pid === 0 ? undefined : identity;
     }
   }
@@ -171,7 +174,7 @@ export class Lease {
   reclaim(dead: ProcessIdentity): boolean {
     const word = this.#word;
     const owner = this.owner;
-    if (owner?.pid !== dead.pid || owner.startTime !== dead.startTime) return false;
+    if (owner === undefined || !isDeepStrictEqual(owner, dead)) return false;
     const held = wordOf(numberOf(word) + 1, State.HELD);
     if (!this.#change(word, held)) return false;
     this.#mine = held;
@@ -186,10 +189,8 @@ export class Lease {
   }
 
   #record(number: number, role: Role): void {
-    const { pid, startTime } = thisProcess();
-    const at = recordAt(number, role);
-    this.#words[at] = pid;
-    this.#words[at + 1] = startTime;
+    const { pid, startTime, namespace } = thisProcess();
+    this.#words.set([pid, startTime, namespace], recordAt(number, role));
   }
 
   close(): void {
@@ -199,5 +200,6 @@ export class Lease {
 }
 
 function recordAt(number: number, role: Role): number {
-  return RECORDS_WORD + RECORD_WORDS * (number % RECORDS) + (role === 'offers' ? 0 : 2);
+  const record = 2 * (number % RECORDS) + (role === 'offers' ? 0 : 1);
+  return RECORDS_WORD + PROCESS_WORDS * record;
 }

@@ -16,7 +16,6 @@ import {
   type Bundle,
   type BundleEntry,
   FdKind,
-  isRunning,
   Lease,
   type ProcessIdentity,
   parseHandoff,
@@ -133,12 +132,6 @@ export class VfioAssignment {
   get lease(): Lease {
     if (this.#lease === undefined) this.requireLease();
     return this.#lease as Lease;
-  }
-
-  /** Which process has the devices, and whether it runs. */
-  get owner(): (ProcessIdentity & { readonly running: boolean }) | undefined {
-    const owner = this.#lease?.owner;
-    return owner === undefined ? undefined : { ...owner, running: isRunning(owner) };
   }
 
   /** For a lender: an eventfd that whoever takes the devices over signals, then and from then on. It is this object's. */

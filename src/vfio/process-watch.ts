@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Tells when a process ends, by its pidfd. */
 
-import { isRunning, type ProcessIdentity } from '../handoff/index.js';
+import { isKnown, isRunning, type ProcessIdentity } from '../handoff/index.js';
 import { checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
 import { Fd } from '../transport/index.js';
 
@@ -10,9 +10,13 @@ export class ProcessWatch {
   #fd: Fd | undefined;
   #poller: Poller | undefined;
 
-  /** @param ended is called once, in a later turn of the loop, when the process has ended; at once if it has already */
+  /**
+   * @param ended is called once, in a later turn of the loop, when the process has ended; at once if it has already. Never
+   * for a process of another pid namespace: its end cannot be seen from here
+   */
   constructor(process: ProcessIdentity, ended: () => void) {
     this.process = process;
+    if (!isKnown(process)) return;
     const number = native.pidfdOpen(process.pid);
     if (number < 0 && number !== -Errno.ESRCH) throw systemError(`watch process ${process.pid}`, -number);
     this.#fd = number < 0 ? undefined : new Fd(number);

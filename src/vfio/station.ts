@@ -9,6 +9,7 @@
 
 import { chmodSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { DevstateError } from '../errors.js';
 import {
   Channel,
@@ -17,10 +18,13 @@ import {
   type GiveReport,
   give,
   HandoffMessage,
+  isKnown,
+  isRunning,
   type PhaseTimeouts,
   parseHandoff,
   type ReceivedMessage,
   receive,
+  thisProcess,
 } from '../handoff/index.js';
 import { checkObject, native, PollEvent, type Poller } from '../native/index.js';
 import { closeAll, connect, type Fd, Listener } from '../transport/index.js';
@@ -85,14 +89,14 @@ export class VfioStation {
 
   status(): StationStatus {
     const assignment = this.#assignment;
-    const owner = assignment?.owner;
+    const owner = assignment?.lease.owner;
     return {
       pid: process.pid,
       uid: process.getuid?.() ?? -1,
       lends: this.#lends,
       held: assignment?.isHeld ?? false,
       generation: assignment?.lease.generation ?? null,
-      owner: owner === undefined ? null : { pid: owner.pid, running: owner.running },
+      owner: owner === undefined ? null : { pid: owner.pid, running: isRunning(owner) },
       space: assignment?.space.kind ?? null,
       groups: assignment?.groupIds ?? [],
       devices: assignment?.deviceNames ?? [],
@@ -221,10 +225,15 @@ export class VfioStation {
 
   #watchOwner(): void {
     const assignment = this.#assignment;
-    const owner = assignment?.owner;
-    if (assignment === undefined || owner === undefined || owner.pid === process.pid) return;
-    if (this.#watch?.process.pid === owner.pid && this.#watch.process.startTime === owner.startTime) return;
+    const owner = assignment?.lease.owner;
+    if (assignment === undefined || owner === undefined || isDeepStrictEqual(owner, thisProcess())) return;
+    if (isDeepStrictEqual(this.#watch?.process, owner)) return;
     this.#watch?.close();
+    if (!isKnown(owner))
+      this.#log(
+        'warn',
+        `process ${owner.pid}, of another pid namespace, has the devices: its end will not be noticed`,
+      );
     this.#watch = new ProcessWatch(owner, () => {
       this.#watch = undefined;
       this.#ownerEnded(assignment);
@@ -233,9 +242,9 @@ export class VfioStation {
 
   #ownerEnded(assignment: VfioAssignment): void {
     if (this.#assignment !== assignment) return;
-    const owner = assignment.owner;
+    const owner = assignment.lease.owner;
     // It may have handed them on before it ended.
-    if (owner === undefined || owner.running || !assignment.reclaim(owner)) this.#watchOwner();
+    if (owner === undefined || isRunning(owner) || !assignment.reclaim(owner)) this.#watchOwner();
     else
       this.#log(
         'warn',

@@ -295,6 +295,11 @@ t.test('a lease is taken from a process that has ended, and from no other', (t) 
     const owner = thisProcess();
     t.ok(isRunning(owner));
     t.notOk(isRunning({ ...owner, startTime: owner.startTime - 1 }), 'another process of that pid');
+    t.ok(
+      isRunning({ ...owner, startTime: 1, namespace: owner.namespace + 1 }),
+      'who knows, in another namespace',
+    );
+    t.ok(isRunning({ ...owner, startTime: 0 }), 'who knows, without /proc');
     t.notOk(ours.reclaim({ ...owner, pid: 1 }), 'it is not that one that has it');
     t.notOk(ours.isHeld);
     t.ok(ours.reclaim(owner));

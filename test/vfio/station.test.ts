@@ -188,16 +188,16 @@ t.test('a process that ends is noticed, and one that has ended already', async (
   const before = openFiles();
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' });
   const identity = processOf(child.pid ?? 0);
-  t.ok(identity !== undefined && isRunning(identity));
+  t.ok(isRunning(identity));
   const ended = new Promise<void>((resolve) => {
-    new ProcessWatch(identity!, resolve);
+    new ProcessWatch(identity, resolve);
   });
   child.kill('SIGKILL');
   // Watching does not keep a process alive; waiting for the child's end does.
   await Promise.all([ended, once(child, 'exit')]);
-  t.notOk(isRunning(identity!));
+  t.notOk(isRunning(identity));
   await new Promise<void>((resolve) => {
-    new ProcessWatch(identity!, resolve);
+    new ProcessWatch(identity, resolve);
   });
   await new Promise<void>((resolve) => {
     new ProcessWatch({ ...thisProcess(), startTime: 1 }, resolve);

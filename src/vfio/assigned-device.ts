@@ -6,6 +6,7 @@ import { type BundleEntry, FdKind } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import { closeAll, Fd } from '../transport/index.js';
 import type { DeviceDocument } from './assignment-document.js';
+import { Cdev } from './cdev.js';
 import type { VfioDevice } from './device.js';
 import type { GroupId } from './group.js';
 import { DeviceFlag, PciRegion, type RegionInfo } from './uapi/index.js';
@@ -157,6 +158,7 @@ export class AssignedDevice {
   /** Takes the eventfds that its description names out of a bundle. */
   adoptVectors(document: DeviceDocument, take: (name: string) => Fd): void {
     for (const { index, vectors } of document.interrupts) {
+      if (this.#vectors.has(index)) throw changed(this.name, `interrupt ${index} is armed twice`);
       const fds: Fd[] = [];
       this.#vectors.set(index, fds);
       for (let vector = 0; vector < vectors; vector++) fds.push(take(vectorName(this.name, index, vector)));
@@ -182,9 +184,25 @@ export class AssignedDevice {
     }
   }
 
-  close(): void {
+  /** Of a device with a file of its own: it reaches no memory any more, interrupts nobody, and is reset if it can be. */
+  detach(): void {
+    for (const index of this.#vectors.keys()) this.raw.disableIrq(index);
+    this.#closeVectors();
+    new Cdev(this.name, this.raw.fd).detach();
+    try {
+      this.raw.reset();
+    } catch (error) {
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_VFIO') throw error;
+    }
+  }
+
+  #closeVectors(): void {
     for (const fds of this.#vectors.values()) closeAll(fds);
     this.#vectors.clear();
+  }
+
+  close(): void {
+    this.#closeVectors();
     this.raw.close();
   }
 }

@@ -70,8 +70,13 @@ export class VfioAssignment {
 
   #setDevices(devices: Parts['devices']): void {
     this.#devices.clear();
-    for (const { device, group } of devices)
-      this.#devices.set(device.name, new AssignedDevice(device, group, this.requireLease));
+    for (const { device, group } of devices) this.#addDevice(device, group);
+  }
+
+  #addDevice(device: VfioDevice, group: GroupId | null): AssignedDevice {
+    const assigned = new AssignedDevice(device, group, this.requireLease);
+    this.#devices.set(device.name, assigned);
+    return assigned;
   }
 
   /**
@@ -179,6 +184,16 @@ export class VfioAssignment {
     return memory;
   }
 
+  /** The next process has no more of it. @throws DEVSTATE_E_VFIO when it is mapped for DMA */
+  removeMemory(name: string): void {
+    this.requireLease();
+    const memory = this.memory(name);
+    if (this.#dma.some((mapping) => mapping.memory === memory))
+      throw new DevstateError('DEVSTATE_E_VFIO', `the memory ${name} is mapped for DMA: unmap it first`);
+    this.#memory.delete(name);
+    memory.close();
+  }
+
   get dmaMappings(): readonly DmaMapping[] {
     return this.#dma;
   }
@@ -281,14 +296,9 @@ export class VfioAssignment {
     try {
       for (const id of groups)
         (assignment.#groups as Group[]).push(new Group(id, bundle.take(groupName(id), FdKind.VFIO_GROUP)));
-      assignment.#setDevices(
-        devices.map(({ name, group }) => ({
-          device: new VfioDevice(name, bundle.take(deviceFdName(name), FdKind.VFIO_DEVICE)),
-          group,
-        })),
-      );
       for (const device of devices) {
-        const assigned = assignment.device(device.name);
+        const fd = bundle.take(deviceFdName(device.name), FdKind.VFIO_DEVICE);
+        const assigned = assignment.#addDevice(new VfioDevice(device.name, fd), device.group);
         assigned.adoptVectors(device, (name) => bundle.take(name, FdKind.EVENTFD));
         assigned.requireState(device);
       }
@@ -312,7 +322,7 @@ export class VfioAssignment {
     });
   }
 
-  /** The lease is this process's: so is the rest, from now on. Takes the lease. */
+  /** The lease is this process's: so is the rest, from now on. Takes the lease. Does not fail: DMA goes on in any case. */
   takeOver(lease: Lease): Rebinding {
     this.#lease?.close();
     this.#lease = lease;
@@ -322,13 +332,15 @@ export class VfioAssignment {
 
   /**
    * For the process that lent the devices, and has their files still, when the one that had them has ended: takes the
-   * lease back, and opens the devices anew, which resets them and ends every mapping.
+   * lease back, ends every mapping, and opens the devices anew, which resets them. One that was opened by its own file stays
+   * open, and is reset if it can be.
    * @returns false when the lease has changed hands meanwhile
    */
   reclaim(dead: ProcessIdentity): boolean {
     if (!this.lease.reclaim(dead)) return false;
     for (const device of this.#devices.values())
-      this.#space instanceof IommufdSpace ? detach(device) : device.close();
+      if (this.#space instanceof IommufdSpace) device.detach();
+      else device.close();
     for (const memory of this.#memory.values()) memory.close();
     this.#memory.clear();
     this.#dma = [];
@@ -379,10 +391,4 @@ function inContainer(groups: readonly Group[]): Parts {
     container.close();
     throw error;
   }
-}
-
-/** Stops the device and takes its address space away; its file stays. */
-function detach({ raw }: AssignedDevice): void {
-  raw.reset();
-  new Cdev(raw.name, raw.fd).detach();
 }

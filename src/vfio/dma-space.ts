@@ -44,7 +44,7 @@ export interface DmaSpace {
   release(mappings: readonly DmaMapping[]): void;
   /** The giver keeps them after all. */
   keep(mappings: readonly DmaMapping[]): void;
-  /** They are this process's from now on. */
+  /** They are this process's from now on. Does not fail: it comes when there is no way back. */
   takeOver(mappings: readonly DmaMapping[]): Rebinding;
   close(): void;
 }
@@ -99,12 +99,15 @@ export class ContainerSpace implements DmaSpace {
 
   takeOver(mappings: readonly DmaMapping[]): Rebinding {
     if (mappings.length === 0) return NOTHING_MAPPED;
-    this.keep(mappings);
     const bytes = mappings.reduce((sum, { size }) => sum + size, 0);
-    return {
-      moved: true,
-      explanation: `${mappings.length} DMA mappings of ${bytes} bytes have addresses in this process now`,
-    };
+    try {
+      this.keep(mappings);
+      const explanation = `${mappings.length} DMA mappings of ${bytes} bytes have addresses in this process now`;
+      return { moved: true, explanation };
+    } catch (error) {
+      const explanation = `DMA goes on, but not all mappings can be ended here: ${(error as Error).message}`;
+      return { moved: false, explanation };
+    }
   }
 
   close(): void {
@@ -141,21 +144,26 @@ export class IommufdSpace implements DmaSpace {
 
   release(): void {}
 
-  keep(mappings: readonly DmaMapping[]): void {
-    // The receiver may have come as far as this before it was found to be too late.
-    if (mappings.length > 0) this.iommufd.changeProcess();
-  }
+  keep(): void {}
 
   takeOver(mappings: readonly DmaMapping[]): Rebinding {
     if (mappings.length === 0) return NOTHING_MAPPED;
-    if (this.iommufd.changeProcess())
+    if (this.#changeProcess())
       return { moved: true, explanation: 'the pinned memory is counted as that of this process now' };
     return {
       moved: false,
       explanation:
-        'not possible on this kernel (IOAS_CHANGE_PROCESS and mappings of files: 6.13 and newer), and not needed: the ' +
+        'not possible here (it takes Linux 6.14, mappings of files and the right to lock as much), and not needed: the ' +
         'pages stay pinned, any process that has the iommufd may unmap them',
     };
+  }
+
+  #changeProcess(): boolean {
+    try {
+      return this.iommufd.changeProcess();
+    } catch {
+      return false;
+    }
   }
 
   close(): void {

@@ -177,11 +177,16 @@ export class VfioStation {
       const before = this.#assignment;
       if (before?.isHeld === true || (before !== undefined && !this.#lends))
         throw new DevstateError('DEVSTATE_E_HANDOFF', 'this process has devices already');
-      const receiver = new AssignmentReceiver(this.#operator, (assignment) => {
-        // What was lent and has come back is the same, with what has been added since.
-        this.#stopWatching();
-        before?.close();
-        this.#assignment = assignment;
+      const receiver = new AssignmentReceiver(this.#operator, {
+        consider: ({ devices }) => {
+          if (before !== undefined) requireSame(devices, before.deviceNames);
+        },
+        installed: (assignment) => {
+          // The same as was lent, with what has been added since.
+          this.#stopWatching();
+          before?.close();
+          this.#assignment = assignment;
+        },
       });
       await receive(channel, receiver, { keepLease: true });
     }).catch(async (error: unknown) => {
@@ -243,13 +248,14 @@ export class VfioStation {
   #ownerEnded(assignment: VfioAssignment): void {
     if (this.#assignment !== assignment) return;
     const owner = assignment.lease.owner;
-    // It may have handed them on before it ended.
-    if (owner === undefined || isRunning(owner) || !assignment.reclaim(owner)) this.#watchOwner();
-    else
-      this.#log(
-        'warn',
-        `process ${owner.pid} ended with the devices: they were reset, and can be lent again`,
-      );
+    try {
+      // It may have handed them on before it ended.
+      if (owner === undefined || isRunning(owner) || !assignment.reclaim(owner)) this.#watchOwner();
+      else this.#log('warn', `process ${owner.pid} ended with the devices: they can be lent again, reset`);
+    } catch (error) {
+      const { message } = error as Error;
+      this.#log('warn', `process ${owner?.pid} ended with the devices, and they are not ready: ${message}`);
+    }
   }
 
   #stopWatching(): void {
@@ -269,6 +275,13 @@ export class VfioStation {
     this.#assignment?.close();
     this.#assignment = undefined;
   }
+}
+
+/** What comes back to a lender must be what it has lent. */
+function requireSame(comes: readonly string[], lent: readonly string[]): void {
+  if (isDeepStrictEqual([...comes].sort(), [...lent].sort())) return;
+  const message = `${comes.join(', ')} cannot come here, where ${lent.join(', ')} was lent`;
+  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
 }
 
 function allPhases(timeoutMs: number): PhaseTimeouts {

@@ -64,8 +64,9 @@ export class AssignmentGiver implements Giver {
   async freeze(_answer: unknown, signal: AbortSignal): Promise<Outgoing> {
     const application = await this.#operator.suspend?.(this.#assignment);
     signal.throwIfAborted();
+    const outgoing = this.#assignment.release(application ?? null);
     this.#released = true;
-    return this.#assignment.release(application ?? null);
+    return outgoing;
   }
 
   async thaw(): Promise<void> {
@@ -75,19 +76,27 @@ export class AssignmentGiver implements Giver {
   }
 }
 
+/** Where an assignment comes to. */
+export interface ReceivingHost {
+  /** @throws to refuse */
+  consider?(offer: AssignmentOffer): void;
+  /** The assignment is this process's; the operator has not heard of it yet. */
+  installed(assignment: VfioAssignment): void;
+}
+
 export class AssignmentReceiver implements Receiver {
   readonly #operator: Operator;
-  /** Called when the assignment is this process's, before the operator hears of it. */
-  readonly #installed: (assignment: VfioAssignment) => void;
+  readonly #host: ReceivingHost;
 
-  constructor(operator: Operator, installed: (assignment: VfioAssignment) => void) {
+  constructor(operator: Operator, host: ReceivingHost) {
     this.#operator = operator;
-    this.#installed = installed;
+    this.#host = host;
   }
 
   prepare(offered: unknown): null {
-    const { locked } = parseHandoff(assignmentOffer, offered, 'the offer');
-    requireMemoryLock(locked);
+    const offer = parseHandoff(assignmentOffer, offered, 'the offer');
+    this.#host.consider?.(offer);
+    requireMemoryLock(offer.locked);
     return null;
   }
 
@@ -96,7 +105,7 @@ export class AssignmentReceiver implements Receiver {
     return {
       start: async (lease: Lease) => {
         const rebinding = assignment.takeOver(lease);
-        this.#installed(assignment);
+        this.#host.installed(assignment);
         await this.#operator.adopted?.(assignment, application, rebinding);
       },
       abandon: () => assignment.close(),

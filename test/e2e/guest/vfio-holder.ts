@@ -87,6 +87,14 @@ const holder = new Holder('--group', GROUP, '--user', String(USER));
 const [first, second] = start(2, { uid: USER });
 await Promise.all([first.ask('listen', {}), second.ask('listen', {}), holder.says(/holding/)]);
 
+await check('a user without rights opens nothing, and is told what to do', async () => {
+  await assert.rejects(first.ask('reopen', { groups: [GROUP] }), {
+    code: 'DEVSTATE_E_VFIO_ACCESS',
+    message: /permission denied: run "devstate vfio hold" as a user that may/,
+  });
+  await first.ask('listen', {});
+});
+
 await check('everything but opening runs as another user', async () => {
   const lent = await vfio(['lend', '--socket', SOCKET, '--to', first.path, '--timeout-s', '30'], USER);
   assert.equal(lent.code, 0, lent.stderr);

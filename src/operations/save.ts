@@ -59,6 +59,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     }
     const canPrecopy = before === MigrationState.RUNNING && (flags & MigrationFlag.PRE_COPY) !== 0;
     const saving = new Saving(peer, device, options.precopy === true && canPrecopy);
+    let stoppedMs = 0;
     try {
       // Somebody may have begun to save and died: what is left of that is no whole state.
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
@@ -69,11 +70,12 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
           await output.flush();
         }
         signal?.throwIfAborted();
+        // Before the file is there: a device that cannot run leaves none.
+        await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
+        stoppedMs = performance.now() - saving.stopped;
         return output.bytes;
       });
-      await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
-      const { precopyBytes, stopped } = saving;
-      return { bytes, precopyBytes, stoppedMs: performance.now() - stopped };
+      return { bytes, precopyBytes: saving.precopyBytes, stoppedMs };
     } catch (error) {
       await device.setState(before).catch(() => {});
       if (signal?.aborted === true)

@@ -68,6 +68,9 @@ t.test('wrong command lines', async (t) => {
     [[...MIGRATE, ...DEVICE, '-o', 'xml'], /Allowed choices are text, json/],
     [[...MIGRATE, '--device', 'd,source=/a,dest=/a'], /same socket.*DEVSTATE_E_USAGE/],
     [[...MIGRATE, ...DEVICE, ...DEVICE], /named twice.*DEVSTATE_E_USAGE/],
+    [['cpr', '--listen', '/a'], /required option '--forward/],
+    [['cpr', '--listen', '/a', '--forward', '/a'], /same path.*DEVSTATE_E_USAGE/],
+    [['cpr', '--listen', '/a', '--forward', '/b', '--timeout-s', '0'], /--timeout-s.*greater than 0/],
     [['save', '--migration-socket', 'x'], /required option '-o/],
     [['save', '-o', 'y'], /--migration-socket or --vfio-device.*DEVSTATE_E_USAGE/],
     [['load', 'y'], /--migration-socket or --vfio-device.*DEVSTATE_E_USAGE/],
@@ -270,6 +273,21 @@ t.test('save, inspect, load', async (t) => {
     0,
   );
   t.notOk(server.hasEnded);
+});
+
+t.test('save of a device that cannot run afterwards leaves no file', async (t) => {
+  const directory = await folder(t);
+  await nvme(t, directory);
+  const at = (name: string): string => join(directory, name);
+  const paths = { socket: at('b.sock'), migrationSocket: at('b.mig'), image: at('a.img') };
+  const waiting = await serveNvme({ ...paths, args: ['--incoming'] });
+  t.teardown(() => waiting.end());
+  const args = ['save', '--migration-socket', paths.migrationSocket, '-o', at('state')];
+  await refused(t, args, 1, /image.*DEVSTATE_E_REFUSED/);
+  t.notOk(existsSync(at('state')));
+  const stopped = await devstate(...args, '--then', 'stop');
+  t.equal(stopped.code, 0, 'stopped as it is, it can be saved', { stderr: stopped.stderr });
+  t.ok(existsSync(at('state')));
 });
 
 t.test('a real blob, cut at every length and flipped at every byte', async (t) => {

@@ -6,6 +6,7 @@ import { type Device, DeviceRuntime } from '../device/index.js';
 import { type ServiceEnvironment, takeServiceEnvironment } from '../fd-store/index.js';
 import { CrashJournal } from '../server/index.js';
 import { closeAll } from '../transport/index.js';
+import type { Log } from './logger.js';
 
 export function journalOption(): Option {
   return new Option(
@@ -31,11 +32,11 @@ export function goesOn({ fds }: ServiceEnvironment): boolean {
 export function openCrashJournal(
   device: Device,
   environment: ServiceEnvironment,
-  wanted = false,
+  { wanted = false, log }: { wanted?: boolean | undefined; log: Log },
 ): CrashJournal | undefined {
   if (!wanted && (environment.notifySocket === undefined || environment.capacity === 0)) {
     closeAll(environment.fds.map(({ fd }) => fd));
     return undefined;
   }
-  return CrashJournal.open({ environment, slots: DeviceRuntime.journalSlots(device) });
+  return CrashJournal.open({ environment, slots: DeviceRuntime.journalSlots(device), log });
 }

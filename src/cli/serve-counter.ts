@@ -36,7 +36,7 @@ async function serveCounter(options: ServeCounterOptions): Promise<void> {
   const log = createLog('counter');
   const takeover = process.env[TAKEOVER_VARIABLE];
   const device = new CounterDevice();
-  const crash = openCrashJournal(device, environment, options.journal);
+  const crash = openCrashJournal(device, environment, { wanted: options.journal, log });
   const server = new Server({
     device: new DeviceRuntime(device, { name: 'counter', log, crash, ...protocols }),
     socketPath: socket,

@@ -38,7 +38,7 @@ async function serveSample(options: ServeSampleOptions): Promise<void> {
   });
   const device = new SampleDevice();
   // Refused where it would be taken for protected: it keeps nothing.
-  openCrashJournal(device, serviceEnvironment({}));
+  openCrashJournal(device, serviceEnvironment({}), { log });
   const server = new Server({
     device: new DeviceRuntime(device, { name: 'sample', log, ...protocols }),
     socketPath: socket,

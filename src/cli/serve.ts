@@ -124,7 +124,7 @@ async function serve(options: Serving): Promise<void> {
   try {
     const create = await VENDORS[options.vendor]();
     const device = create({ image, parameters: options.param });
-    crash = openCrashJournal(device, environment, options.journal);
+    crash = openCrashJournal(device, environment, { wanted: options.journal, log });
     const server = new Server({
       device: new DeviceRuntime(device, {
         name: 'nvme',

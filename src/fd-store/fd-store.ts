@@ -9,6 +9,7 @@
 import { native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import { Errno, RequestError } from '../wire/index.js';
+import type { Notification } from './notify.js';
 import type { Notifier } from './service.js';
 
 /** An fd that is kept, as one of its users has it. */
@@ -35,6 +36,9 @@ export class FdStore {
   #next = 1;
   /** Numbers that had no user when that was last looked at. */
   readonly #unused = new Set<number>();
+  #lost = false;
+  /** Told once, when the manager is gone: nothing more is kept, and the service goes on without. */
+  onLost: ((error: unknown) => void) | undefined;
 
   /** @param given fds that a predecessor had kept, by name; those of other names are closed */
   constructor(notifier: Notifier, capacity: number, given: Iterable<{ name: string; fd: Fd }> = []) {
@@ -69,7 +73,7 @@ export class FdStore {
 
   /**
    * Keeps the open file behind `fd`, which stays the caller's.
-   * @throws RequestError ENOSPC when the manager keeps no more, or does not answer
+   * @throws RequestError ENOSPC when the manager keeps no more
    */
   keep(fd: Fd): StoredFd {
     for (const entry of this.#entries.values()) {
@@ -98,11 +102,7 @@ export class FdStore {
     if (this.#entries.size >= this.#capacity)
       throw new RequestError(Errno.ENOSPC, `the supervisor keeps at most ${this.#capacity} file descriptors`);
     const number = this.#next++;
-    try {
-      this.#notifier.send({ kind: 'store', name: `fd-${number}` }, fd);
-    } catch (error) {
-      throw new RequestError(Errno.EIO, error instanceof Error ? error.message : String(error));
-    }
+    this.#send({ kind: 'store', name: `fd-${number}` }, fd);
     const entry = { number, fd: undefined, users: 0 };
     this.#entries.set(number, entry);
     return entry;
@@ -155,16 +155,18 @@ export class FdStore {
       const entry = this.#entries.get(number);
       this.#entries.delete(number);
       entry?.fd?.close();
-      this.#remove(number);
+      this.#send({ kind: 'remove', name: `fd-${number}` });
     }
     this.#unused.clear();
   }
 
-  #remove(number: number): void {
+  #send(notification: Notification, fd?: Fd): void {
+    if (this.#lost) return;
     try {
-      this.#notifier.send({ kind: 'remove', name: `fd-${number}` });
-    } catch {
-      // A manager that is gone keeps nothing either.
+      this.#notifier.send(notification, fd);
+    } catch (error) {
+      this.#lost = true;
+      this.onLost?.(error);
     }
   }
 

@@ -39,6 +39,8 @@ export class Transactions {
   readonly #view = new DataView(this.#effects.buffer);
   #length = 0;
   #depth = 0;
+  /** A transaction could not be kept: what the memory of the process says is not what a successor will find. */
+  #broken: unknown;
 
   constructor(journal: Journal) {
     this.journal = journal;
@@ -70,16 +72,30 @@ export class Transactions {
     }
   }
 
+  /** @throws what an earlier `end` threw */
   begin(): void {
+    if (this.#broken !== undefined) throw this.#broken;
     this.#depth++;
   }
 
-  /** @throws DEVSTATE_E_JOURNAL when a record does not fit: nothing is committed, and the process should end */
+  /**
+   * @throws DEVSTATE_E_JOURNAL when a record does not fit: nothing is committed, there will be no other transaction, and the
+   * process should end. Its successor finds the state before.
+   */
   end(): void {
     if (this.#depth > 1) {
       this.#depth--;
       return;
     }
+    try {
+      this.#commit();
+    } catch (error) {
+      this.#broken = error;
+      throw error;
+    }
+  }
+
+  #commit(): void {
     for (const keep of this.#keepers) keep();
     const { journal } = this;
     const effects = this.#effects.subarray(0, this.#length);

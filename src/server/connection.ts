@@ -146,8 +146,8 @@ export class Connection implements ServerContext {
       this.#plain = new MessageSocket(fd, vfioUserFraming, LIMITS, handler);
       this.#socket = this.#plain;
     } else {
-      const poisoned = (frame: Frame): void => this.#refuse(frame);
-      this.#socket = new JournalledSocket(fd, options.crash, { ...handler, poisoned }, frozen !== undefined);
+      const refused = (frame: Frame, error: RequestError): void => this.#refuse(frame, error);
+      this.#socket = new JournalledSocket(fd, options.crash, { ...handler, refused }, frozen !== undefined);
     }
     this.handOver = options.handOver;
     this.nextVmm = options.nextVmm;
@@ -313,13 +313,9 @@ export class Connection implements ServerContext {
     }
   }
 
-  /** A command that has ended the process again and again. */
-  #refuse({ view }: Frame): void {
+  /** Answers a command without looking at it. */
+  #refuse({ view }: Frame, error: RequestError): void {
     const noReply = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
-    const error = new RequestError(
-      Errno.EIO,
-      'it has ended the server several times, and is not tried again',
-    );
     this.#finish(messageId(view), messageCommand(view), noReply, error);
   }
 

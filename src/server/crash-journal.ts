@@ -35,6 +35,7 @@ export interface CrashJournalOptions {
   readonly environment: ServiceEnvironment;
   /** What the device keeps: `DeviceRuntime.journalSlots`. */
   readonly slots: readonly SlotSpec[];
+  readonly log?: (level: 'error', message: string) => void;
   /** For tests that end the process at a certain store. */
   readonly onStore?: () => void;
 }
@@ -76,7 +77,7 @@ export class CrashJournal {
    * Makes the journal and has it kept, or takes up the one that was kept.
    * @throws DevstateError DEVSTATE_E_JOURNAL, DEVSTATE_E_SYSTEM
    */
-  static open({ environment, slots, onStore }: CrashJournalOptions): CrashJournal {
+  static open({ environment, slots, log, onStore }: CrashJournalOptions): CrashJournal {
     const { notifySocket, capacity, fds } = environment;
     if (notifySocket === undefined || capacity === 0)
       throw new DevstateError(
@@ -95,6 +96,10 @@ export class CrashJournal {
       capacity - 1,
       fds.filter(({ fd }) => fd !== kept),
     );
+    store.onLost = (error) => {
+      const why = error instanceof Error ? error.message : String(error);
+      log?.('error', `the supervisor is gone, and a crash would be the end of the device: ${why}`);
+    };
     const memory = kept ?? makeMemory(Journal.lengthOf(all, options));
     try {
       const mapping = mapAll(memory);

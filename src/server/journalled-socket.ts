@@ -28,7 +28,7 @@ import {
   Fd as OwnedFd,
   type SendOptions,
 } from '../transport/index.js';
-import { HEADER_LENGTH, vfioUserFraming } from '../wire/index.js';
+import { HEADER_LENGTH, RequestError, vfioUserFraming } from '../wire/index.js';
 import { MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH } from './capabilities.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
 
@@ -40,8 +40,8 @@ export const MAX_ATTEMPTS = 3;
 const received = new Int32Array(2 + MAX_EXCHANGE_FDS);
 
 export interface JournalledHandler extends MessageHandler {
-  /** A message that has ended the process again and again: answer it with an error. */
-  poisoned(frame: Frame): void;
+  /** A message that is not to be carried out: to be answered with this error. */
+  refused(frame: Frame, error: RequestError): void;
 }
 
 /** A message and where it stands. */
@@ -73,6 +73,8 @@ export class JournalledSocket {
   #fds: Fd[] = [];
   /** What the store keeps for the message. */
   #stored: StoredFd[] = [];
+  /** Why an fd of the message cannot be kept. */
+  #unkept: RequestError | undefined;
   /** The peer takes no replies any more; what it has sent is still carried out. */
   #deaf = false;
   #paused = false;
@@ -235,7 +237,12 @@ export class JournalledSocket {
       );
     const before = this.#stored;
     this.#stored = [];
-    for (const fd of this.#fds) this.#stored.push(this.#crash.store.keep(fd));
+    try {
+      for (const fd of this.#fds) this.#stored.push(this.#crash.store.keep(fd));
+    } catch (error) {
+      if (!(error instanceof RequestError)) throw error;
+      this.#unkept = error;
+    }
     for (const stored of before) stored.release();
     this.#crash.journal.exchange.fds = this.#stored.map(({ number }) => number);
   }
@@ -273,7 +280,8 @@ export class JournalledSocket {
     let failure: unknown;
     transactions.begin();
     try {
-      if (attempts > MAX_ATTEMPTS) this.#handler.poisoned(frame);
+      if (attempts > MAX_ATTEMPTS) this.#handler.refused(frame, poisoned());
+      else if (this.#unkept !== undefined) this.#handler.refused(frame, this.#unkept);
       else this.#handler.message(frame);
     } catch (error) {
       failure = error;
@@ -346,6 +354,7 @@ export class JournalledSocket {
 
   #advance(): void {
     this.#replyLength = 0;
+    this.#unkept = undefined;
     closeAll(this.#fds);
     this.#fds = [];
     this.#crash.journal.exchange.advance();
@@ -366,6 +375,10 @@ export class JournalledSocket {
     for (const stored of this.#stored.splice(0)) stored.release();
     queueMicrotask(() => this.#handler.closed(error));
   }
+}
+
+function poisoned(): RequestError {
+  return new RequestError(Errno.EIO, 'it has ended the server several times, and is not tried again');
 }
 
 function part0(bytes: Uint8Array, length = bytes.length): Uint8Array {

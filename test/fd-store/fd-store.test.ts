@@ -141,8 +141,13 @@ t.test(
     t.throws(() => late.send({ kind: 'ready' }), { code: 'DEVSTATE_E_SYSTEM' });
     const store = new FdStore(late, 2);
     const one = eventfd();
-    t.throws(() => store.keep(one), { message: /service manager/ });
-    t.equal(store.size, 0);
+    const lost: unknown[] = [];
+    store.onLost = (error) => lost.push(error);
+    t.equal(store.keep(one).number, 1, 'the service goes on without');
+    store.keep(eventfdOf(t)).release();
+    store.flush();
+    t.match(lost, [{ code: 'DEVSTATE_E_SYSTEM' }], 'and is told once');
+    store.close();
     late.close();
     one.close();
     t.throws(() => new Notifier(join(path, 'nowhere')), { code: 'DEVSTATE_E_SYSTEM' });

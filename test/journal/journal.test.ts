@@ -202,6 +202,11 @@ t.test('effects: never before the commit, and at least once after it', async (t)
   later.redo();
   t.same(none, []);
   t.throws(() => made.run(() => made.write(0, new Uint8Array(200_000))), { code: 'DEVSTATE_E_JOURNAL' });
+  const { committed } = journal;
+  made.keep(() => journal.put(2, new Uint8Array(9)));
+  for (let i = 0; i < 2; i++)
+    t.throws(() => made.run(() => made.signal(1)), { message: /slot c takes 8 bytes/ }, 'from then on');
+  t.equal(journal.committed, committed);
 });
 
 t.test('a transfer: what the kernel counts, and what was counted before', async (t) => {

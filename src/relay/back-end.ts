@@ -13,6 +13,7 @@ import {
   DEVICE_INFO_LENGTH,
   type DeviceState,
   DeviceStateBit,
+  DirtyPagesFlag,
   Errno,
   encodeHeader,
   errnoName,
@@ -84,6 +85,8 @@ export class BackEnd implements KnownServer {
   readonly #handler: BackEndHandler;
   readonly #table = new InFlightTable();
   #state: MigrationState = MigrationState.RUNNING;
+  /** Managers have it log what it writes to the VMM's memory. */
+  #logging = false;
   #identity: Identity | undefined;
   #version: Version | undefined;
 
@@ -137,6 +140,11 @@ export class BackEnd implements KnownServer {
   /** As far as it has been driven through the relay, by either protocol. */
   get state(): MigrationState {
     return this.#state;
+  }
+
+  /** Whether a manager has the device log what it writes to memory. */
+  get isLogging(): boolean {
+    return this.#logging;
   }
 
   /** Whether the device is stopped, or not yet run, for a migration: some servers then refuse what is no migration. */
@@ -294,8 +302,15 @@ export class BackEnd implements KnownServer {
     if (command === Command.DEVICE_FEATURE) {
       const { INDEX_MASK, SET, PROBE } = FeatureFlag;
       const flags = view.getUint32(HEADER_LENGTH + 4, true);
-      const sets = (flags & (INDEX_MASK | SET | PROBE)) === (Feature.MIG_DEVICE_STATE | SET);
-      if (sets) this.#enter(view.getUint32(HEADER_LENGTH + FEATURE_LENGTH, true) as MigrationState);
+      const what = flags & (INDEX_MASK | SET | PROBE);
+      if (what === (Feature.DMA_LOGGING_START | SET)) this.#logging = true;
+      else if (what === (Feature.DMA_LOGGING_STOP | SET)) this.#logging = false;
+      else if (what === (Feature.MIG_DEVICE_STATE | SET))
+        this.#enter(view.getUint32(HEADER_LENGTH + FEATURE_LENGTH, true) as MigrationState);
+    } else if (command === Command.DIRTY_PAGES) {
+      const flags = view.getUint32(HEADER_LENGTH + 4, true);
+      if ((flags & (DirtyPagesFlag.START | DirtyPagesFlag.STOP)) !== 0)
+        this.#logging = (flags & DirtyPagesFlag.START) !== 0;
     } else if (command === Command.REGION_WRITE) {
       const region = this.#identity?.migrationRegion;
       if (region === undefined || view.getUint32(HEADER_LENGTH + 8, true) !== region) return;

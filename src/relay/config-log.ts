@@ -34,8 +34,7 @@ export class ConfigLog {
   resetBits: readonly ResetBit[] = [];
 
   write(offset: number, data: Uint8Array): void {
-    const resets = this.resetBits.some(({ offset: at, mask }) => ((data[at - offset] ?? 0) & mask) !== 0);
-    if (resets) {
+    if (this.resets(offset, data)) {
       this.clear();
       return;
     }
@@ -44,6 +43,11 @@ export class ConfigLog {
       // Bits of the status register are cleared by being written: nothing that lasts.
       if (at < STATUS || at >= STATUS + STATUS_LENGTH) this.#bytes[at] = data[i];
     }
+  }
+
+  /** Whether a write is a function level reset. */
+  resets(offset: number, data: Uint8Array): boolean {
+    return this.resetBits.some(({ offset: at, mask }) => ((data[at - offset] ?? 0) & mask) !== 0);
   }
 
   /** Back to what a reset leaves. */

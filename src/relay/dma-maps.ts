@@ -42,6 +42,17 @@ export class DmaMaps {
     this.#ranges.set(request.address, { ...request, fd: fd?.take() });
   }
 
+  /** Whether a range has a byte of one that is there. */
+  overlaps({ address, size }: DmaMapRequest): boolean {
+    for (const range of this.#ranges.values())
+      if (address < range.address + range.size && range.address < address + size) return true;
+    return false;
+  }
+
+  has({ address, size }: DmaUnmapRequest): boolean {
+    return this.#ranges.get(address)?.size === size;
+  }
+
   remove({ flags, address, size }: DmaUnmapRequest): void {
     if ((flags & DmaUnmapFlag.ALL) !== 0) {
       this.close();

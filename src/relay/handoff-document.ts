@@ -74,6 +74,7 @@ const replayLog = z.object({
     bytes: z.array(z.tuple([unsigned.max(4095), unsigned.max(255)])),
     resetBits: z.array(z.object({ offset: unsigned, mask: unsigned })),
   }),
+  resets: unsigned,
 });
 
 /** A server's connection; its socket goes along. */

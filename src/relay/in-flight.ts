@@ -31,8 +31,8 @@ export interface Origin {
   readonly lasting?: LastingOrigin;
   /** Its reply; `frame` is valid during the call only. */
   reply(request: InFlight, frame: Frame): void;
-  /** There will be no reply to some of its requests: the server is gone. */
-  lost(): void;
+  /** There will be no reply to one of its requests: the server is gone. */
+  lost(request: InFlight): void;
 }
 
 /** A request that was sent. Valid until its reply has been dealt with. */

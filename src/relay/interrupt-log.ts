@@ -77,6 +77,18 @@ export class InterruptLog {
     }
   }
 
+  /** Indexes of which something was said. */
+  get indexes(): number[] {
+    return [...this.#indexes.keys()];
+  }
+
+  /** The eventfds that interrupts are raised with. */
+  *triggers(): Generator<Fd> {
+    for (const { eventfds } of this.#indexes.values())
+      for (const fd of eventfds.get(IrqSetFlag.ACTION_TRIGGER)?.values() ?? [])
+        if (fd !== undefined) yield fd;
+  }
+
   /** What another relay is to have; the eventfds go along. */
   capture(packer: Packer): CapturedIndex[] {
     return [...this.#indexes].map(([index, { eventfds, masked }]) => ({

@@ -13,7 +13,10 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
     get maxTransfer() {
       return Math.min(target().version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
     },
-    memory: session.log.dma,
+    get memory() {
+      return session.replayLog.dma;
+    },
+    nextVmm: session.next,
     get note() {
       return session.facts.note;
     },

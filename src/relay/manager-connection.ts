@@ -8,9 +8,10 @@
  *     GET_INFO, GET_REGION_INFO, access to the region of v1          the server's
  *     DMA_READ, DMA_WRITE, DEVSTATE_DMA_MAPS                         answered here: the relay has the memory's fds
  *     DEVSTATE_NOTE, DEVSTATE_LAST_ERROR                             kept here
+ *     DEVSTATE_NEXT_VMM                                              done here: the server keeps its one VMM, the relay
  */
 
-import { DevstateError } from '../errors.js';
+import { asDevstateError, DevstateError } from '../errors.js';
 import { type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
   Command,
@@ -51,7 +52,8 @@ import {
 import { type BackEnd, RELAY_LIMITS } from './back-end.js';
 import type { DmaMaps } from './dma-maps.js';
 import type { InFlight, Origin } from './in-flight.js';
-import { encodeReply, NO_FDS, takeAll } from './messages.js';
+import { encodeReply, type Message, NO_FDS, ownCopy, takeAll } from './messages.js';
+import type { NextVmm } from './next-vmm.js';
 import { withoutMapping } from './region-filter.js';
 
 /** Largest note that a manager may leave. */
@@ -69,6 +71,8 @@ export interface Managed {
   /** Longest transfer that the server and its VMM have agreed on. */
   readonly maxTransfer: number;
   readonly memory: DmaMaps;
+  /** Another VMM that is to have the device. */
+  readonly nextVmm: NextVmm;
   /** Bytes that one manager leaves for the next. */
   note: Uint8Array;
   /** The device is about to be told to stop. */
@@ -130,22 +134,37 @@ export class ManagerConnection implements Origin {
   #message(frame: Frame): void {
     try {
       const reply = this.#handle(frame);
-      if (reply !== undefined) this.#reply(frame, 0, reply);
+      if (reply instanceof Promise) this.#replyLater(ownCopy(frame, NO_FDS), reply);
+      else if (reply !== undefined) this.#reply(frame, 0, reply);
     } catch (error) {
-      if (!(error instanceof RequestError)) throw error;
-      this.#lastError = error.message;
-      this.#options.log('warn', `${commandName(messageCommand(frame.view))} of a manager: ${error.message}`);
-      this.#reply(frame, error.errno);
+      this.#refuse(frame, error);
     }
   }
 
-  #reply({ view }: Frame, errno: number, payload?: Uint8Array): void {
+  #replyLater(request: Message, reply: Promise<Uint8Array>): void {
+    reply
+      .then(
+        (payload) => this.#reply(request, 0, payload),
+        (error: unknown) => this.#refuse(request, error),
+      )
+      .catch((error: unknown) => this.#socket.close(asDevstateError(error)));
+  }
+
+  /** @throws what is no RequestError */
+  #refuse(request: Message, error: unknown): void {
+    if (!(error instanceof RequestError)) throw error;
+    this.#lastError = error.message;
+    this.#options.log('warn', `${commandName(messageCommand(request.view))} of a manager: ${error.message}`);
+    this.#reply(request, error.errno);
+  }
+
+  #reply({ view }: Message, errno: number, payload?: Uint8Array): void {
     if ((messageFlags(view) & HeaderFlag.NO_REPLY) === 0)
       this.#socket.send(encodeReply(view, errno, payload));
   }
 
   /** @returns the payload of the reply; undefined when it is the server's to make. @throws RequestError */
-  #handle(frame: Frame): Uint8Array | undefined {
+  #handle(frame: Frame): Uint8Array | Promise<Uint8Array> | undefined {
     const { view, length } = frame;
     if ((messageFlags(view) & HeaderFlag.TYPE_MASK) !== HeaderFlag.TYPE_COMMAND)
       throw new RequestError(Errno.EINVAL, 'managers are asked nothing');
@@ -246,7 +265,7 @@ export class ManagerConnection implements Origin {
     this.#forward(frame);
   }
 
-  #feature(frame: Frame): Uint8Array | undefined {
+  #feature(frame: Frame): Uint8Array | Promise<Uint8Array> | undefined {
     const { view, bytes, length } = frame;
     const { argsz, flags } = decodeFeatureHeader(view, HEADER_LENGTH, length);
     const { INDEX_MASK, GET, SET, PROBE } = FeatureFlag;
@@ -259,12 +278,17 @@ export class ManagerConnection implements Origin {
       this.#forward(frame);
       return undefined;
     }
-    const mayBeSet = feature === Feature.DEVSTATE_NOTE;
+    const mayBeSet = feature === Feature.DEVSTATE_NOTE || feature === Feature.DEVSTATE_NEXT_VMM;
     const isKnown =
       mayBeSet || feature === Feature.DEVSTATE_DMA_MAPS || feature === Feature.DEVSTATE_LAST_ERROR;
     if (!isKnown || ((flags & SET) !== 0 && !mayBeSet))
       throw new RequestError(Errno.ENOTTY, `the relay has no device feature 0x${feature.toString(16)}`);
     if ((flags & PROBE) !== 0) return bytes.slice(HEADER_LENGTH, length);
+    if ((flags & SET) !== 0 && feature === Feature.DEVSTATE_NEXT_VMM) {
+      const echo = bytes.slice(HEADER_LENGTH, length);
+      const text = new TextDecoder().decode(bytes.subarray(data, length));
+      return this.#managed.nextVmm.request(text).then(() => echo);
+    }
     if ((flags & SET) !== 0) {
       if (length - data > MAX_NOTE_LENGTH)
         throw new RequestError(Errno.E2BIG, `note of ${length - data} bytes`);
@@ -284,6 +308,8 @@ export class ManagerConnection implements Origin {
   #value(feature: number): Uint8Array {
     if (feature === Feature.DEVSTATE_NOTE) return this.#managed.note;
     if (feature === Feature.DEVSTATE_LAST_ERROR) return new TextEncoder().encode(this.#lastError);
+    if (feature === Feature.DEVSTATE_NEXT_VMM)
+      return new TextEncoder().encode(this.#managed.nextVmm.status());
     const entries = this.#managed.memory.entries();
     const value = new Uint8Array(entries.length * DMA_MAP_ENTRY_LENGTH);
     encodeDmaMapEntries(new DataView(value.buffer), 0, entries);

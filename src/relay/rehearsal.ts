@@ -66,6 +66,7 @@ function documentOfNobody(packer: Packer): SessionDocument {
         { index: 0, actions: [{ action: 0, vectors: [{ vector: 0, hasFd: false }] }], masked: [0] },
       ],
       config: { bytes: [[4, 0]], resetBits: [{ offset: 64, mask: 1 }] },
+      resets: 0,
     },
     note: '',
   };

@@ -166,6 +166,7 @@ export class Relay {
 
   readonly #acceptVmm = (fd: Fd): void => {
     if (this.#session === undefined) this.#serveVmm(fd);
+    else if (this.#session.next.accept(fd)) return;
     else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
     else fd.close();
   };
@@ -236,6 +237,7 @@ export class Relay {
     if (session === undefined)
       throw new DevstateError('DEVSTATE_E_RELAY', 'no VMM is connected to the relay; start it first');
     this.#requireQuiet();
+    session.requireSteady();
     this.#switching = true;
     const { holdMs = DEFAULT_HOLD_MS, trap = false } = this.#options;
     try {
@@ -262,7 +264,7 @@ export class Relay {
     this.#requireQuiet();
     if (this.#closing || this.#listeners === undefined)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'the relay ends, or has not taken over yet');
-    this.#session?.servers.requireNoMigration();
+    this.#session?.requireSteady();
     const handing = giveRelay(this.#parts(this.#listeners), request);
     this.#handing = handing.catch(() => {});
     try {

@@ -76,12 +76,29 @@ export interface CapturedLog {
   readonly dma: readonly CapturedRange[];
   readonly interrupts: readonly CapturedIndex[];
   readonly config: CapturedConfig;
+  readonly resets: number;
 }
 
 export class ReplayLog {
-  readonly dma = new DmaMaps();
-  readonly interrupts = new InterruptLog();
   readonly config = new ConfigLog();
+  /** How often the device was reset, by DEVICE_RESET or by its function level reset. */
+  resets = 0;
+  #dma = new DmaMaps();
+  #interrupts = new InterruptLog();
+
+  get dma(): DmaMaps {
+    return this.#dma;
+  }
+
+  get interrupts(): InterruptLog {
+    return this.#interrupts;
+  }
+
+  /** Memory and interrupts are a VMM's, and change hands with it; the config space is the device's. */
+  exchangeWith(other: ReplayLog): void {
+    [this.#dma, other.#dma] = [other.#dma, this.#dma];
+    [this.#interrupts, other.#interrupts] = [other.#interrupts, this.#interrupts];
+  }
 
   /** Notes a request that was carried out, or will be. Takes the fds that it needs. */
   note({ view, bytes, length }: Message, fds: readonly Fd[]): void {
@@ -109,13 +126,17 @@ export class ReplayLog {
         }
         return;
       case Command.DEVICE_RESET:
+        this.resets++;
         this.config.clear();
     }
   }
 
   /** The write that `access` says, if it is one of the config space. */
   #noteWrite(bytes: Uint8Array, start: number, end: number): void {
-    if (access.region === PciRegion.CONFIG) this.config.write(access.offset, bytes.subarray(start, end));
+    if (access.region !== PciRegion.CONFIG) return;
+    const data = bytes.subarray(start, end);
+    if (this.config.resets(access.offset, data)) this.resets++;
+    this.config.write(access.offset, data);
   }
 
   /** Gives a new server the VMM's memory and interrupts. @throws DEVSTATE_E_REFUSED */
@@ -152,11 +173,13 @@ export class ReplayLog {
       dma: this.dma.capture(packer),
       interrupts: this.interrupts.capture(packer),
       config: this.config.capture(),
+      resets: this.resets,
     };
   }
 
   /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  restore({ dma, interrupts, config }: CapturedLog, unpacker: Unpacker): void {
+  restore({ dma, interrupts, config, resets }: CapturedLog, unpacker: Unpacker): void {
+    this.resets = resets;
     this.dma.restore(dma, unpacker);
     this.interrupts.restore(interrupts, unpacker);
     this.config.restore(config);

@@ -10,12 +10,12 @@ import { MigrationState, migrationStateName } from '../wire/index.js';
 import { type Attached, attach } from './attach.js';
 import { attachAgain } from './attach-again.js';
 import type { BackEnd, BackEndHandler, KnownServer } from './back-end.js';
+import type { Front } from './front.js';
 import type { Hold } from './hold.js';
 import type { InFlight, Origin } from './in-flight.js';
 import type { Message, OwnMessage } from './messages.js';
 import type { Owed } from './owed.js';
 import type { ReplayLog } from './replay-log.js';
-import type { ServerCommands } from './server-commands.js';
 import type { SessionFacts } from './session-handoff.js';
 
 export interface ServersOptions {
@@ -31,17 +31,18 @@ export interface ServersOptions {
 /** The session that they are the servers of. */
 export interface ServersHost {
   readonly facts: SessionFacts;
-  readonly log: ReplayLog;
+  readonly replayLog: ReplayLog;
   readonly hold: Hold;
   readonly owed: Owed;
-  readonly commands: ServerCommands;
   /** Whose requests are made again when a server dies. */
-  readonly vmm: Origin;
+  readonly front: Front | undefined;
   /** Passes a request of the VMM to the server that serves. Takes the fds. */
   forward(request: Message, fds: readonly Fd[]): void;
   serverCommand(back: BackEnd, frame: Frame): void;
+  /** A server's commands are of no use to anybody any more. */
+  forgetCommands(back: BackEnd): void;
   /** The device of the server that serves runs again. */
-  running(): void;
+  running(back: BackEnd): void;
 }
 
 /** For what the relay does in the VMM's name: nobody waits for the reply. */
@@ -124,7 +125,7 @@ export class Servers implements BackEndHandler {
   /** Gives a server the VMM's memory and interrupts, and begins to collect what changes from then on. */
   async replay(back: BackEnd): Promise<void> {
     this.#host.owed.expect(back);
-    await this.#host.log.replay(back);
+    await this.#host.replayLog.replay(back);
   }
 
   /** Has a server carry out what has changed since {@link replay}. @throws DEVSTATE_E_REFUSED when it does not */
@@ -134,7 +135,7 @@ export class Servers implements BackEndHandler {
 
   /** Writes the config space of a new server as the VMM has. @throws DEVSTATE_E_REFUSED */
   async replayConfig(back: BackEnd): Promise<void> {
-    await this.#host.log.replayConfig(back);
+    await this.#host.replayLog.replayConfig(back);
   }
 
   /** Gives the VMM's requests to `back`, those that waited first. */
@@ -158,7 +159,7 @@ export class Servers implements BackEndHandler {
   /** Ends the connection of a back end that is not, or no more, the VMM's. */
   discard(back: BackEnd): void {
     this.#host.owed.forget(back);
-    this.#host.commands.forget(back);
+    this.#host.forgetCommands(back);
     back.close();
   }
 
@@ -168,8 +169,8 @@ export class Servers implements BackEndHandler {
 
   stateChanged(back: BackEnd): void {
     if (back.isStopped || back !== this.#back) return;
-    this.#host.running();
     if (this.#open) this.#pay(back);
+    this.#host.running(back);
   }
 
   #pay(back: BackEnd): void {
@@ -179,11 +180,12 @@ export class Servers implements BackEndHandler {
 
   backEndClosed(back: BackEnd, error: DevstateError | undefined, unanswered: InFlight[]): void {
     const requests: OwnMessage[] = [];
-    for (const { origin, bytes, view, length, fds } of unanswered) {
-      if (origin === this.#host.vmm && !this.#closed) requests.push({ bytes, view, length, fds });
+    for (const request of unanswered) {
+      const { origin, bytes, view, length, fds } = request;
+      if (origin === this.#host.front && !this.#closed) requests.push({ bytes, view, length, fds });
       else {
         closeAll(fds);
-        origin.lost();
+        origin.lost(request);
       }
     }
     this.discard(back);

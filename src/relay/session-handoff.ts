@@ -2,15 +2,13 @@
 /** A VMM's connection as it goes over to another relay, and back out of what came. */
 
 import { FdKind } from '../handoff/index.js';
-import type { MessageSocket } from '../transport/index.js';
 import { BackEnd, type KnownServer } from './back-end.js';
+import type { Front } from './front.js';
 import { encodeBytes, FdName, type ReadSession, type SessionDocument } from './handoff-document.js';
 import type { Hold } from './hold.js';
-import type { LastingOrigin, Origin } from './in-flight.js';
 import type { Packer, Unpacker } from './packing.js';
 import type { ReplayLog } from './replay-log.js';
-import type { ServerCommands } from './server-commands.js';
-import type { Servers } from './servers.js';
+import { NOBODY, type Servers } from './servers.js';
 
 /** What a session knows beyond what it keeps in objects of their own. */
 export interface SessionFacts {
@@ -29,32 +27,32 @@ export interface SessionFacts {
 export interface SessionParts {
   readonly facts: SessionFacts;
   readonly hold: Hold;
-  readonly log: ReplayLog;
-  readonly commands: ServerCommands;
+  readonly replayLog: ReplayLog;
   readonly servers: Servers;
 }
 
 /** Of a session that is frozen; nothing of it changes. */
 export function captureSession(
-  { facts, hold, log, commands }: SessionParts,
-  socket: MessageSocket,
+  { facts, hold, replayLog }: SessionParts,
+  front: Front,
   back: BackEnd | undefined,
   packer: Packer,
 ): SessionDocument {
-  packer.addOwn(FdKind.SOCKET, FdName.vmm, socket.duplicate());
+  packer.addOwn(FdKind.SOCKET, FdName.vmm, front.socket.duplicate());
   if (back !== undefined) packer.addOwn(FdKind.SOCKET, FdName.server, back.duplicate());
   const { proposal, known, lostMs, bound, note } = facts;
   return {
     proposal: proposal === undefined ? null : encodeBytes(proposal),
     known: known === undefined ? null : encodeKnown(known),
-    connection: back === undefined ? null : { ...back.capture(packer), commands: commands.capture(back) },
+    connection:
+      back === undefined ? null : { ...back.capture(packer), commands: front.commands.capture(back) },
     lostForMs: lostMs === undefined ? null : performance.now() - lostMs,
     bound,
     held: hold.suspend().map(({ request, restMs }) => {
       const { bytes, length, fds } = request;
       return { ...packer.message(bytes, length, fds), restMs };
     }),
-    log: log.capture(packer),
+    log: replayLog.capture(packer),
     note: encodeBytes(note),
   };
 }
@@ -75,7 +73,7 @@ function encodeKnown({ path, version, identity }: KnownServer): SessionDocument[
 export function restoreSession(
   { proposal, known, connection, lostForMs, bound, held, log, note }: ReadSession,
   parts: SessionParts,
-  origins: Readonly<Record<LastingOrigin, Origin>>,
+  front: Front,
   unpacker: Unpacker,
 ): BackEnd | undefined {
   const { facts } = parts;
@@ -84,12 +82,12 @@ export function restoreSession(
   facts.lostMs = lostForMs === null ? undefined : performance.now() - lostForMs;
   facts.bound = bound;
   facts.note = note;
-  parts.log.restore(log, unpacker);
+  parts.replayLog.restore(log, unpacker);
   let back: BackEnd | undefined;
   if (connection !== null && facts.known !== undefined) {
     back = BackEnd.adopt(unpacker.take(FdKind.SOCKET, FdName.server), facts.known, parts.servers);
-    back.restore(connection, origins, unpacker);
-    parts.commands.restore(back, connection.commands);
+    back.restore(connection, { vmm: front, nobody: NOBODY }, unpacker);
+    front.commands.restore(back, connection.commands);
     facts.known = back;
   }
   for (const { restMs, ...message } of held) parts.hold.restore(unpacker.message(message), restMs);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * One VMM's connection, from its VERSION to its end, over as many servers as it takes.
+ * One device for its VMM, from that one's VERSION to its end, over as many servers as it takes.
  *
  *     VMM ─request─▶ gate open? ─▶ back end, under an id of its own, kept until its reply
  *                      └─ no ────▶ hold, until a back end is there or the time is up
@@ -10,34 +10,38 @@
  * asks of the VMM (DMA_READ, DMA_WRITE) passes all the time.
  */
 
-import { asDevstateError, type DevstateError } from '../errors.js';
-import { closeAll, type Fd, type Frame, MessageSocket } from '../transport/index.js';
+import { asDevstateError, DevstateError } from '../errors.js';
+import { closeAll, type Fd, type Frame } from '../transport/index.js';
 import {
   Command,
   commandName,
   Errno,
   HEADER_LENGTH,
   HeaderFlag,
+  type MigrationState,
   messageCommand,
   messageError,
   messageFlags,
-  vfioUserFraming,
+  RequestError,
 } from '../wire/index.js';
 import { attachFirst } from './attach-again.js';
-import { type BackEnd, RELAY_LIMITS } from './back-end.js';
+import type { BackEnd } from './back-end.js';
+import { signalAll, tellStopped } from './exchange.js';
+import { Front, type FrontHost, type FrontUser } from './front.js';
 import type { ReadSession, SessionDocument } from './handoff-document.js';
 import { Hold } from './hold.js';
 import { resetBitsOf } from './identity.js';
-import type { InFlight, Origin } from './in-flight.js';
+import type { InFlight } from './in-flight.js';
 import { encodeReply, type Message, NO_FDS, type OwnMessage, ownCopy, takeAll } from './messages.js';
+import { NextVmm, type NextVmmHost } from './next-vmm.js';
 import { Owed } from './owed.js';
 import type { Packer, Unpacker } from './packing.js';
 import { withoutIoFds, withoutMapping } from './region-filter.js';
 import { canBeOwed, ReplayLog } from './replay-log.js';
-import { ServerCommands } from './server-commands.js';
-import { NOBODY, Servers, type ServersHost, type ServersOptions } from './servers.js';
+import { Servers, type ServersHost, type ServersOptions } from './servers.js';
 import { captureSession, restoreSession, type SessionFacts } from './session-handoff.js';
 import { StandIn } from './stand-in.js';
+import { Understudy } from './understudy.js';
 import { filterVersion } from './version-filter.js';
 
 export interface SessionOptions extends ServersOptions {
@@ -47,12 +51,9 @@ export interface SessionOptions extends ServersOptions {
   readonly closed: () => void;
 }
 
-export class Session implements Origin, ServersHost {
-  readonly lasting = 'vmm';
-  readonly vmm: Origin = this;
-  readonly log = new ReplayLog();
+export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
+  readonly replayLog = new ReplayLog();
   readonly owed = new Owed();
-  readonly commands = new ServerCommands();
   readonly hold: Hold;
   readonly facts: SessionFacts = {
     proposal: undefined,
@@ -62,9 +63,17 @@ export class Session implements Origin, ServersHost {
     note: new Uint8Array(0),
   };
   readonly servers: Servers;
+  /** Another VMM that is to have the device. */
+  readonly next = new NextVmm(this);
   readonly #options: SessionOptions;
-  readonly #socket: MessageSocket;
   readonly #standIn: StandIn;
+  /** The VMM that has the device. */
+  #front: Front | undefined;
+  /** All that are connected. */
+  readonly #fronts = new Set<Front>();
+  /** What the server is to be told of another VMM when its device runs. */
+  #later: OwnMessage[] = [];
+  #signals = false;
 
   /**
    * Takes over the VMM's connected socket. @param from goes on, after {@link thaw}, where another relay has stopped.
@@ -75,44 +84,52 @@ export class Session implements Origin, ServersHost {
     this.hold = new Hold(options.holdMs, (request) => this.#expire(request));
     this.servers = new Servers(this, options);
     this.#standIn = new StandIn({
-      log: this.log,
+      log: this.replayLog,
       owed: this.owed,
       irqs: () => this.facts.known?.identity.irqs ?? [],
       note: (request, fds) => this.#note(request, fds),
-      reply: (request, errno, payload) => this.#reply(request, errno, payload),
+      reply: (request, errno, payload) => this.#front?.answer(request, errno, payload),
     });
-    this.#socket = new MessageSocket(fd, vfioUserFraming, RELAY_LIMITS, {
-      message: (frame) => this.#message(frame),
-      closed: (error) => this.#onClosed(error),
-    });
+    const front = this.#connect(fd, this);
+    this.#front = front;
     if (from === undefined) return;
-    this.#socket.pause();
+    front.socket.pause();
     try {
-      const origins = { vmm: this, nobody: NOBODY };
-      this.servers.restore(restoreSession(from.document, this, origins, from.unpacker));
+      this.servers.restore(restoreSession(from.document, this, front, from.unpacker));
     } catch (error) {
       this.letGo();
       throw error;
     }
   }
 
-  /** The VMM has left. */
+  #connect(fd: Fd, user: FrontUser): Front {
+    const front = new Front(fd, user, this);
+    this.#fronts.add(front);
+    return front;
+  }
+
+  /** The VMM that has the device. */
+  get front(): Front | undefined {
+    return this.#front;
+  }
+
+  readonly log: SessionOptions['log'] = (level, message) => this.#options.log(level, message);
+
+  /** No VMM is left. */
   get isClosed(): boolean {
     return this.servers.isClosed;
   }
 
   close(): void {
-    this.#socket.close();
+    for (const front of this.#fronts) front.close();
+    queueMicrotask(() => this.#end());
   }
 
   // The VMM's messages.
 
-  #message(frame: Frame): void {
-    const { view } = frame;
-    const flags = messageFlags(view);
-    if ((flags & HeaderFlag.TYPE_MASK) === HeaderFlag.TYPE_REPLY) this.commands.answer(frame);
-    else if (this.servers.isOpen) this.forward(frame, takeAll(frame.fds));
-    else if (this.facts.proposal === undefined) this.#begin(frame);
+  request(front: Front, frame: Frame): void {
+    if (this.servers.isOpen) this.forward(frame, takeAll(frame.fds));
+    else if (this.facts.proposal === undefined) this.#begin(front, frame);
     else {
       const held = ownCopy(frame, takeAll(frame.fds));
       const { lostMs } = this.facts;
@@ -127,7 +144,7 @@ export class Session implements Origin, ServersHost {
     const command = messageCommand(view);
     if (command === Command.DEVICE_GET_REGION_IO_FDS && !this.#options.mapping) {
       closeAll(fds);
-      this.#reply(view, 0, withoutIoFds(message));
+      this.#front?.answer(view, 0, withoutIoFds(message));
       return;
     }
     const posted = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
@@ -136,12 +153,13 @@ export class Session implements Origin, ServersHost {
       this.#noteDone(message, copies);
       closeAll(copies);
     }
-    this.servers.back?.forward(this, message, fds, true);
+    if (this.#front === undefined) closeAll(fds);
+    else this.servers.back?.forward(this.#front, message, fds, true);
   }
 
-  /** A reply of the server to the VMM. */
-  reply(request: InFlight, frame: Frame): void {
-    const { view, bytes } = frame;
+  /** A reply of the server to a VMM. */
+  reply(front: Front, request: InFlight, frame: Frame): void {
+    const { view } = frame;
     const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
     const refused = failed && messageError(view) === Errno.EINVAL && this.servers.back?.isStopped === true;
     if (refused && this.#standIn.answer(request)) return;
@@ -162,12 +180,8 @@ export class Session implements Origin, ServersHost {
           this.#noteDone(request, request.fds);
       }
     }
-    view.setUint16(0, request.senderId, true);
-    this.#socket.send(bytes, fds.length === 0 ? { length } : { length, fds });
+    front.pass(request, frame, length, fds);
   }
-
-  /** Its requests are made again: see `Servers`. */
-  lost(): void {}
 
   /** The server has carried it out; one that is to take its place has not. */
   #noteDone(message: Message, fds: readonly Fd[]): void {
@@ -177,7 +191,7 @@ export class Session implements Origin, ServersHost {
 
   #note(message: Message, fds: readonly Fd[]): void {
     try {
-      this.log.note(message, fds);
+      this.replayLog.note(message, fds);
     } catch (error) {
       // The server took what we cannot read; another one will have to do without.
       this.#options.log(
@@ -190,35 +204,42 @@ export class Session implements Origin, ServersHost {
   // Commands of servers for the VMM.
 
   serverCommand(back: BackEnd, frame: Frame): void {
-    const wantsReply = (messageFlags(frame.view) & HeaderFlag.NO_REPLY) === 0;
-    if (wantsReply && !this.commands.enter(back, frame)) return;
-    this.#socket.send(frame.bytes, { length: frame.length });
+    if (this.#front !== undefined) this.#front.command(back, frame);
+    else if ((messageFlags(frame.view) & HeaderFlag.NO_REPLY) === 0) {
+      // The VMM that had the device has gone, and the next one has not come.
+      const bytes = encodeReply(frame.view, Errno.ENOTCONN, undefined);
+      back.answer({ bytes, view: new DataView(bytes.buffer), length: bytes.length });
+    }
+  }
+
+  forgetCommands(back: BackEnd): void {
+    for (const { commands } of this.#fronts) commands.forget(back);
   }
 
   // The first server.
 
-  #begin(frame: Frame): void {
+  #begin(front: Front, frame: Frame): void {
     if (messageCommand(frame.view) !== Command.VERSION || frame.fds.length > 0) {
-      this.#reply(frame.view, Errno.EINVAL);
+      front.answer(frame.view, Errno.EINVAL);
       return;
     }
     this.facts.proposal = filterVersion(frame.bytes.slice(HEADER_LENGTH, frame.length));
-    const started = this.#start(ownCopy(frame, NO_FDS));
-    this.servers.begin(started.catch((error: unknown) => this.#socket.close(asDevstateError(error))));
+    const started = this.#start(front, ownCopy(frame, NO_FDS));
+    this.servers.begin(started.catch((error: unknown) => front.close(error)));
   }
 
-  async #start({ view }: Message): Promise<void> {
+  async #start(front: Front, { view }: Message): Promise<void> {
     try {
       const { back, answer } = await attachFirst(this.servers, this.#options);
-      this.#reply(view, 0, filterVersion(answer));
-      this.log.config.resetBits = resetBitsOf(back.identity.config);
+      front.answer(view, 0, filterVersion(answer));
+      this.replayLog.config.resetBits = resetBitsOf(back.identity.config);
       this.servers.adopt(back);
     } catch (error) {
       if (this.isClosed) return;
       const { errno, message } = asDevstateError(error);
       this.#options.log('error', `the VMM is sent away: ${message}`);
-      this.#reply(view, errno ?? Errno.ENOTCONN);
-      this.#socket.end();
+      front.answer(view, errno ?? Errno.ENOTCONN);
+      front.socket.end();
     }
   }
 
@@ -232,24 +253,36 @@ export class Session implements Origin, ServersHost {
     const { servers } = this;
     await servers.settle();
     signal.throwIfAborted();
-    servers.requireNoMigration();
-    await Promise.all([this.#socket.freeze(), servers.back?.freeze()]);
+    this.requireSteady();
+    const socket = this.#front?.socket;
+    await Promise.all([socket?.freeze(), servers.back?.freeze()]);
     // The one may have got something from the other since.
-    await Promise.all([this.#socket.drained(), servers.back?.drained()]);
+    await Promise.all([socket?.drained(), servers.back?.drained()]);
     signal.throwIfAborted();
-    servers.requireNoMigration();
+    this.requireSteady();
+  }
+
+  /** @throws DEVSTATE_E_RELAY when a migration is under way, or another VMM is to have the device */
+  requireSteady(): void {
+    this.servers.requireNoMigration();
+    if (!this.next.underWay) return;
+    const message =
+      'another VMM is about to have the device; wait for the end of that, or run devstate recover';
+    throw new DevstateError('DEVSTATE_E_RELAY', message);
   }
 
   /** All that another relay needs, of a session that is frozen. */
   capture(packer: Packer): SessionDocument {
-    return captureSession(this, this.#socket, this.servers.back, packer);
+    const front = this.#front;
+    if (front === undefined) throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the VMM has left');
+    return captureSession(this, front, this.servers.back, packer);
   }
 
   /** Goes on after {@link freeze}, or begins where another relay has stopped. */
   thaw(): void {
     if (this.isClosed) return;
     this.hold.resume();
-    this.#socket.resume();
+    this.#front?.socket.resume();
     this.servers.thaw();
   }
 
@@ -257,15 +290,78 @@ export class Session implements Origin, ServersHost {
   letGo(): void {
     this.servers.letGo();
     this.hold.close();
-    this.log.close();
-    if (!this.#socket.isClosed) this.#socket.detach().close();
+    this.replayLog.close();
+    for (const front of this.#fronts) front.letGo();
+  }
+
+  // Another VMM takes this one's place.
+
+  get isNegotiated(): boolean {
+    return this.facts.known !== undefined;
+  }
+
+  get state(): MigrationState | undefined {
+    return this.servers.back?.state;
+  }
+
+  get isLogging(): boolean {
+    return this.servers.back?.isLogging === true;
+  }
+
+  get resets(): number {
+    return this.replayLog.resets;
+  }
+
+  async openUnderstudy(): Promise<Understudy> {
+    const { servers } = this;
+    const { known, proposal } = this.facts;
+    if (known === undefined || proposal === undefined || !servers.isOpen)
+      throw new RequestError(Errno.EBUSY, 'the relay has no device server, or is about to replace it');
+    const { mapping } = this.#options;
+    const { resetBits } = this.replayLog.config;
+    return Understudy.open({ known, proposal, mapping, resetBits, servers, log: this.log });
+  }
+
+  serveUnderstudy(fd: Fd, understudy: Understudy): Front {
+    return this.#connect(fd, understudy);
+  }
+
+  async tellServer({ log }: Understudy): Promise<void> {
+    const { back } = this.servers;
+    if (back === undefined) throw new RequestError(Errno.EBUSY, 'the relay has no device server');
+    try {
+      this.#later = await tellStopped(back, this.replayLog, log);
+    } catch (error) {
+      // As it was, as far as the server takes it.
+      const later = await tellStopped(back, log, this.replayLog).catch(() => []);
+      for (const { fds } of later) closeAll(fds);
+      throw error;
+    }
+  }
+
+  exchange(understudy: Understudy, up: Front | undefined, down: Front | undefined): void {
+    this.replayLog.exchangeWith(understudy.log);
+    [this.facts.proposal, understudy.proposal] = [understudy.proposal, this.facts.proposal];
+    if (down !== undefined) down.user = understudy;
+    if (up !== undefined) up.user = this;
+    this.#front = up;
+    const later = this.#later.splice(0);
+    this.#signals ||= later.length > 0;
+    for (const message of later) {
+      this.owed.add(message, message.fds);
+      closeAll(message.fds);
+    }
+  }
+
+  release(): void {
+    this.#end();
   }
 
   // What the relay answers in a server's place.
 
   /** The time of a request is up. */
   #expire(request: OwnMessage): void {
-    if (!this.#standIn.owe(request, request.fds)) this.#reply(request.view, Errno.ETIMEDOUT);
+    if (!this.#standIn.owe(request, request.fds)) this.#front?.answer(request.view, Errno.ETIMEDOUT);
     closeAll(request.fds);
   }
 
@@ -274,21 +370,33 @@ export class Session implements Origin, ServersHost {
     this.#standIn.keepConfig(this.servers.back);
   }
 
-  running(): void {
+  running(back: BackEnd): void {
     this.#standIn.forgetConfig();
+    if (!this.#signals) return;
+    this.#signals = false;
+    back.fence().then(
+      () => signalAll(this.replayLog),
+      () => {
+        // The next server is told before it runs.
+      },
+    );
   }
 
-  /** Answers the VMM, unless it wants no answer. `request` begins with the request's header. */
-  #reply(request: DataView, errno: number, payload?: Uint8Array): void {
-    if ((messageFlags(request) & HeaderFlag.NO_REPLY) !== 0) return;
-    this.#socket.send(encodeReply(request, errno, payload));
+  left(front: Front, error: DevstateError | undefined): void {
+    if (error !== undefined) this.log('warn', `VMM connection: ${error.message} (${error.code})`);
+    this.#fronts.delete(front);
+    if (this.isClosed) return;
+    const had = front === this.#front;
+    if (had) this.#front = undefined;
+    if (!this.next.left(front) && had) this.#end();
   }
 
-  #onClosed(error: DevstateError | undefined): void {
-    if (error !== undefined) this.#options.log('warn', `VMM connection: ${error.message} (${error.code})`);
+  #end(): void {
+    if (this.isClosed) return;
     this.servers.close();
+    this.next.close();
     this.hold.close();
-    this.log.close();
+    this.replayLog.close();
     this.#options.closed();
   }
 }

@@ -16,7 +16,7 @@ import {
 } from '../../src/wire/index.js';
 import { devstate } from '../e2e/harness/devstate-process.js';
 import { RelayBed } from '../relay/support.js';
-import { eventfd, memfd, signals } from '../support/memory.js';
+import { eventfd, MemoryPeer, memfd, signals } from '../support/memory.js';
 import { resources, until } from '../support/served.js';
 import { runSampleClientAt, SampleServer } from './libvfio-user.js';
 
@@ -179,6 +179,67 @@ for (const [protocol, build] of [
     const flags = IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER;
     await guest.client.setIrqs({ flags, index: PciIrq.INTX, start: 0, count: 0 });
   });
+
+  t.test(
+    `${protocol}: another VMM, and another relay, before the same sample server`,
+    { skip },
+    async (t) => {
+      const server = await start(t);
+      const guest = await Guest.start(t, server);
+      const { bed, client: first } = guest;
+      await guest.setAlarm(1000);
+      const bytes = await guest.fill();
+      let manager = await managerOf(guest);
+      await manager.setNextVmm({ action: 'await', timeoutMs: 30_000 });
+      const remote = new MemoryPeer();
+      const second = await bed.vmm({ dma: remote.handler });
+      const intx = eventfd();
+      t.teardown(() => intx.close());
+      t.ok((await second.regionInfo(1)).size > 0);
+      const config = new Uint8Array(4);
+      await second.regionRead(PciRegion.CONFIG, 0, config);
+      t.same([...config], VENDOR_AND_DEVICE);
+      const map = (page: number, position: number): Promise<void> => {
+        const range = { flags: READ_WRITE, offset: position * 4096, address: page * 4096, size: 4096 };
+        return second.dmaMap(range, guest.memory);
+      };
+      await map(0, 0);
+      await map(1, 1);
+      await second.assignEventfds(PciIrq.INTX, [intx]);
+      await second.reset();
+      // The sample insists on its state being read whenever it is stopped.
+      await manager.setState(STOP_COPY);
+      const buffer = new Uint8Array(Math.min(manager.maxChunk, 1 << 20));
+      while ((await manager.readData(buffer)) > 0);
+      await manager.setState(STOP);
+      // The server takes neither memory nor interrupts of a device that is stopped: it is told when that runs.
+      await manager.setNextVmm({ action: 'promote' });
+      await manager.setState(RUNNING);
+      await manager.setNextVmm({ action: 'commit' });
+      await first.closed();
+      const seen = new Uint8Array(BAR1);
+      await second.regionRead(1, 0, seen);
+      t.same(seen, bytes, 'no reset has reached the device');
+      await until(() => signals(intx) > 0);
+
+      const next = bed.successor();
+      await bed.handOver(next.takeover);
+      await bed.relay.ended;
+      await second.regionRead(1, 0, seen);
+      t.same(seen, bytes, 'nor has the server noticed that the relay is another one');
+      // It wants two ranges for its DMA, and raises the interrupt of the VMM that has it now.
+      const alarm = Buffer.alloc(8);
+      alarm.writeBigInt64LE(BigInt(Math.floor(Date.now() / 1000) + 1));
+      await second.regionWrite(0, 0, alarm);
+      await until(() => signals(intx) > 0);
+      t.equal(signals(guest.intx), 0);
+      await until(() => remote.reads > 0);
+      manager = await managerOf(guest);
+      t.match(await manager.dmaMaps(), [{ address: 0 }, { address: 4096 }]);
+      second.close();
+      t.equal((await server.ended).code, 0, 'the server is left when the VMM has left');
+    },
+  );
 
   t.test(
     `${protocol}: the sample client, unmodified, at the sample server, unmodified`,

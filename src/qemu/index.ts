@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
 export * from './cpr/index.js';
+export { privateFiles } from './memory.js';
 export * from './migration.js';
 export {
   addFd,

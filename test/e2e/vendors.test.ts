@@ -92,6 +92,8 @@ t.test('what differs is refused before anything moves, all of it at once', async
   const different = ['--param', 'queues=2', '--param', 'mdts=5', '--param', 'serial=OTHER'];
   const b = await lab.serve('b', { incoming: true, args: ['--vendor', 'birch', ...different] });
   const destination = await lab.startVm({ server: b, incoming: true });
+  const copied = { 'qom-type': 'memory-backend-memfd', id: 'copied', size: 1 << 20, share: false };
+  await destination.qmp.execute('object-add', { arguments: copied });
   const check = new Devstate(['check', '--source', a.migrationSocket, '--dest', b.migrationSocket]);
   t.equal(await check.exited, 3);
   const { code, stderr } = await lab.migrate(source, destination);
@@ -102,6 +104,7 @@ t.test('what differs is refused before anything moves, all of it at once', async
     t.match(said, /parameter serial is "DISK0" at the source, "OTHER" at the destination/);
     t.match(said, /start the destination with .*--param queues=4/);
   }
+  t.match(stderr, /the destination QEMU has the memory copied with share=off/);
   t.notMatch(stderr, /precopy/);
   await lab.guestWrites(source);
   t.same(await lab.finishAndCheck(source), []);

@@ -13,6 +13,7 @@ import {
   findPciDevice,
   MigrationWatch,
   PciView,
+  privateFiles,
   QmpClient,
   Qtest,
   type QtestCommand,
@@ -67,6 +68,15 @@ if (found !== undefined) {
       code: 'DEVSTATE_E_QMP_COMMAND',
       message: /no-such-command/,
     });
+    const backend = (type: string, id: string, share: boolean) => {
+      const object = { 'qom-type': `memory-backend-${type}`, id, size: 4096, share };
+      return vm.qmp.execute('object-add', { arguments: object });
+    };
+    await backend('memfd', 'shared', true);
+    await backend('ram', 'no-file', false);
+    t.same(await privateFiles(vm.qmp), []);
+    await backend('memfd', 'private', false);
+    t.same(await privateFiles(vm.qmp), ['private']);
     const first = await QmpClient.connect(vm.qmpPath);
     const second = QmpClient.connect(vm.qmpPath, { timeoutMs: 200 });
     await t.rejects(second, { code: 'DEVSTATE_E_QMP_CONNECT', message: /another QMP client/ });

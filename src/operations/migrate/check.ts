@@ -6,6 +6,7 @@ import { PageBitmap } from '../../migration/index.js';
 import {
   findPciDevice,
   MigrationWatch,
+  privateFiles,
   QmpClient,
   Qtest,
   queryMigration,
@@ -191,6 +192,10 @@ async function checkQemus(
   ] as const) {
     if (!qmp.isAtLeast(10, 1))
       reasons.push(`the ${where} QEMU is older than 10.1, the first with vfio-user-pci`);
+    for (const id of await privateFiles(qmp, { signal })) {
+      const why = 'guest and device would each have a copy of it; start it with share=on';
+      reasons.push(`the ${where} QEMU has the memory ${id} with share=off: ${why}`);
+    }
   }
 }
 

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Puts a source back that a manager left in the middle of a migration: killed, or cut off. The notes that it left with
- * the device servers say what has to be undone.
+ * Puts a source back that a manager left in the middle of a migration, or of a replacement of QEMU: killed, or cut off.
+ * The notes that it left with the device servers say what has to be undone, or, after cpr-exec, finished.
  */
 
 import { DevstateError } from '../errors.js';
-import { QmpClient, Qtest, queryRunState } from '../qemu/index.js';
-import { type DeviceSocket, openDeviceSocket } from './device-socket.js';
+import { endReplace, QmpClient, Qtest, queryRunState } from '../qemu/index.js';
+import { openDeviceSocket } from './device-socket.js';
 import { connectIfThere, quit } from './migrate/destination-vm.js';
-import { type Note, readNote } from './migrate/note.js';
+import { returnToFirst } from './migrate/next-vmm.js';
+import { readNote } from './migrate/note.js';
 import { restoreSource } from './migrate/rollback.js';
+import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
 
 export interface RecoverOptions {
   readonly sourceQmp: string;
@@ -28,12 +30,6 @@ export interface RecoverResult {
 /** How long the destination's QEMU may take to quit, ms. */
 const QUIT_TIMEOUT_MS = 30_000;
 
-interface Found {
-  readonly id: string;
-  readonly source: DeviceSocket;
-  readonly note: Note | undefined;
-}
-
 /**
  * @throws DEVSTATE_E_USAGE, DEVSTATE_E_CONNECT, DEVSTATE_E_QMP_CONNECT before anything is changed;
  * DEVSTATE_E_INCOMPATIBLE when the VM runs at the destination or has gone there; DEVSTATE_E_ROLLBACK when something
@@ -47,17 +43,25 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     close.push(() => qmp.close());
     const qtest = await Qtest.attach(qmp);
     close.push(() => qtest.close());
-    const found: Found[] = [];
+    const found: LeftDevice[] = [];
     for (const { id, source: path } of options.devices) {
       const source = await openDeviceSocket(path);
       close.push(() => source.device.close());
-      found.push({ id, source, note: await readNote(source.device) });
+      const { device } = source;
+      const vmms = (await device.canFollow()) ? await device.nextVmm() : undefined;
+      found.push({ id, source, note: await readNote(device), vmms });
     }
     for (const one of found) requireOwnNote(one, options);
+    if (await hasExecuted(qmp, found)) {
+      await finishExec({ qmp, qtest }, found);
+      return await resultOf(qmp, found);
+    }
     const destination = await connectDestination(options);
     close.push(() => destination?.close());
     await requireHere(qmp, found);
+    await requireUnclaimed(found, options.destQmp !== undefined);
     if (destination !== undefined) await quit(destination, QUIT_TIMEOUT_MS);
+    for (const { source } of found) await returnToFirst(source.device);
 
     const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
     // Without a note QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
@@ -69,15 +73,20 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
         `the source could not be put back: ${problems.join('; ')}`,
       );
     }
-    const { running } = await queryRunState(qmp);
-    return {
-      status: 'recovered',
-      running,
-      devices: found.map(({ id, note }) => ({ id, noted: note !== undefined })),
-    };
+    await endReplace(qmp);
+    return await resultOf(qmp, found);
   } finally {
     for (const end of close.reverse()) end();
   }
+}
+
+async function resultOf(qmp: QmpClient, found: readonly LeftDevice[]): Promise<RecoverResult> {
+  const { running } = await queryRunState(qmp);
+  return {
+    status: 'recovered',
+    running,
+    devices: found.map(({ id, note }) => ({ id, noted: note !== undefined })),
+  };
 }
 
 function requireDevices({ devices }: RecoverOptions): void {
@@ -90,7 +99,7 @@ function requireDevices({ devices }: RecoverOptions): void {
 }
 
 /** A VM that ran without one of its devices would see it fail. */
-function requireOwnNote({ id, source, note }: Found, { devices }: RecoverOptions): void {
+function requireOwnNote({ id, source, note }: LeftDevice, { devices }: RecoverOptions): void {
   if (note === undefined) return;
   if (note.id !== id) {
     const message = `the socket ${source.path} belongs to device ${note.id}, not ${id}`;
@@ -104,7 +113,7 @@ function requireOwnNote({ id, source, note }: Found, { devices }: RecoverOptions
 }
 
 /** The last note is cleared when the VM runs at the destination, the first is written before QEMU's migration completes. */
-async function requireHere(qmp: QmpClient, found: readonly Found[]): Promise<void> {
+async function requireHere(qmp: QmpClient, found: readonly LeftDevice[]): Promise<void> {
   const { status } = await queryRunState(qmp);
   if (status !== 'postmigrate' || found.some(({ note }) => note !== undefined)) return;
   const message = 'the VM has been migrated away, and nothing says that it was to come back: quit this QEMU';

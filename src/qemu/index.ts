@@ -18,7 +18,15 @@ export {
 } from './passed-fds.js';
 export type { PciLocation } from './pci-commands.js';
 export { findPciDevice, type PciDevice } from './pci-location.js';
-export { capturePciView, readConfig, replayPciView, restoreCommand, silenceIntx } from './pci-replay.js';
+export {
+  capturePciView,
+  readConfig,
+  replayPciView,
+  requireWirable,
+  restoreCommand,
+  silenceIntx,
+  wireIntx,
+} from './pci-replay.js';
 export { type MsixEntry, PciView } from './pci-view.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
 export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';

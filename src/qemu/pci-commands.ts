@@ -76,6 +76,20 @@ export function msixEntries(commands: readonly QtestCommand[], values: readonly 
   return entries;
 }
 
+/**
+ * Commands that turn MSI-X, or MSI, on and off; none for a device that has neither. What is off at the end must have
+ * been off before.
+ */
+export function toggleCommands({ msi, msix }: PciView, location: PciLocation): QtestCommand[] {
+  const toggle = (offset: number, control: number, enable: number): QtestCommand[] => [
+    ...configWrite(location, offset, 'w', control | enable),
+    ...configWrite(location, offset, 'w', control & ~enable),
+  ];
+  if (msix !== undefined) return toggle(msix.offset + Msix.control, msix.control, Msix.controlEnable);
+  if (msi !== undefined) return toggle(msi.offset + Msi.control, msi.control, Msi.controlEnable);
+  return [];
+}
+
 /** Commands that make QEMU's view of the device at `location` that of `view`, in the order that QEMU needs. */
 export function replayCommands(view: PciView, location: PciLocation): QtestCommand[] {
   const write = (offset: number, width: Width, value: number) => configWrite(location, offset, width, value);

@@ -34,6 +34,7 @@ export const CapabilityId = { msi: 0x05, msix: 0x11 } as const;
 /** MSI capability: register offsets from its start and bits of its control word. */
 export const Msi = {
   control: 2,
+  controlEnable: 1 << 0,
   addressLow: 4,
   addressHigh: 8,
   data32: 8,

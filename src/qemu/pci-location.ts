@@ -11,6 +11,7 @@ interface ListedDevice {
   function: number;
   qdev_id: string;
   id: { vendor: number; device: number };
+  irq_pin: number;
   pci_bridge?: { devices?: ListedDevice[] | undefined } | undefined;
 }
 
@@ -21,6 +22,7 @@ const ListedDevice: z.ZodType<ListedDevice> = z.lazy(() =>
     function: z.int().min(0).max(7),
     qdev_id: z.string(),
     id: z.object({ vendor: z.int(), device: z.int() }),
+    irq_pin: z.int().default(0),
     pci_bridge: z.object({ devices: z.array(ListedDevice).optional() }).optional(),
   }),
 );
@@ -30,6 +32,8 @@ const Buses = z.array(z.object({ devices: z.array(ListedDevice) }));
 /** A device that QEMU has. */
 export interface PciDevice extends PciLocation {
   readonly vendorId: number;
+  /** 1 for INTA to 4 for INTD, 0 for none. */
+  readonly interruptPin: number;
   readonly deviceId: number;
 }
 
@@ -49,7 +53,8 @@ export async function findPciDevice(
   for (let device = queue.shift(); device !== undefined; device = queue.shift()) {
     if (device.qdev_id === qdevId) {
       const { bus, slot, function: func, id } = device;
-      return { bus, slot, function: func, vendorId: id.vendor, deviceId: id.device };
+      const interruptPin = device.irq_pin;
+      return { bus, slot, function: func, vendorId: id.vendor, deviceId: id.device, interruptPin };
     }
     if (device.qdev_id !== '') known.push(device.qdev_id);
     queue.push(...(device.pci_bridge?.devices ?? []));

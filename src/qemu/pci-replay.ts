@@ -11,6 +11,7 @@
  * The address latch behind 0xcf8 is guest state (a vCPU may be stopped between its two accesses): it is put back after
  * every use.
  */
+import { DevstateError } from '../errors.js';
 import { type Expectation, effectsOf, identityOf, requireSame, requireSameModel } from './pci-checks.js';
 import {
   ADDRESS_PORT,
@@ -20,9 +21,11 @@ import {
   msixTableReads,
   type PciLocation,
   replayCommands,
+  toggleCommands,
 } from './pci-commands.js';
 import { CONFIG_SPACE_SIZE, Command, Register } from './pci-config.js';
-import { changingRegisters, decodeConfig, type PciView } from './pci-view.js';
+import type { PciDevice } from './pci-location.js';
+import { changingRegisters, decodeConfig, type PciView, usesIntx } from './pci-view.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 
 /** Runs `commands` with the guest's 0xcf8 latch put back afterwards; their values. */
@@ -93,6 +96,24 @@ export async function replayPciView(qtest: QtestAccess, location: PciLocation, v
   const readBack = kept.flatMap(({ offset, width }) => configRead(location, offset, width));
   const values = await withLatch(qtest, [...commands, ...readBack]);
   requireSame(kept, everySecond(values.slice(commands.length)), 'the device did not keep what was replayed');
+}
+
+/**
+ * Has a QEMU that came up by CPR give the device its INTx eventfd, if it interrupts by INTx. QEMU leaves that to the state of
+ * kernel VFIO devices, which a vfio-user device has none of (`vfio_intx_enable`, QEMU 10.1 to 11.1), but does it whenever
+ * message signalled interrupts are turned off. So they are turned on and off. To be done before the device itself is
+ * behind this QEMU's connection.
+ */
+export async function wireIntx(qtest: QtestAccess, location: PciDevice, view: PciView): Promise<void> {
+  if (usesIntx(view) && location.interruptPin !== 0) await withLatch(qtest, toggleCommands(view, location));
+}
+
+/** Throws DEVSTATE_E_PCI_VIEW for a device that {@link wireIntx} can do nothing for. */
+export function requireWirable({ interruptPin }: PciDevice, view: PciView): void {
+  const { msi, msix } = view;
+  if (interruptPin === 0 || msi !== undefined || msix !== undefined) return;
+  const why = 'it interrupts by INTx and has neither MSI nor MSI-X, and QEMU does not wire that up after CPR';
+  throw new DevstateError('DEVSTATE_E_PCI_VIEW', `${why}; migrate the VM to another QEMU instead`);
 }
 
 /**

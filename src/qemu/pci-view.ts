@@ -102,6 +102,12 @@ export function decodeConfig(config: Uint8Array): PciView {
   return view;
 }
 
+/** Whether the device interrupts by INTx, if at all: message signalled interrupts are off. */
+export function usesIntx({ msi, msix }: PciView): boolean {
+  const isMsix = ((msix?.control ?? 0) & Msix.controlEnable) !== 0;
+  return !isMsix && ((msi?.control ?? 0) & Msi.controlEnable) === 0;
+}
+
 /** Offsets of the dwords that a view consists of and that can change while the device stays the same; the identity too. */
 export function changingRegisters(view: PciView): number[] {
   const offsets: number[] = [Register.id, Register.command, Register.romBar, Register.interruptLine];

@@ -61,3 +61,27 @@ t.test('QEMU 11 → QEMU 11 by cpr-transfer, then by cpr-exec, twice', async (t)
   t.notOk(server.process.hasEnded);
   t.same(await lab.finishAndCheck(vm), []);
 });
+
+t.test('two disks, one behind a port, that interrupt by INTx', async (t) => {
+  const disks = ['05.0', 'behind-port'];
+  const lab = await MigrationLab.create(t, { replaceable: true, disks, append: 'pci=nomsi' });
+  if (lab === undefined) return;
+  const servers = [
+    await lab.serve('a', { args: ['--size', '16M'] }),
+    await lab.serve('b', { args: ['--size', '16M', '--vendor', 'birch'], disk: 1 }),
+  ];
+  let vm = await lab.startVm({ servers });
+  await lab.guestWrites(vm);
+  for (const mode of ['cpr-transfer', 'cpr-exec', 'cpr-transfer'] as const) {
+    const { vm: after, result } = await lab.upgradeQemu(vm, mode);
+    vm = after;
+    t.comment(parts(result));
+    t.match(result.devices, [
+      { id: 'disk0', resets: 0, absorbed: { resets: 1 } },
+      { id: 'disk1', resets: 0, absorbed: { resets: 1 } },
+    ]);
+    await lab.guestWrites(vm);
+    await lab.guestWrites(vm, { disk: 1 });
+  }
+  t.same(await lab.finishAndCheck(vm), []);
+});

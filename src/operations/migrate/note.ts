@@ -17,6 +17,8 @@ const Note = z.object({
   view: PciView,
   /** Whether the VM ran. */
   running: z.boolean(),
+  /** QEMU was about to execute another program (cpr-exec). */
+  exec: z.boolean().exactOptional(),
 });
 export type Note = z.infer<typeof Note>;
 

@@ -5,9 +5,10 @@ import { DevstateError } from '../../errors.js';
 import {
   capturePciView,
   findPciDevice,
-  type PciLocation,
+  type PciDevice,
   replayPciView,
   silenceIntx,
+  wireIntx,
 } from '../../qemu/index.js';
 import { unlessAborted, within } from '../waiting.js';
 import { writeNote } from './note.js';
@@ -21,11 +22,13 @@ export interface CapturedVm {
   readonly source: Pick<Vm, 'qmp' | 'qtest'>;
   readonly devices: readonly Pick<RunDevice, 'id' | 'source' | 'like' | 'view' | 'silenced'>[];
   readonly wasRunning: boolean;
+  /** QEMU is about to execute another program. */
+  readonly exec?: boolean;
   readonly signal: AbortSignal;
 }
 
 /** Where QEMU has the devices; it does not depend on them. */
-export async function locate({ source, devices, signal }: CapturedVm): Promise<Map<string, PciLocation>> {
+export async function locate({ source, devices, signal }: CapturedVm): Promise<Map<string, PciDevice>> {
   const found = await forEachDevice(
     { devices },
     async ({ id }) => [id, await findPciDevice(source.qmp, id, { signal })] as const,
@@ -34,7 +37,7 @@ export async function locate({ source, devices, signal }: CapturedVm): Promise<M
 }
 
 /** Captures each device's view, leaves a note of it for whoever has to undo this, and silences INTx. */
-export async function capture(run: CapturedVm, locations: ReadonlyMap<string, PciLocation>): Promise<void> {
+export async function capture(run: CapturedVm, locations: ReadonlyMap<string, PciDevice>): Promise<void> {
   const { qtest } = run.source;
   const devices = run.devices.map(({ id }) => id);
   // What is written to the source's QEMU is waited for, so that a rollback comes after it.
@@ -43,11 +46,23 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
     device.view = await within(CAPTURE_TIMEOUT_MS, capturePciView(qtest, location, device.like));
     // From here on the source needs help to go on, should we die.
     const { id, view } = device;
-    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning });
+    const exec = run.exec === true ? { exec: true } : {};
+    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning, ...exec });
     run.signal.throwIfAborted();
     device.silenced = true;
     await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
   });
+}
+
+/** Has a QEMU that came up by CPR wire what it leaves out, see `wireIntx`. */
+export async function wire(
+  { qmp, qtest }: Pick<Vm, 'qmp' | 'qtest'>,
+  { id, view }: Pick<RunDevice, 'id' | 'view'>,
+  signal: AbortSignal,
+): Promise<void> {
+  if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
+  const device = await findPciDevice(qmp, id, { signal });
+  await unlessAborted(wireIntx(qtest, device, view), signal);
 }
 
 /** Makes a QEMU's view of a device what was captured. */

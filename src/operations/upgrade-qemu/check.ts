@@ -64,6 +64,7 @@ export async function check(
       source: { qmp, qtest, watch: new MigrationWatch(qmp) },
       devices,
       wasRunning: runState.running,
+      exec: options.mode === 'cpr-exec',
       warnings: [],
       report,
       scratch: new Scratch(),

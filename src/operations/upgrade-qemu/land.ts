@@ -5,12 +5,12 @@
  */
 
 import { DevstateError } from '../../errors.js';
-import { continueMigration, queryMigration } from '../../qemu/index.js';
+import { continueMigration, queryMigration, requireWirable } from '../../qemu/index.js';
 import { quit, start } from '../migrate/destination-vm.js';
 import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
 import { forEachDevice, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
-import { capture, locate, replay } from '../migrate/view.js';
+import { capture, locate, replay, wire } from '../migrate/view.js';
 import { connectDestination } from './connect.js';
 import { connectQemu, untilArrived } from './new-qemu.js';
 import type { UpgradeRun } from './run.js';
@@ -34,6 +34,9 @@ export async function switchover(
     const [, locations] = await together([pauseDevices(run), locate(run)]);
     quiesceMs = stopwatch.lap();
     await capture(run, locations);
+    await forEachDevice(run, async ({ id, view }) => {
+      if (view !== undefined) requireWirable(locations.get(id)!, view);
+    });
   };
   let quiesceMs = 0;
   await together([quiesce(), connectDestination(run)]);
@@ -48,10 +51,12 @@ export async function land(
   run.report({ phase: 'land' });
   const qemuMs = await timed(run.options.mode === 'cpr-exec' ? execute(run) : complete(run));
   // Not before: an old QEMU whose migration fails runs its VM again by itself, and must find its devices.
-  const promoteMs = await timed(promote(run));
   const signal = signalOf(run);
   const destination = destinationOf(run);
   const stopwatch = new Stopwatch();
+  await forEachDevice(run, (device) => wire(destination, device, signal));
+  await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'promote' }));
+  const promoteMs = stopwatch.lap();
   await forEachDevice(run, (device) => replay(destination, device, signal));
   const replayMs = stopwatch.lap();
   signal.throwIfAborted();
@@ -94,10 +99,6 @@ async function execute(run: UpgradeRun): Promise<void> {
   run.executed = true;
   run.destination = await connectQemu(qmpPath, undefined, signal);
   await untilArrived(run.destination, signal);
-}
-
-async function promote(run: UpgradeRun): Promise<void> {
-  await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'promote' }));
 }
 
 export function destinationOf({ destination }: UpgradeRun): Vm {

@@ -233,8 +233,14 @@ export class MigrationLab {
     const { code, stdout, stderr } = await devstate(...args);
     if (code !== 0) throw new Error(`devstate upgrade --qemu ended with ${code}: ${stderr}`);
     const result = JSON.parse(stdout) as UpgradeQemuResult;
-    const after = await QemuProcess.adopt(plan, result.pid ?? vm.process.pid ?? 0);
-    return { vm: this.#know(after, vm.servers), result };
+    return { vm: await this.adoptVm(vm, plan, result.pid), result };
+  }
+
+  /** The VM of `planUpgrade`. @param pid of its process; default: the old one's */
+  async adoptVm(old: LabVm, plan: QemuPlan, pid = old.process.pid ?? 0): Promise<LabVm> {
+    // One client at a time: the program may be the old one still.
+    if (pid === old.process.pid) old.qmp.close();
+    return this.#know(await QemuProcess.adopt(plan, pid), old.servers);
   }
 
   /** Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win. */

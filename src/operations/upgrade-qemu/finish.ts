@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * What is left of a replacement whose manager died: with cpr-exec the new program has the VM, and there is only the way
+ * forward; else the old QEMU has its devices again.
+ */
+
+import { DevstateError } from '../../errors.js';
+import { type QmpClient, type Qtest, queryMigration, queryRunState, resumeVm } from '../../qemu/index.js';
+import { MigrationState, type NextVmmStatus } from '../../wire/index.js';
+import type { DeviceSocket } from '../device-socket.js';
+import { clearNote, type Note } from '../migrate/note.js';
+import { runDestinations } from '../migrate/p2p.js';
+import { forEachDevice } from '../migrate/run.js';
+import { replay, wire } from '../migrate/view.js';
+
+/** How long QEMU and the servers may take, ms. */
+const TIMEOUT_MS = 60_000;
+
+/** A device as it was found. */
+export interface LeftDevice {
+  readonly id: string;
+  readonly source: DeviceSocket;
+  readonly note: Note | undefined;
+  /** How its VMMs stand; undefined at a server that knows of no next one. */
+  readonly vmms: NextVmmStatus | undefined;
+}
+
+/** Whether QEMU has executed the new program, which has the VM and waits. */
+export async function hasExecuted(qmp: QmpClient, devices: readonly LeftDevice[]): Promise<boolean> {
+  if (!devices.some(({ note }) => note?.exec === true)) return false;
+  const [{ status }, migration] = [await queryRunState(qmp), await queryMigration(qmp)];
+  // The old program would be at `pre-switchover`, or `postmigrate`.
+  return status === 'paused' && migration.status === 'completed';
+}
+
+/** Gives the new program its devices, and has the VM run if it did. */
+export async function finishExec(
+  vm: { readonly qmp: QmpClient; readonly qtest: Qtest },
+  devices: readonly LeftDevice[],
+): Promise<void> {
+  const signal = AbortSignal.timeout(TIMEOUT_MS);
+  await forEachDevice({ devices }, async ({ id, source: { device }, note, vmms }) => {
+    if (note !== undefined) await wire(vm, { id, view: note.view }, signal);
+    if (vmms?.phase !== 'arrived') return;
+    await device.setState(MigrationState.STOP);
+    await device.setNextVmm({ action: 'promote' });
+  });
+  await forEachDevice({ devices }, async ({ id, note }) => {
+    if (note !== undefined) await replay(vm, { id, view: note.view }, signal);
+  });
+  const both = devices.map(({ id, source }) => ({ id, source, destination: source }));
+  await runDestinations({ devices: both, signal });
+  if (devices.some(({ note }) => note?.running === true)) await resumeVm(vm.qmp, { signal });
+  await forEachDevice({ devices }, ({ source: { device } }) => clearNote(device));
+}
+
+/**
+ * A device that has changed hands and runs may belong to a VM that runs in the new QEMU.
+ * @throws DEVSTATE_E_INCOMPATIBLE unless somebody has looked there
+ */
+export async function requireUnclaimed(devices: readonly LeftDevice[], looked: boolean): Promise<void> {
+  for (const { id, source, vmms } of devices) {
+    if (looked || vmms?.phase !== 'promoted') continue;
+    if ((await source.device.state()) !== MigrationState.RUNNING) continue;
+    const message = `device ${id} is the new QEMU's, and the VM may run there: name its QMP socket with --dest-qmp`;
+    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+  }
+}

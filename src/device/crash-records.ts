@@ -8,7 +8,12 @@ import { z } from 'zod';
 import type { FdKind } from '../handoff/index.js';
 import type { Effector, SlotSpec } from '../journal/index.js';
 import { native } from '../native/index.js';
-import type { CrashJournal, RecoveryPort } from '../server/index.js';
+import {
+  type CrashJournal,
+  MAX_NOTE_LENGTH,
+  type ManagementPort,
+  type RecoveryPort,
+} from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, MigrationState, RequestError } from '../wire/index.js';
 import { openBacking } from './backing.js';
@@ -28,6 +33,7 @@ const SLOTS = {
   config: { name: 'sdk:config', capacity: CONFIG_SPACE_SIZE },
   life: { name: 'sdk:life', capacity: 256 },
   files: { name: 'sdk:files', capacity: 4096 },
+  note: { name: 'sdk:note', capacity: MAX_NOTE_LENGTH },
 } as const satisfies Record<string, SlotSpec>;
 type SdkSlot = keyof typeof SLOTS;
 
@@ -64,6 +70,7 @@ export interface CrashRecordParts {
   readonly tables: VmmTables;
   readonly engine: MigrationEngine;
   readonly files: SharedFiles;
+  readonly management: ManagementPort;
 }
 
 export class CrashRecords implements RecoveryPort {
@@ -73,6 +80,7 @@ export class CrashRecords implements RecoveryPort {
   readonly #put: (record: number, bytes: Uint8Array) => void;
   #memoryGeneration = -1;
   #life = '';
+  #note: Uint8Array;
   /** The config space was written, or reset. */
   #configChanged = true;
   #recovering: boolean;
@@ -87,6 +95,7 @@ export class CrashRecords implements RecoveryPort {
     this.#own = journal.records.map(({ name }) => slot(`${OWN}${name}`));
     this.#put = (record, bytes) => crash.journal.put(this.#own[record]!, bytes);
     this.#recovering = crash.recovered;
+    this.#note = parts.management.note;
     crash.transactions.effector = effectorOf(parts);
     crash.transactions.keep(() => this.#keep());
     engine.onSettled = () => crash.transactions.run(() => this.configChanged());
@@ -98,8 +107,13 @@ export class CrashRecords implements RecoveryPort {
     this.#configChanged = true;
   }
 
+  /** A manager has left a note, by a connection that no transaction is about. */
+  noteChanged(): void {
+    if (!this.#recovering) this.#parts.crash.transactions.run(() => {});
+  }
+
   #keep(): void {
-    const { device, journal, crash, tables, engine } = this.#parts;
+    const { device, journal, crash, tables, engine, management } = this.#parts;
     // What is being recovered is there already.
     if (this.#recovering) return;
     const { memory, interrupts } = tables;
@@ -115,6 +129,10 @@ export class CrashRecords implements RecoveryPort {
     if (this.#configChanged) {
       this.#configChanged = false;
       crash.journal.put(this.#slots.config, device.config.bytes);
+    }
+    if (management.note !== this.#note) {
+      this.#note = management.note;
+      crash.journal.put(this.#slots.note, this.#note);
     }
     const life = JSON.stringify(engine.life);
     if (life !== this.#life) {
@@ -154,7 +172,9 @@ export class CrashRecords implements RecoveryPort {
   }
 
   recover(): void {
-    const { device, journal, crash, engine } = this.#parts;
+    const { device, journal, crash, engine, management } = this.#parts;
+    management.note = crash.journal.get(this.#slots.note)?.slice() ?? new Uint8Array(0);
+    this.#note = management.note;
     this.#recoverFiles();
     this.#recoverMemory();
     this.#recoverInterrupts();

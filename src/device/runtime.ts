@@ -125,6 +125,7 @@ export class DeviceRuntime implements ServedDevice {
       tables: this.#tables,
       engine: this.#engine,
       files: this.#files,
+      management: this.management,
     });
     this.recovery = this.#records;
   }
@@ -151,11 +152,19 @@ export class DeviceRuntime implements ServedDevice {
     const { memory } = this.#tables;
     const device = this.#device;
     const engine = this.#engine;
+    const changed = (): void => this.#records?.noteChanged();
+    let note: Uint8Array = new Uint8Array(0);
     return {
       get resets() {
         return engine.resets;
       },
-      note: new Uint8Array(0),
+      get note() {
+        return note;
+      },
+      set note(bytes) {
+        note = bytes;
+        changed();
+      },
       describe: () => JSON.stringify(describe(device, this.#offer)),
       dmaMaps: () =>
         memory.regions.map((region) => ({

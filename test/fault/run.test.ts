@@ -9,9 +9,11 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
+import { Client, MigrationClient } from '../../src/client/index.js';
 import { CounterStatus } from '../../src/devices/counter/index.js';
 import { BlockWriter, CounterDriver, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { type RunEvent, type RunResult, run } from '../../src/operations/index.js';
+import { MigrationState } from '../../src/wire/index.js';
 
 t.setTimeout(1_800_000);
 
@@ -28,6 +30,8 @@ class Supervised {
   readonly migrationSocket = join(this.directory, 'migration');
   readonly events: RunEvent[] = [];
   readonly #stop = new AbortController();
+  /** Kills the server, as SIGHUP to `devstate run` does. */
+  restart = (): void => {};
   #waiters: (() => void)[] = [];
   ended: Promise<RunResult> = Promise.resolve({ exitCode: 0, restarts: 0 });
 
@@ -54,6 +58,9 @@ class Supervised {
       maxFds: 100,
       stop: this.#stop.signal,
       progress,
+      onStarted: (restart) => {
+        this.restart = restart;
+      },
     });
     this.ended.then(settled, settled);
   }
@@ -231,9 +238,44 @@ t.test('NVMe under load, killed at random moments: no command fails, no block is
   t.same(await server.stop(), { exitCode: 0, restarts: kills });
 });
 
+t.test('killed while a manager has it stopped: it stays stopped, and its note is there', async (t) => {
+  const server = new Supervised(t);
+  const sockets = ['--socket', server.socket, '--migration-socket', server.migrationSocket];
+  server.start([MAIN, 'serve', 'counter', ...sockets]);
+  await server.serving();
+  const machine = await GuestMachine.start(server.socket);
+  t.teardown(() => machine.close());
+  const driver = await CounterDriver.start(machine);
+  const manager = async () => {
+    const client = new MigrationClient(await Client.connect(server.migrationSocket));
+    t.teardown(() => client.close());
+    return client;
+  };
+  const first = await manager();
+  await first.setNote(Uint8Array.of(1, 2, 3));
+  await first.setState(MigrationState.STOP_COPY);
+  const waiting = driver.submitAdd(5);
+  await driver.add(1);
+  server.restart();
+  await server.serving(2);
+  t.equal(await driver.value(), 1n, 'its registers answer');
+  const second = await manager();
+  t.equal(await second.state(), MigrationState.STOP);
+  t.same(await second.note(), Uint8Array.of(1, 2, 3));
+  await second.setState(MigrationState.RUNNING);
+  t.equal((await waiting).value, 6n, 'what came while it was stopped is done when it runs');
+
+  // A pre-copy is given up, as when its manager leaves.
+  await second.setState(MigrationState.PRE_COPY);
+  server.restart();
+  await server.serving(3);
+  t.equal((await driver.submitAdd(1)).value, 7n);
+  t.equal(await (await manager()).state(), MigrationState.RUNNING);
+});
+
 t.test('killed at each store to the journal', async (t) => {
   // Every store takes minutes; some of them, others each time, are a part of each run.
-  const stride = EVERY_STORE ? 1 : 17;
+  const stride = EVERY_STORE ? 1 : 29;
   let at = EVERY_STORE ? 1 : 1 + Math.floor(Math.random() * stride);
   for (let survived = false; !survived; at += stride) survived = await killAtStore(t, at);
   t.ok(at > 60, `${at} stores at most`);

@@ -474,6 +474,8 @@ t.test(
     const other: ChildProcess = spawn(process.execPath, ['-e', program, path], {
       uid: 65534,
       cwd: '/',
+      // Without what the test runner has its processes load: it writes a file that this user may not.
+      env: {},
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     t.teardown(async () => {

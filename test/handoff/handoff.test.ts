@@ -471,11 +471,10 @@ t.test(
     chmodSync(directory, 0o777);
     const path = join(directory, 'socket');
     const program = `require('node:net').createServer().listen(process.argv[1], () => console.log('listening'))`;
-    const other: ChildProcess = spawn(process.execPath, ['-e', program, path], {
+    // Without what the test runner has its processes load by their environment: it writes a file that this user may not.
+    const other: ChildProcess = spawn('env', ['-i', process.execPath, '-e', program, path], {
       uid: 65534,
       cwd: '/',
-      // Without what the test runner has its processes load: it writes a file that this user may not.
-      env: {},
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     t.teardown(async () => {

@@ -10,13 +10,13 @@ import {
   addIommufd,
   addVfioPci,
   type CprReport,
-  cprIncomingArguments,
   MigrationWatch,
   QmpClient,
   queryRunState,
   relayCprChannel,
   resumeVm,
-  startCprTransfer,
+  startTransfer,
+  transferArguments,
 } from '../../../src/qemu/index.js';
 import { Fd } from '../../../src/transport/index.js';
 import { check, finish } from './report.js';
@@ -69,6 +69,7 @@ async function byGroups(): Promise<void> {
   await resumeVm(qmp);
   const events = { capabilities: [{ capability: 'events', state: true }] };
   await qmp.execute('migrate-set-capabilities', { arguments: events });
+  await qmp.execute('migrate-set-parameters', { arguments: { mode: 'cpr-transfer' } });
 
   /** One list through the relay. The rest of the migration finds nobody: the source goes on in any case. */
   const handOver = async (requirements: readonly string[]): Promise<CprReport> => {
@@ -78,7 +79,7 @@ async function byGroups(): Promise<void> {
     const relayed = relayCprChannel({ ...paths, requirements, timeoutMs: 60_000, onListening: listening });
     await ready;
     const watch = new MigrationWatch(qmp);
-    await startCprTransfer(qmp, { cpr: between, main: '/tmp/nobody' });
+    await startTransfer(qmp, { cpr: between, main: '/tmp/nobody' });
     const report = await relayed;
     assert.equal(await watch.waitForAny(['completed', 'failed']), 'failed');
     watch.close();
@@ -97,7 +98,7 @@ async function byGroups(): Promise<void> {
   });
 
   await check('container, group, device and eventfds go to the next QEMU, which uses them', async () => {
-    const destination = startQemu('destination', [...shared, ...cprIncomingArguments(sockets)]);
+    const destination = startQemu('destination', [...shared, ...transferArguments(sockets)]);
     await until(() => existsSync(sockets.cpr));
     const { error, descriptors } = await handOver(required);
     assert.equal(error, null);

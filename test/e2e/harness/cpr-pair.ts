@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
-import { cprIncomingArguments, MigrationWatch, startCprTransfer } from '../../../src/qemu/index.js';
+import { MigrationWatch, startTransfer, transferArguments } from '../../../src/qemu/index.js';
 import type { GuestParts, QemuInstallation } from '../../../tools/qemu/provision.js';
 import { buildInitramfs } from './initramfs.js';
 import { QemuProcess } from './qemu-process.js';
@@ -57,9 +57,8 @@ export class CprPair {
     const { boot, extra } = this.#machine;
     const starting = QemuProcess.start(this.#qemu, {
       memoryMiB: 128,
-      paused: true,
       boot,
-      extra: [...extra, ...cprIncomingArguments(this.sockets)],
+      extra: [...extra, ...transferArguments(this.sockets)],
     });
     starting.catch(() => {});
     this.#destinations.push(starting);
@@ -72,7 +71,8 @@ export class CprPair {
       arguments: { capabilities: [{ capability: 'events', state: true }] },
     });
     const watch = new MigrationWatch(this.source.qmp);
-    await startCprTransfer(this.source.qmp, { ...this.sockets, cpr });
+    await this.source.qmp.execute('migrate-set-parameters', { arguments: { mode: 'cpr-transfer' } });
+    await startTransfer(this.source.qmp, { ...this.sockets, cpr });
     return watch;
   }
 

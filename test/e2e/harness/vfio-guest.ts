@@ -90,6 +90,8 @@ export class VfioGuest {
       ],
     });
     t.teardown(() => vm.kill());
+    // QEMU has read it; a test that is killed leaves 120 MB less.
+    await rm(directory, { recursive: true });
     const { next } = await vm.console.waitFor(/^guest-ready$/, { timeoutMs: TIMEOUT_MS });
     t.comment(`boot: ${(performance.now() - began).toFixed(0)} ms`);
     return new VfioGuest(vm, next);

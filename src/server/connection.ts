@@ -35,6 +35,7 @@ import {
   messageFlags,
   messageId,
   RequestError,
+  type Version,
   vfioUserFraming,
 } from '../wire/index.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
@@ -390,15 +391,7 @@ export class Connection implements ServerContext {
     const version = negotiate(proposal, { twinSocket });
     this.peer = { ...proposal.capabilities, writeMultiple: version.capabilities.writeMultiple };
     this.migration = this.device.openMigration(this.role);
-    if (this.role === 'vmm' && this.#plain === undefined) this.device.connected(noDmaByMessages);
-    else if (this.role === 'vmm' && this.#plain !== undefined) {
-      this.#dmaPeer = new MessageDmaPeer(this.#plain, proposedTerms(proposal));
-      if (version.capabilities.twinSocket) {
-        this.#reply.fds = [this.#dmaPeer.useTwinSocket()];
-        this.#reply.owned = this.#reply.fds;
-      }
-      this.device.connected(this.#dmaPeer);
-    }
+    if (this.role === 'vmm') this.device.connected(this.#openDmaPeer(proposal, version));
     const payload = encodeVersion(version);
     this.#reply.allocate(payload.length);
     this.#reply.bytes.set(payload, HEADER_LENGTH);
@@ -409,6 +402,18 @@ export class Connection implements ServerContext {
       Buffer.from(JSON.stringify(this.peer)),
     );
     clearTimeout(this.#versionTimer);
+  }
+
+  /** The client's memory by messages; with the twin socket, if it was agreed on, in the reply to VERSION. */
+  #openDmaPeer(proposal: Version, { capabilities }: Version): DmaPeer {
+    if (this.#plain === undefined) return noDmaByMessages;
+    const peer = new MessageDmaPeer(this.#plain, proposedTerms(proposal));
+    this.#dmaPeer = peer;
+    if (capabilities.twinSocket) {
+      this.#reply.fds = [peer.useTwinSocket()];
+      this.#reply.owned = this.#reply.fds;
+    }
+    return peer;
   }
 
   async #closed(error: DevstateError | undefined): Promise<void> {

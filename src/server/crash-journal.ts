@@ -104,9 +104,9 @@ export class CrashJournal {
     try {
       const mapping = mapAll(memory);
       const bytes = new Uint8Array(checkObject(mapping.window(0, mapping.length), 'reach the journal'));
-      // What was never committed is nothing to go on with: its process ended before it served.
       const before = kept === undefined ? undefined : Journal.open(bytes, all, options);
-      const recovered = before !== undefined && before.committed > 0;
+      // A server that ended before it listened has left nothing to go on with.
+      const recovered = before?.get(before.slot(ServerSlot.sockets.name)) !== undefined;
       const journal = before ?? Journal.create(bytes, all, options);
       if (kept === undefined) notifier.send({ kind: 'store', name: JOURNAL_NAME }, memory);
       return new CrashJournal(notifier, mapping, journal, store, recovered);

@@ -2,7 +2,6 @@
 /** The server's end of vfio-user. */
 
 export { CrashJournal, type CrashJournalOptions } from './crash-journal.js';
-export { noDmaByMessages } from './dma-peer.js';
 export { MAX_NOTE_LENGTH } from './feature-command.js';
 export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {

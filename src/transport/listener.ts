@@ -2,7 +2,7 @@
 /** Listening at and connecting to UNIX socket paths. */
 
 import { randomBytes } from 'node:crypto';
-import { linkSync, lstatSync, unlinkSync } from 'node:fs';
+import { linkSync, lstatSync, rmSync, unlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { check, checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
@@ -155,7 +155,8 @@ export class Listener {
     if (this.#path !== undefined && options.keepPath !== true) {
       const { name, device, inode } = this.#path;
       const info = lstatSync(name, { throwIfNoEntry: false });
-      if (info !== undefined && info.dev === device && info.ino === inode) unlinkSync(name);
+      // Whoever cleans up the directory may be faster: nothing is to keep the socket open then.
+      if (info !== undefined && info.dev === device && info.ino === inode) rmSync(name, { force: true });
     }
     this.#fd.close();
   }

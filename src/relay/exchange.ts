@@ -116,8 +116,8 @@ export async function tellStopped(back: BackEnd, now: ReplayLog, next: ReplayLog
 }
 
 /**
- * Signals every eventfd of a VMM: an interrupt may have been raised for the other VMM when the device ran already and
- * its server had not been told. One too many does no harm.
+ * Signals every eventfd of a VMM: an interrupt may have been raised for the other VMM, which took it no more, as it had
+ * saved its own state already, or the server had not been told of this one. One too many does no harm.
  */
 export function signalAll({ interrupts }: ReplayLog): void {
   for (const fd of interrupts.triggers()) native.eventfdSignal(fd.number);

@@ -73,6 +73,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
   readonly #fronts = new Set<Front>();
   /** What the server is to be told of another VMM when its device runs. */
   #later: OwnMessage[] = [];
+  /** The VMM that has the device is to be signalled when that runs. */
   #signals = false;
 
   /**
@@ -345,9 +346,8 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     if (down !== undefined) down.user = understudy;
     if (up !== undefined) up.user = this;
     this.#front = up;
-    const later = this.#later.splice(0);
-    this.#signals ||= later.length > 0;
-    for (const message of later) {
+    this.#signals = true;
+    for (const message of this.#later.splice(0)) {
       this.owed.add(message, message.fds);
       closeAll(message.fds);
     }

@@ -162,6 +162,41 @@ t.test('ten servers, one after the other, under one VM', async (t) => {
   t.same(await lab.finishAndCheck(vm), []);
 });
 
+t.test(
+  'QEMU replaces itself, twice, and the relay in between, before a server that knows of one VMM',
+  async (t) => {
+    const lab = await MigrationLab.create(t, { replaceable: true });
+    if (lab === undefined) return;
+    const server = await relayed(t, lab, 'a');
+    let vm = await lab.startVm({ server });
+    await lab.guestWrites(vm);
+    const openFiles = (pid = 0): number => readdirSync(`/proc/${pid}/fd`).length;
+    const before = openFiles(server.process.process.pid);
+    for (const mode of ['cpr-transfer', 'cpr-exec'] as const) {
+      const { vm: after, result } = await lab.upgradeQemu(vm, mode);
+      vm = after;
+      t.comment(`${mode}: the VM stood ${result.downtime.totalMs.toFixed(0)} ms`);
+      t.match(result, { status: 'completed', mode, running: true, warnings: [] });
+      t.match(result.devices, [{ id: 'disk0', resets: 0, absorbed: { resets: 1 } }]);
+      await lab.guestWrites(vm);
+      if (mode === 'cpr-exec') break;
+      const { socket, migrationSocket, control } = server;
+      const where = ['--listen', socket, '--server', join(lab.directory, 'a.sock'), '--control', control];
+      const next = devstateCommand('relay', ...where, '--migration-socket', migrationSocket, '--trap');
+      const log = ['-o', 'json', '--log', join(lab.directory, 'relays.log')];
+      const upgraded = await devstate('upgrade', '--control', control, ...log, '--', ...next);
+      t.equal(upgraded.code, 0, upgraded.stderr);
+      const { pid } = JSON.parse(upgraded.stdout || '{}') as { pid: number };
+      t.teardown(() => process.kill(pid));
+      t.equal(await server.relay.exited, 0);
+    }
+    t.notMatch(server.process.stderr, /the VMM has left/, 'its server has noticed nothing of all this');
+    t.ok(openFiles(server.process.process.pid) <= before, 'and holds no more than before');
+    t.same(await lab.lockHolders(), ['a']);
+    t.same(await lab.finishAndCheck(vm), []);
+  },
+);
+
 const { DEVSTATE_LIBVFIO_USER_V2: build } = process.env;
 const skip = build === undefined && 'DEVSTATE_LIBVFIO_USER_V2 is not set, see docs/conformance.md';
 /** I/O ports where the test puts the sample's BARs, as its firmware would: it has not declared them to be memory. */

@@ -157,7 +157,10 @@ t.test('they change places', async (t) => {
   t.equal(await readU32(second, CONFIG, 0x10), 0xfebf0000, 'its config space too');
   t.equal(await outcome(first.regionRead(0, 0, new Uint8Array(4))), Errno.EBUSY);
   await manager.setState(RUNNING);
-  t.same([...vectors, ...fresh].map(signals), [0, 0, 0, 1], 'what was pending goes to the new VMM');
+  // Each is signalled once more, as one may have got lost with the old VMM.
+  await until(() => signals(fresh[0]!) > 0);
+  t.ok(signals(fresh[1]!) > 0, 'what was pending goes to the new VMM');
+  t.same(vectors.map(signals), [0, 0]);
   await manager.setNextVmm({ action: 'commit' });
   await first.closed();
   t.match(await manager.nextVmm(), { phase: 'none', first: true, second: false, resets: 0 });
@@ -227,7 +230,7 @@ t.test('back to the first, after each step', async (t) => {
     t.equal(await readU32(first, CONFIG, 0x10), 0xfebf0000, step);
     t.same(ranges(booted), [MEMORY.address], step);
     await writeU32(first, 0, Register.RAISE, 1);
-    t.equal(signals(vectors[1]!), 1, step);
+    t.ok(signals(vectors[1]!) > 0, step);
     t.notMatch(scratch.takeCalls(), [/reset/], step);
     t.equal(await outcome(manager.setNextVmm({ action: 'promote' })), Errno.EINVAL, step);
   }

@@ -123,7 +123,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
 
   close(): void {
     for (const front of this.#fronts) front.close();
-    queueMicrotask(() => this.#end());
+    queueMicrotask(() => this.release());
   }
 
   // The VMM's messages.
@@ -353,10 +353,6 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     }
   }
 
-  release(): void {
-    this.#end();
-  }
-
   // What the relay answers in a server's place.
 
   /** The time of a request is up. */
@@ -388,10 +384,11 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     if (this.isClosed) return;
     const had = front === this.#front;
     if (had) this.#front = undefined;
-    if (!this.next.left(front) && had) this.#end();
+    if (!this.next.left(front) && had) this.release();
   }
 
-  #end(): void {
+  /** Nobody has the device any more. */
+  release(): void {
     if (this.isClosed) return;
     this.servers.close();
     this.next.close();

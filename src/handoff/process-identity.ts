@@ -4,7 +4,7 @@
  * What is not known for sure counts as running: whoever asks may take away what the process has.
  */
 
-import { readFileSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { Errno, native, PosixPoll } from '../native/index.js';
 
 export interface ProcessIdentity {
@@ -15,6 +15,8 @@ export interface ProcessIdentity {
   readonly namespace: number;
 }
 
+/** Where there are no namespaces. */
+const ONLY_NAMESPACE = 1;
 /** Fields of /proc/PID/stat behind the name, which may hold blanks and brackets itself. */
 const START_TIME_FIELD = 19;
 
@@ -63,6 +65,7 @@ function ownNamespace(): number {
   try {
     return statSync('/proc/self/ns/pid').ino | 0;
   } catch {
-    return 0;
+    // A kernel without pid namespaces has one, as long as it is only that file that is missing.
+    return existsSync('/proc/self/stat') ? ONLY_NAMESPACE : 0;
   }
 }

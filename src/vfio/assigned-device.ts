@@ -6,7 +6,6 @@ import { type BundleEntry, FdKind } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import { closeAll, Fd } from '../transport/index.js';
 import type { DeviceDocument } from './assignment-document.js';
-import { Cdev } from './cdev.js';
 import type { VfioDevice } from './device.js';
 import type { GroupId } from './group.js';
 import { DeviceFlag, PciRegion, type RegionInfo } from './uapi/index.js';
@@ -184,25 +183,9 @@ export class AssignedDevice {
     }
   }
 
-  /** Of a device with a file of its own: it reaches no memory any more, interrupts nobody, and is reset if it can be. */
-  detach(): void {
-    for (const index of this.#vectors.keys()) this.raw.disableIrq(index);
-    this.#closeVectors();
-    new Cdev(this.name, this.raw.fd).detach();
-    try {
-      this.raw.reset();
-    } catch (error) {
-      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_VFIO') throw error;
-    }
-  }
-
-  #closeVectors(): void {
+  close(): void {
     for (const fds of this.#vectors.values()) closeAll(fds);
     this.#vectors.clear();
-  }
-
-  close(): void {
-    this.#closeVectors();
     this.raw.close();
   }
 }

@@ -96,25 +96,11 @@ export class VfioAssignment {
 
   /** Opens devices by files of their own (`vfio0`, or a path), in one address space of an iommufd. @throws likewise */
   static openCdevs(paths: readonly string[]): VfioAssignment {
-    const opened: Cdev[] = [];
-    let iommufd: Iommufd | undefined;
+    const iommufd = Iommufd.open();
     try {
-      iommufd = Iommufd.open();
-      for (const path of paths) {
-        const cdev = Cdev.open(path);
-        opened.push(cdev);
-        cdev.bind(iommufd);
-      }
-      const ioas = iommufd.allocIoas();
-      for (const cdev of opened) cdev.attach(ioas);
-      const devices = opened.map((device) => ({ device, group: null }));
-      return new VfioAssignment(
-        { space: new IommufdSpace(iommufd, ioas), groups: [], devices },
-        Lease.create(1),
-      );
+      return new VfioAssignment(inIommufd(iommufd, paths), Lease.create(1));
     } catch (error) {
-      for (const cdev of opened) cdev.close();
-      iommufd?.close();
+      iommufd.close();
       throw error;
     }
   }
@@ -332,36 +318,29 @@ export class VfioAssignment {
 
   /**
    * For the process that lent the devices, and has their files still, when the one that had them has ended: takes the
-   * lease back, ends every mapping, and opens the devices anew, which resets them. One that was opened by its own file stays
-   * open, and is reset if it can be.
+   * lease back, ends every mapping, and opens the devices anew, which resets them. For a device with a file of its own that
+   * takes the right to open it once more; a group is open still.
    * @returns false when the lease has changed hands meanwhile
    */
   reclaim(dead: ProcessIdentity): boolean {
     if (!this.lease.reclaim(dead)) return false;
-    for (const device of this.#devices.values())
-      if (this.#space instanceof IommufdSpace) device.detach();
-      else device.close();
+    const names = this.deviceNames;
+    for (const device of this.#devices.values()) device.close();
     for (const memory of this.#memory.values()) memory.close();
+    this.#devices.clear();
     this.#memory.clear();
     this.#dma = [];
-    if (this.#space instanceof IommufdSpace) this.#renewIoas(this.#space);
-    else this.#renewContainer();
+    const { space, devices } =
+      this.#space instanceof IommufdSpace ? reopen(this.#space, names) : this.#reopenGroups();
+    this.#space = space;
+    this.#setDevices(devices);
     return true;
   }
 
-  #renewIoas({ iommufd, ioas }: IommufdSpace): void {
-    iommufd.destroy(ioas);
-    const fresh = iommufd.allocIoas();
-    this.#space = new IommufdSpace(iommufd, fresh);
-    for (const { raw } of this.#devices.values()) new Cdev(raw.name, raw.fd).attach(fresh);
-  }
-
-  #renewContainer(): void {
+  #reopenGroups(): Parts {
     this.#space.close();
     for (const group of this.#groups) if (group.status().hasContainer) group.unsetContainer();
-    const { space, devices } = inContainer(this.#groups);
-    this.#space = space;
-    this.#setDevices(devices);
+    return inContainer(this.#groups);
   }
 
   /** Closes all of it. What another process has goes on there; with the last one the devices are disabled. */
@@ -391,4 +370,29 @@ function inContainer(groups: readonly Group[]): Parts {
     container.close();
     throw error;
   }
+}
+
+/** Devices that are opened by files of their own, in a new address space of an iommufd. */
+function inIommufd(iommufd: Iommufd, paths: readonly string[]): Parts {
+  const opened: Cdev[] = [];
+  try {
+    for (const path of paths) {
+      const cdev = Cdev.open(path);
+      opened.push(cdev);
+      cdev.bind(iommufd);
+    }
+    const ioas = iommufd.allocIoas();
+    for (const cdev of opened) cdev.attach(ioas);
+    const devices = opened.map((device) => ({ device, group: null }));
+    return { space: new IommufdSpace(iommufd, ioas), groups: [], devices };
+  } catch (error) {
+    for (const cdev of opened) cdev.close();
+    throw error;
+  }
+}
+
+/** Opens devices that have been closed once more. The mappings of their address space end. */
+function reopen({ iommufd, ioas }: IommufdSpace, names: readonly string[]): Parts {
+  iommufd.destroy(ioas);
+  return inIommufd(iommufd, names);
 }

@@ -9,6 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { asDevstateError, type DevstateError } from '../../../src/errors.js';
 import {
   Channel,
+  decodeJson,
   encodeEntries,
   encodeJson,
   encodeTransferred,
@@ -18,6 +19,7 @@ import {
 } from '../../../src/handoff/index.js';
 import { connect, Listener } from '../../../src/transport/index.js';
 import {
+  type AssignmentDocument,
   AssignmentGiver,
   askStatus,
   askToGive,
@@ -33,6 +35,8 @@ import { Edu } from './edu.js';
 const IOVA = 0x100000;
 const MEMORY = 0x40000;
 const LENGTH = 4096;
+/** Place of the register in PCI config space. */
+const COMMAND = 0x04;
 
 const [path = ''] = process.argv.slice(2);
 let station: VfioStation | undefined;
@@ -72,12 +76,17 @@ function pattern(seed: number): Uint8Array {
   return Uint8Array.from({ length: LENGTH }, (_, index) => (index * 7 + seed * 31 + (index >> 8)) & 0xff);
 }
 
-async function passEntries(to: string): Promise<Channel> {
-  const giver = new AssignmentGiver(assignment(), operator);
+/** All that goes over, until the lease is offered. @param alter what the document says besides the truth */
+async function passEntries(
+  to: string,
+  giver = new AssignmentGiver(assignment(), operator),
+  alter: (document: AssignmentDocument) => void = () => {},
+): Promise<Channel> {
   const channel = new Channel(await connect(to), 'any');
   await channel.send(HandoffMessage.PREPARE, encodeJson(giver.offer));
   await channel.expect(HandoffMessage.READY);
   const { entries, document } = await giver.freeze(null, new AbortController().signal);
+  alter(document as AssignmentDocument);
   const { lease } = assignment();
   const all = [...entries, { kind: FdKind.LEASE, name: LEASE_NAME, fd: lease.fd }];
   const fds = all.map(({ fd }) => fd);
@@ -189,6 +198,20 @@ const commands: Record<string, (argument: never) => unknown> = {
   giveAndDie: async (to: string) => {
     await passEntries(to);
     process.kill(process.pid, 'SIGKILL');
+  },
+  /** Gives the device as one that was another when it was given. @returns what the other end says */
+  giveChanged: async (to: string) => {
+    const giver = new AssignmentGiver(assignment(), operator);
+    const channel = await passEntries(to, giver, ({ devices: [device] }) => {
+      const config = Buffer.from(device?.config ?? '', 'base64');
+      config.writeUInt16LE(0, COMMAND);
+      Object.assign(device ?? {}, { config: config.toString('base64') });
+    });
+    const { payload } = await channel.next();
+    channel.end();
+    assert.ok(assignment().lease.takeBack());
+    await giver.thaw();
+    return decodeJson(payload);
   },
   /** Instead of a station: takes everything, and dies before it takes the lease. */
   receiveAndDie: () => {

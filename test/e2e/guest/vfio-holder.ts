@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readlinkSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { Group, listVfio, type StationStatus } from '../../../src/vfio/index.js';
@@ -16,6 +16,10 @@ import { check, finish, remark } from './report.js';
 const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 const EDU = '0000:00:03.0';
 const GROUP = readlinkSync(`/sys/bus/pci/devices/${EDU}/iommu_group`).split('/').at(-1)!;
+/** With the argument `iommufd`: the device by its own file. */
+const IOMMUFD = process.argv.includes('iommufd');
+const CDEVS = IOMMUFD ? readdirSync(`/sys/bus/pci/devices/${EDU}/vfio-dev`) : [];
+const lists = IOMMUFD ? { cdevs: CDEVS } : { groups: [GROUP] };
 const SOCKET = '/tmp/holder';
 const USER = 1000;
 const MEMORY = 0x40000;
@@ -83,12 +87,15 @@ await check('list', () => {
   assert.ok(others.length > 0 && others.every(({ reasons }) => reasons.length > 0), 'others say why not');
 });
 
-const holder = new Holder('--group', GROUP, '--user', String(USER));
+const holder = new Holder(
+  ...(IOMMUFD ? CDEVS.flatMap((name) => ['--device', name]) : ['--group', GROUP]),
+  ...['--user', String(USER)],
+);
 const [first, second] = start(2, { uid: USER });
 await Promise.all([first.ask('listen', {}), second.ask('listen', {}), holder.says(/holding/)]);
 
 await check('a user without rights opens nothing, and is told what to do', async () => {
-  await assert.rejects(first.ask('reopen', { groups: [GROUP] }), {
+  await assert.rejects(first.ask('reopen', lists), {
     code: 'DEVSTATE_E_VFIO_ACCESS',
     message: /permission denied: run "devstate vfio hold" as a user that may/,
   });

@@ -5,7 +5,8 @@
  */
 import assert from 'node:assert/strict';
 import { readdirSync, readlinkSync } from 'node:fs';
-import { askStatus, askToGive, Cdev, Group, Iommufd } from '../../../src/vfio/index.js';
+import { askStatus, askToGive, Cdev, Group, Iommufd, VfioAssignment } from '../../../src/vfio/index.js';
+import { makeMtty } from './mtty.js';
 import { type OperatorProcess, start } from './operators.js';
 import { check, finish, remark } from './report.js';
 
@@ -106,6 +107,13 @@ await check('a destination that dies before it commits: the source goes on', asy
   await requireGoesOn(third, before, 5);
 });
 
+await check('a device that has been touched on the way is refused: the source goes on', async () => {
+  const refusal = await third.ask<{ code: string; message: string }>('giveChanged', second.path);
+  assert.equal(refusal.code, 'DEVSTATE_E_VFIO_STATE');
+  assert.match(refusal.message, /config space at 0x4 is 0[67]0\d, and was 0000; somebody has reset it/);
+  await third.ask('dma', 9);
+});
+
 await check('an operator that cannot stop: the source goes on', async () => {
   await third.ask('dieIn', 'throw');
   await assert.rejects(transfer(third, second), /phase freeze: the operator cannot stop; the source goes on/);
@@ -187,5 +195,28 @@ await check(`${TRANSFERS} transfers back and forth leak nothing`, async () => {
   await Promise.all(ends.map((end) => end.end()));
   openOnceMore();
 });
+
+if (IOMMUFD) {
+  await check(
+    'a container with a mediated device keeps its mappings: a move is refused before it begins',
+    () => {
+      const { inGroup } = makeMtty('0b6a4a3e-52f2-4a3c-9a6f-7d6a1f7e1c01', 1);
+      const assignment = VfioAssignment.openGroups([inGroup.split(':')[0] ?? '']);
+      try {
+        assignment.requireMovable();
+        const memory = assignment.addMemory('ram', MEMORY);
+        assignment.mapDma({ iova: 0, size: MEMORY, memory, offset: 0, read: true, write: true });
+        assert.throws(() => assignment.requireMovable(), {
+          code: 'DEVSTATE_E_VFIO_REBIND',
+          message: /a mediated device is in it/,
+        });
+        assert.equal(assignment.unmapDma(0, MEMORY), MEMORY);
+        assignment.requireMovable();
+      } finally {
+        assignment.close();
+      }
+    },
+  );
+}
 
 finish();

@@ -4,7 +4,7 @@
  *
  *     node faulty-successor.js SOCKET MIGRATION_SOCKET IMAGE STEP ACTION
  *
- * STEP is `prepare`, `adopt` (everything has come, nothing is adopted) or `commit` (all is adopted, the lease not taken).
+ * STEP is `negotiate` (it is asked what it is), `prepare`, `adopt` (everything has come, nothing is adopted) or `commit` (all is adopted, the lease not taken).
  * ACTION is `refuse`, `crash`, `kill`, `hang`, `murder` (of the process VICTIM,
  * or of who started this one; then go on) or `nothing`.
  */
@@ -27,7 +27,13 @@ async function fail(at: string): Promise<void> {
 
 const image = ImageFile.open({ path: imagePath, lock: false });
 const runtime = new DeviceRuntime(createAlderNvme({ image }), { name: 'faulty' });
-const port = runtime.handoff;
+const { management, handoff: port } = runtime;
+const describe = management.describe.bind(management);
+management.describe = () => {
+  // What ends or stops the process does so at once.
+  void fail('negotiate');
+  return describe();
+};
 const { rehearse, adopt } = port;
 let prepared = false;
 port.rehearse = async (format) => {

@@ -142,6 +142,15 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
     });
   }
 
+  for (const action of ['crash', 'kill', 'hang']) {
+    await t.test(`${action} in negotiate`, async (t) => {
+      const { error } = await failing({ ...options(faulty('negotiate', action)), startMs: 3000 });
+      t.match(error.message, /upgrade failed in phase negotiate: .*; the old server goes on/);
+      t.match(error.message, action === 'hang' ? /not ready within 3000 ms/ : /closed|lost/);
+      await goesOn(t);
+    });
+  }
+
   for (const step of ['prepare', 'adopt', 'commit']) {
     for (const action of ['refuse', 'crash', 'kill', 'hang']) {
       await t.test(`${action} in ${step}`, async (t) => {

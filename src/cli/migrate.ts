@@ -14,7 +14,7 @@ import {
 } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { createProgress } from './progress.js';
-import { untilSignalled } from './signals.js';
+import { outlivingStrays, untilSignalled } from './signals.js';
 
 interface MigrateCommandOptions extends FormatCommandOptions {
   sourceQmp: string;
@@ -47,8 +47,6 @@ export function migrateCommand(): Command {
 }
 
 async function run(options: MigrateCommandOptions): Promise<void> {
-  // Only this process can put the source back: no stray failure may end it.
-  process.on('unhandledRejection', printStray);
   const progress = createProgress(options.output);
   try {
     const wanted = {
@@ -63,18 +61,15 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       allowLossy: options.allowLossy ?? false,
       compress: options.compress ?? false,
     };
-    const result = await untilSignalled((signal) => migrate(wanted, { signal, progress: progress.update }));
+    const result = await outlivingStrays(() =>
+      untilSignalled((signal) => migrate(wanted, { signal, progress: progress.update })),
+    );
     progress.end();
     if (options.output === 'json') printJson(result);
     else printResult(result);
   } finally {
     progress.end();
-    process.off('unhandledRejection', printStray);
   }
-}
-
-function printStray(reason: unknown): void {
-  process.stderr.write(`warning: ${reason instanceof Error ? reason.stack : reason}\n`);
 }
 
 function printResult(result: MigrateResult): void {

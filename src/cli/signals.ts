@@ -19,6 +19,19 @@ export async function untilSignalled<T>(
   }
 }
 
+/** Runs `work` that only this process can undo: no stray failure may end it. */
+export async function outlivingStrays<T>(work: () => Promise<T>): Promise<T> {
+  const print = (reason: unknown): void => {
+    process.stderr.write(`warning: ${reason instanceof Error ? reason.stack : reason}\n`);
+  };
+  process.on('unhandledRejection', print);
+  try {
+    return await work();
+  } finally {
+    process.off('unhandledRejection', print);
+  }
+}
+
 /** Settles when a server is told to end, by SIGTERM or SIGINT. */
 export function untilTold(): Promise<void> {
   return new Promise((resolve) => {

@@ -9,7 +9,7 @@ import {
   upgradeQemu,
 } from '../operations/index.js';
 import { formatMs, printColumns, printJson } from './output.js';
-import { untilSignalled } from './signals.js';
+import { outlivingStrays, untilSignalled } from './signals.js';
 
 export interface UpgradeQemuCommandOptions {
   sourceQmp?: string;
@@ -39,7 +39,9 @@ export async function runUpgradeQemu(command: string[], options: UpgradeQemuComm
   const progress = (report: UpgradeQemuProgress): void => {
     process.stderr.write(output === 'json' ? `${JSON.stringify(report)}\n` : `${report.phase}\n`);
   };
-  const result = await untilSignalled((signal) => upgradeQemu(wanted, { signal, progress }));
+  const result = await outlivingStrays(() =>
+    untilSignalled((signal) => upgradeQemu(wanted, { signal, progress })),
+  );
   if (output === 'json') printJson(result);
   else printResult(result);
 }

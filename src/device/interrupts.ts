@@ -102,6 +102,7 @@ export class Interrupts {
   readonly #kinds: Vectors[];
   readonly #edgeIntx: boolean;
   #held = false;
+  #intxHeld = false;
   #intxLevel = false;
   #changed = false;
 
@@ -162,6 +163,15 @@ export class Interrupts {
   /** While held nothing is signalled, everything becomes pending. */
   hold(): void {
     this.#held = true;
+  }
+
+  /**
+   * INTx alone: while held it becomes pending. QEMU that comes up by CPR waits for the eventfd of the one before it, and would
+   * take what is the other's.
+   */
+  holdIntx(held: boolean): void {
+    this.#intxHeld = held;
+    this.#deliver(PciIrq.INTX, 0);
   }
 
   /** Ends the hold and signals what is pending. */
@@ -381,7 +391,8 @@ export class Interrupts {
 
   #deliver(index: number, vector: number): void {
     const kind = this.#kinds[index];
-    if (kind === undefined || this.#held || !kind.pending[vector] || kind.masked[vector]) return;
+    const held = this.#held || (this.#intxHeld && index === PciIrq.INTX);
+    if (kind === undefined || held || !kind.pending[vector] || kind.masked[vector]) return;
     const signal = kind.signals[vector];
     if (signal === undefined) return;
     kind.pending[vector] = false;

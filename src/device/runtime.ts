@@ -231,7 +231,8 @@ export class DeviceRuntime implements ServedDevice {
       this.#tables.exchange(tables);
       this.#engine.vmmChanged(this.#tables.peer);
     };
-    return new DeviceUnderstudy(this, tables, this.#device.config.fresh(), exchange);
+    const holdIntx = (held: boolean): void => this.#tables.interrupts.holdIntx(held);
+    return new DeviceUnderstudy(this, tables, this.#device.config.fresh(), exchange, holdIntx);
   }
 
   openMigration(): MigrationPort {

@@ -38,13 +38,21 @@ export class DeviceUnderstudy implements Understudy {
   readonly #tables: VmmTables;
   readonly #config: PciConfigSpace;
   readonly #exchange: () => void;
+  readonly #holdIntx: (held: boolean) => void;
 
   /**
    * @param tables held, and of nobody yet
    * @param config fresh
    * @param exchange has the device and `tables` change places
+   * @param holdIntx keeps the device from raising INTx, or no more
    */
-  constructor(face: DeviceFace, tables: VmmTables, config: PciConfigSpace, exchange: () => void) {
+  constructor(
+    face: DeviceFace,
+    tables: VmmTables,
+    config: PciConfigSpace,
+    exchange: () => void,
+    holdIntx: (held: boolean) => void,
+  ) {
     this.name = face.name;
     this.flags = face.flags;
     this.regions = face.regions;
@@ -53,6 +61,7 @@ export class DeviceUnderstudy implements Understudy {
     this.#tables = tables;
     this.#config = config;
     this.#exchange = exchange;
+    this.#holdIntx = holdIntx;
   }
 
   dmaMap(request: DmaMapRequest, fd: Fd | undefined): void {
@@ -86,10 +95,12 @@ export class DeviceUnderstudy implements Understudy {
 
   connected(peer: DmaPeer): void {
     this.#tables.peer = peer;
+    this.#holdIntx(true);
   }
 
   async disconnected(): Promise<void> {
     this.#tables.peer = undefined;
+    this.#holdIntx(false);
     await this.#tables.clear();
   }
 
@@ -100,6 +111,7 @@ export class DeviceUnderstudy implements Understudy {
 
   exchange(): void {
     this.#exchange();
+    this.#holdIntx(false);
   }
 }
 

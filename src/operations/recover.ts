@@ -11,6 +11,7 @@ import { connectIfThere, quit } from './migrate/destination-vm.js';
 import { returnToFirst } from './migrate/next-vmm.js';
 import { readNote } from './migrate/note.js';
 import { restoreSource } from './migrate/rollback.js';
+import { replay } from './migrate/view.js';
 import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
 
 export interface RecoverOptions {
@@ -61,7 +62,11 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     await requireHere(qmp, found);
     await requireUnclaimed(found, options.destQmp !== undefined);
     if (destination !== undefined) await quit(destination, QUIT_TIMEOUT_MS);
-    for (const { source } of found) await returnToFirst(source.device);
+    const signal = AbortSignal.timeout(QUIT_TIMEOUT_MS);
+    for (const { id, source, note } of found) {
+      await returnToFirst(source.device);
+      if (note?.muted === true) await replay({ qmp, qtest }, { id, view: note.view }, signal);
+    }
 
     const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
     // Without a note QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.

@@ -20,6 +20,7 @@ export type { PciLocation } from './pci-commands.js';
 export { findPciDevice, type PciDevice } from './pci-location.js';
 export {
   capturePciView,
+  muteInterrupts,
   readConfig,
   replayPciView,
   requireWirable,

@@ -76,18 +76,32 @@ export function msixEntries(commands: readonly QtestCommand[], values: readonly 
   return entries;
 }
 
-/**
- * Commands that turn MSI-X, or MSI, on and off; none for a device that has neither. What is off at the end must have
- * been off before.
- */
-export function toggleCommands({ msi, msix }: PciView, location: PciLocation): QtestCommand[] {
-  const toggle = (offset: number, control: number, enable: number): QtestCommand[] => [
-    ...configWrite(location, offset, 'w', control | enable),
-    ...configWrite(location, offset, 'w', control & ~enable),
-  ];
-  if (msix !== undefined) return toggle(msix.offset + Msix.control, msix.control, Msix.controlEnable);
-  if (msi !== undefined) return toggle(msi.offset + Msi.control, msi.control, Msi.controlEnable);
-  return [];
+/** The register that turns MSI-X on, or MSI where there is no MSI-X; undefined for a device that has neither. */
+function signalledControl({
+  msi,
+  msix,
+}: PciView): { offset: number; value: number; enable: number } | undefined {
+  if (msix !== undefined)
+    return { offset: msix.offset + Msix.control, value: msix.control, enable: Msix.controlEnable };
+  if (msi !== undefined)
+    return { offset: msi.offset + Msi.control, value: msi.control, enable: Msi.controlEnable };
+  return undefined;
+}
+
+/** Commands that turn MSI-X, or MSI, on and off; it must have been off. */
+export function toggleCommands(view: PciView, location: PciLocation): QtestCommand[] {
+  const control = signalledControl(view);
+  if (control === undefined) return [];
+  const { offset, value, enable } = control;
+  return [value | enable, value & ~enable].flatMap((written) => configWrite(location, offset, 'w', written));
+}
+
+/** Commands that turn MSI-X, or MSI, from what it is in `view` to the other: on if it is off. */
+export function flipCommands(view: PciView, location: PciLocation): QtestCommand[] {
+  const control = signalledControl(view);
+  return control === undefined
+    ? []
+    : configWrite(location, control.offset, 'w', control.value ^ control.enable);
 }
 
 /** Commands that make QEMU's view of the device at `location` that of `view`, in the order that QEMU needs. */

@@ -17,6 +17,7 @@ import {
   ADDRESS_PORT,
   configRead,
   configWrite,
+  flipCommands,
   msixEntries,
   msixTableReads,
   type PciLocation,
@@ -106,6 +107,18 @@ export async function replayPciView(qtest: QtestAccess, location: PciLocation, v
  */
 export async function wireIntx(qtest: QtestAccess, location: PciDevice, view: PciView): Promise<void> {
   if (usesIntx(view) && location.interruptPin !== 0) await withLatch(qtest, toggleCommands(view, location));
+}
+
+/**
+ * Has a QEMU let go of the device's eventfds, after {@link silenceIntx}. By CPR the QEMU that follows has the same ones, and
+ * both would wait for them: what the one has read, the other never sees. Undone by {@link replayPciView}.
+ */
+export async function muteInterrupts(
+  qtest: QtestAccess,
+  location: PciLocation,
+  view: PciView,
+): Promise<void> {
+  await withLatch(qtest, flipCommands(view, location));
 }
 
 /** Throws DEVSTATE_E_PCI_VIEW for a device that {@link wireIntx} can do nothing for. */

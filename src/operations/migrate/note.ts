@@ -19,6 +19,8 @@ const Note = z.object({
   running: z.boolean(),
   /** QEMU was about to execute another program (cpr-exec). */
   exec: z.boolean().exactOptional(),
+  /** QEMU was made to let go of the device's eventfds: all of `view` has to be replayed, not COMMAND alone. */
+  muted: z.boolean().exactOptional(),
 });
 export type Note = z.infer<typeof Note>;
 

@@ -5,8 +5,10 @@ import { DevstateError } from '../../errors.js';
 import {
   capturePciView,
   findPciDevice,
+  muteInterrupts,
   type PciDevice,
   replayPciView,
+  requireWirable,
   silenceIntx,
   wireIntx,
 } from '../../qemu/index.js';
@@ -22,8 +24,8 @@ export interface CapturedVm {
   readonly source: Pick<Vm, 'qmp' | 'qtest'>;
   readonly devices: readonly Pick<RunDevice, 'id' | 'source' | 'like' | 'view' | 'silenced'>[];
   readonly wasRunning: boolean;
-  /** QEMU is about to execute another program. */
-  readonly exec?: boolean;
+  /** QEMU is about to be replaced by another one, or to execute another program. */
+  readonly replaced?: 'transfer' | 'exec';
   readonly signal: AbortSignal;
 }
 
@@ -46,11 +48,15 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
     device.view = await within(CAPTURE_TIMEOUT_MS, capturePciView(qtest, location, device.like));
     // From here on the source needs help to go on, should we die.
     const { id, view } = device;
-    const exec = run.exec === true ? { exec: true } : {};
-    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning, ...exec });
+    const [muted, exec] = [run.replaced === 'transfer', run.replaced === 'exec'];
+    const how = { ...(muted ? { muted } : {}), ...(exec ? { exec } : {}) };
+    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning, ...how });
     run.signal.throwIfAborted();
     device.silenced = true;
     await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
+    if (run.replaced !== undefined) requireWirable(location, view);
+    // The other process has the same eventfds.
+    if (muted) await within(CAPTURE_TIMEOUT_MS, muteInterrupts(qtest, location, view));
   });
 }
 

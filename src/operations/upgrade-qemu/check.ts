@@ -64,7 +64,7 @@ export async function check(
       source: { qmp, qtest, watch: new MigrationWatch(qmp) },
       devices,
       wasRunning: runState.running,
-      exec: options.mode === 'cpr-exec',
+      replaced: options.mode === 'cpr-exec' ? 'exec' : 'transfer',
       warnings: [],
       report,
       scratch: new Scratch(),

@@ -5,7 +5,7 @@
  */
 
 import { DevstateError } from '../../errors.js';
-import { continueMigration, queryMigration, requireWirable } from '../../qemu/index.js';
+import { continueMigration, queryMigration } from '../../qemu/index.js';
 import { quit, start } from '../migrate/destination-vm.js';
 import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
@@ -34,9 +34,6 @@ export async function switchover(
     const [, locations] = await together([pauseDevices(run), locate(run)]);
     quiesceMs = stopwatch.lap();
     await capture(run, locations);
-    await forEachDevice(run, async ({ id, view }) => {
-      if (view !== undefined) requireWirable(locations.get(id)!, view);
-    });
   };
   let quiesceMs = 0;
   await together([quiesce(), connectDestination(run)]);

@@ -8,6 +8,7 @@
 import { endReplace } from '../../qemu/index.js';
 import { returnToFirst } from '../migrate/next-vmm.js';
 import { type Rollback, restoreSource } from '../migrate/rollback.js';
+import { replay } from '../migrate/view.js';
 import type { UpgradeRun } from './run.js';
 
 /** How long the old QEMU may take to answer, ms. */
@@ -38,10 +39,16 @@ export async function rollback(run: UpgradeRun): Promise<Rollback> {
   }
   await run.process?.kill();
   const problems: string[] = [];
-  for (const { id, source } of run.devices)
-    await returnToFirst(source.device).catch((error: unknown) => {
-      problems.push(`device ${id} is not the old QEMU's again: ${words(error)}`);
+  for (const device of run.devices) {
+    const again = async (): Promise<void> => {
+      await returnToFirst(device.source.device);
+      // While it stands still: an interrupt that is due must find its eventfd.
+      if (device.silenced) await replay(run.source, device, signal);
+    };
+    await again().catch((error: unknown) => {
+      problems.push(`device ${device.id} is not the old QEMU's again: ${words(error)}`);
     });
+  }
   if (problems.length > 0) return { problems, remarks: [] };
   const devices = run.devices.map(({ id, source, view, silenced }) => ({
     id,

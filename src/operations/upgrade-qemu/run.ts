@@ -31,7 +31,7 @@ export interface UpgradeRun {
   readonly source: Vm;
   readonly devices: readonly UpgradeDevice[];
   readonly wasRunning: boolean;
-  readonly exec: boolean;
+  readonly replaced: 'transfer' | 'exec';
   readonly warnings: string[];
   readonly report: (progress: UpgradeQemuProgress) => void;
   readonly scratch: Scratch;

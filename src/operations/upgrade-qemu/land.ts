@@ -11,6 +11,7 @@ import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
 import { forEachDevice, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
 import { capture, locate, replay, wire } from '../migrate/view.js';
+import { delay } from '../waiting.js';
 import { connectDestination } from './connect.js';
 import { connectQemu, untilArrived } from './new-qemu.js';
 import type { UpgradeRun } from './run.js';
@@ -20,6 +21,8 @@ import type { UpgradeQemuDowntime } from './types.js';
 const EXEC_TIMEOUT_MS = 60_000;
 /** How long the new QEMU may take to begin to run the VM, ms. */
 const START_TIMEOUT_MS = 30_000;
+/** How long a process that was killed may take to end, ms. */
+const ENDING_MS = 2000;
 /** How long the old one may take to quit, ms. */
 const QUIT_TIMEOUT_MS = 10_000;
 
@@ -132,6 +135,8 @@ export async function commit(run: UpgradeRun): Promise<void> {
 async function startVm(run: UpgradeRun): Promise<void> {
   const { qmp, watch } = destinationOf(run);
   const { outcome, error } = await start(qmp, () => watch.resumed !== undefined, START_TIMEOUT_MS);
-  run.mayRunThere = outcome === 'unknown';
+  // One that is just ending may take a connection still, and drop it; one that has ended runs nothing.
+  if (outcome === 'unknown') await Promise.race([run.process?.exited ?? delay(0), delay(ENDING_MS)]);
+  run.mayRunThere = outcome === 'unknown' && run.process?.ended === undefined;
   if (outcome !== 'runs') throw error;
 }

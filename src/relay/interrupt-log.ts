@@ -82,6 +82,12 @@ export class InterruptLog {
     return [...this.#indexes.keys()];
   }
 
+  /** Whether the VMM has assigned an eventfd that interrupts of an index are raised with. */
+  isAssigned(index: number): boolean {
+    const vectors = this.#indexes.get(index)?.eventfds.get(IrqSetFlag.ACTION_TRIGGER)?.values() ?? [];
+    return [...vectors].some((fd) => fd !== undefined);
+  }
+
   /** The eventfds that interrupts are raised with. */
   *triggers(): Generator<Fd> {
     for (const { eventfds } of this.#indexes.values())

@@ -32,6 +32,8 @@ export interface NextVmmHost {
   readonly state: MigrationState | undefined;
   /** A manager has the device log what it writes. */
   readonly isLogging: boolean;
+  /** The VMM takes the device's interrupts by INTx. */
+  readonly usesIntx: boolean;
   /** How often the device was reset. */
   readonly resets: number;
   /** Reads what an understudy needs of the server. @throws RequestError */
@@ -133,6 +135,13 @@ export class NextVmm {
     if (this.#state.phase === 'none') this.#state = idleNextVmm(front !== undefined && isNegotiated);
     // Refused at once, if it is.
     stepNextVmm(this.#state, 'await');
+    // By CPR two QEMUs wait for the same eventfds, and either may take the other's signal: one of INTx is not sent again.
+    // A server of ours holds INTx meanwhile; of any other it is not known that it would.
+    if (this.#host.usesIntx)
+      throw new RequestError(
+        Errno.ENOTSUP,
+        'the guest takes interrupts by INTx: behind a relay one may be lost',
+      );
     this.#understudy = await this.#host.openUnderstudy();
     if (this.#host.front === undefined) {
       this.#forget();

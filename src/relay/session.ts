@@ -22,6 +22,7 @@ import {
   messageCommand,
   messageError,
   messageFlags,
+  PciIrq,
   RequestError,
 } from '../wire/index.js';
 import { attachFirst } from './attach-again.js';
@@ -307,6 +308,11 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
 
   get isLogging(): boolean {
     return this.servers.back?.isLogging === true;
+  }
+
+  /** INTx has an eventfd from the beginning; QEMU takes it away when the guest turns on MSI or MSI-X. */
+  get usesIntx(): boolean {
+    return this.replayLog.interrupts.isAssigned(PciIrq.INTX);
   }
 
   get resets(): number {

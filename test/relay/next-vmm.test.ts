@@ -7,7 +7,7 @@
 import t, { type Test } from 'tap';
 import type { Client, MigrationClient } from '../../src/client/index.js';
 import type { Fd } from '../../src/transport/index.js';
-import { DmaMapFlag, Errno, MigrationState, PciIrq, PciRegion } from '../../src/wire/index.js';
+import { DmaMapFlag, Errno, IrqSetFlag, MigrationState, PciIrq, PciRegion } from '../../src/wire/index.js';
 import { viewOf } from '../support/hex.js';
 import { eventfd, MemoryPeer, memfd, signals } from '../support/memory.js';
 import { Register } from '../support/scratch-device.js';
@@ -356,6 +356,16 @@ t.test('what cannot be', async (t) => {
   const { bed, first, manager } = booted;
   for (const request of [{ action: 'else' }, { action: 'await' }, { action: 'await', timeoutMs: 1e9 }, 5])
     t.equal(await outcome(manager.setNextVmm(request as never)), Errno.EINVAL, JSON.stringify(request));
+  const line = eventfd();
+  await first.assignEventfds(PciIrq.INTX, [line]);
+  line.close();
+  t.equal(await outcome(manager.setNextVmm(await_)), Errno.ENOTSUP, 'an interrupt by INTx could be lost');
+  await first.setIrqs({
+    flags: IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER,
+    index: PciIrq.INTX,
+    start: 0,
+    count: 0,
+  });
   await manager.setNextVmm(await_);
   t.equal(await outcome(manager.setNextVmm(await_)), Errno.EBUSY);
   const successor = bed.successor();

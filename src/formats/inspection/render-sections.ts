@@ -5,8 +5,12 @@ import { HEX_LENGTH, hexLines } from './hex-dump.js';
 import { bytesText, clip, fieldLines, printable, spaced } from './lines.js';
 import type { RenderOptions } from './render.js';
 
-/** Rows shown of the sections of one parent; a run of sections of the same name is one row. */
-const ROWS = 500;
+/**
+ * Rows shown of the sections of one parent, its first and its last; a run of sections of the same name is one row. What is
+ * said of a VM's devices comes behind its memory, of which there may be any number of sections.
+ */
+const FIRST_ROWS = 300;
+const LAST_ROWS = 200;
 /** Columns up to the sizes. */
 const NAME_COLUMNS = 50;
 
@@ -16,15 +20,19 @@ export function sectionLines(
   options: RenderOptions,
 ): string[] {
   const runs = runsOf(sections, options);
-  const shown = runs.slice(0, ROWS);
-  const lines = shown.flatMap((run, index) => {
-    const last = index === runs.length - 1;
-    const below = `${prefix}${last ? '   ' : '│  '}`;
-    return [runLine(run, `${prefix}${last ? '└─ ' : '├─ '}`), ...insideLines(run[0]!, below, options)];
-  });
-  if (runs.length > ROWS)
-    lines.push(`${prefix}└─ … ${runs.length - ROWS} further rows (\`-o json\` has all)`);
-  return lines;
+  const rows = (from: number, to: number): string[] =>
+    runs.slice(from, to).flatMap((run, index) => {
+      const last = from + index === runs.length - 1;
+      const below = `${prefix}${last ? '   ' : '│  '}`;
+      return [runLine(run, `${prefix}${last ? '└─ ' : '├─ '}`), ...insideLines(run[0]!, below, options)];
+    });
+  const hidden = runs.length - FIRST_ROWS - LAST_ROWS;
+  if (hidden <= 0) return rows(0, runs.length);
+  return [
+    ...rows(0, FIRST_ROWS),
+    `${prefix}├─ … ${hidden} further rows (\`-o json\` has all)`,
+    ...rows(runs.length - LAST_ROWS, runs.length),
+  ];
 }
 
 /** Sections of one name in a row, as long as there is nothing more to show of each. */

@@ -114,6 +114,31 @@ t.test('many pieces of content: the first are told of in full, of all the sizes'
   t.ok(JSON.stringify(found).length < 6_000_000);
 });
 
+t.test('more sections than text shows: the first and the last', async (t) => {
+  const found = await inspect([fixture('newer-writer.bin')], { kinds: FOREIGN_KINDS });
+  const section = (index: number) => ({
+    name: `part ${index}`,
+    offset: index * 8,
+    size: 8,
+    fields: {},
+    first: null,
+    sections: [],
+    extract: null,
+    content: null,
+  });
+  const content = {
+    kind: 'parts',
+    size: 8 * 700,
+    fields: {},
+    error: null,
+    sections: Array.from({ length: 700 }, (_, index) => section(index)),
+  };
+  const text = renderInspection({ ...found, kind: 'content', content } as never);
+  t.match(text, /├─ part 299 .*\n.*├─ … 200 further rows .*\n.*├─ part 500 /);
+  t.match(text, /└─ part 699 /);
+  t.notMatch(text, /part (300|499)/);
+});
+
 t.test('a blob as content: its sections are all of it', async (t) => {
   const blob = fixture('newer-writer.bin');
   const kind = envelopeKind([]);

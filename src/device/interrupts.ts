@@ -127,6 +127,11 @@ export class Interrupts {
     return this.#kinds[PciIrq.MSI]?.enabled ?? false;
   }
 
+  /** The VMM waits for INTx. */
+  get intxAssigned(): boolean {
+    return this.#kinds[PciIrq.INTX]?.signals[0] !== undefined;
+  }
+
   /** Raises an MSI-X vector. */
   triggerMsix(vector: number): void {
     this.#trigger(PciIrq.MSIX, vector);

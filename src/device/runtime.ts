@@ -153,10 +153,14 @@ export class DeviceRuntime implements ServedDevice {
     const device = this.#device;
     const engine = this.#engine;
     const changed = (): void => this.#records?.noteChanged();
+    const interrupts = (): Interrupts => this.#tables.interrupts;
     let note: Uint8Array = new Uint8Array(0);
     return {
       get resets() {
         return engine.resets;
+      },
+      get intxAssigned() {
+        return interrupts().intxAssigned;
       },
       get note() {
         return note;

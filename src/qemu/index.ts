@@ -23,10 +23,9 @@ export {
   muteInterrupts,
   readConfig,
   replayPciView,
-  requireWirable,
+  requireMessageSignalled,
   restoreCommand,
   silenceIntx,
-  wireIntx,
 } from './pci-replay.js';
 export { type MsixEntry, PciView } from './pci-view.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';

@@ -88,14 +88,6 @@ function signalledControl({
   return undefined;
 }
 
-/** Commands that turn MSI-X, or MSI, on and off; it must have been off. */
-export function toggleCommands(view: PciView, location: PciLocation): QtestCommand[] {
-  const control = signalledControl(view);
-  if (control === undefined) return [];
-  const { offset, value, enable } = control;
-  return [value | enable, value & ~enable].flatMap((written) => configWrite(location, offset, 'w', written));
-}
-
 /** Commands that turn MSI-X, or MSI, from what it is in `view` to the other: on if it is off. */
 export function flipCommands(view: PciView, location: PciLocation): QtestCommand[] {
   const control = signalledControl(view);

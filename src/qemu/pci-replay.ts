@@ -22,7 +22,6 @@ import {
   msixTableReads,
   type PciLocation,
   replayCommands,
-  toggleCommands,
 } from './pci-commands.js';
 import { CONFIG_SPACE_SIZE, Command, Register } from './pci-config.js';
 import type { PciDevice } from './pci-location.js';
@@ -100,16 +99,6 @@ export async function replayPciView(qtest: QtestAccess, location: PciLocation, v
 }
 
 /**
- * Has a QEMU that came up by CPR give the device its INTx eventfd, if it interrupts by INTx. QEMU leaves that to the state of
- * kernel VFIO devices, which a vfio-user device has none of (`vfio_intx_enable`, QEMU 10.1 to 11.1), but does it whenever
- * message signalled interrupts are turned off. So they are turned on and off. To be done before the device itself is
- * behind this QEMU's connection.
- */
-export async function wireIntx(qtest: QtestAccess, location: PciDevice, view: PciView): Promise<void> {
-  if (usesIntx(view) && location.interruptPin !== 0) await withLatch(qtest, toggleCommands(view, location));
-}
-
-/**
  * Has a QEMU let go of the device's eventfds, after {@link silenceIntx}. By CPR the QEMU that follows has the same ones, and
  * both would wait for them: what the one has read, the other never sees. Undone by {@link replayPciView}.
  */
@@ -121,12 +110,18 @@ export async function muteInterrupts(
   await withLatch(qtest, flipCommands(view, location));
 }
 
-/** Throws DEVSTATE_E_PCI_VIEW for a device that {@link wireIntx} can do nothing for. */
-export function requireWirable({ interruptPin }: PciDevice, view: PciView): void {
-  const { msi, msix } = view;
-  if (interruptPin === 0 || msi !== undefined || msix !== undefined) return;
-  const why = 'it interrupts by INTx and has neither MSI nor MSI-X, and QEMU does not wire that up after CPR';
-  throw new DevstateError('DEVSTATE_E_PCI_VIEW', `${why}; migrate the VM to another QEMU instead`);
+/**
+ * Throws DEVSTATE_E_PCI_VIEW for a device that interrupts by INTx. By CPR two QEMUs wait for its eventfd: what the wrong one has
+ * read, the other never sees, and a level is not signalled again before it was seen. Nor does QEMU give a vfio-user device its
+ * INTx eventfd when it comes up by CPR (`vfio_intx_enable`, QEMU 10.1 to 11.1).
+ */
+export function requireMessageSignalled({ interruptPin }: PciDevice, view: PciView): void {
+  if (interruptPin === 0 || !usesIntx(view)) return;
+  const why = 'it interrupts by INTx, and QEMU loses such interrupts by CPR';
+  throw new DevstateError(
+    'DEVSTATE_E_PCI_VIEW',
+    `${why}; use MSI or MSI-X, or migrate the VM to another QEMU`,
+  );
 }
 
 /**

@@ -100,6 +100,7 @@ export class NextVmm {
       phase,
       first: phase === 'none' ? this.#host.front !== undefined : first,
       second: this.#second !== undefined && this.#secondNegotiated,
+      intx: this.#host.usesIntx,
       resets: this.#host.resets,
       absorbed: {
         resets: this.#absorbed.resets + now.resets,

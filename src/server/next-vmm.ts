@@ -81,6 +81,7 @@ export class NextVmm {
       phase: this.#state.phase,
       first: idleNow ? this.#host.vmm !== undefined : this.#state.first,
       second: this.#second?.isNegotiated === true,
+      intx: this.#host.device.management.intxAssigned,
       resets: this.#host.device.management.resets,
       absorbed: {
         resets: this.#absorbed.resets + resets,

@@ -120,6 +120,8 @@ export interface ValuesPort {
 export interface ManagementPort {
   /** How often the device was reset since it was made. */
   readonly resets: number;
+  /** The VMM has an eventfd for INTx. */
+  readonly intxAssigned: boolean;
   /** JSON text that describes the device: model, parameters, producer, formats. */
   describe(): string;
   /** Bytes a manager has left for the next one. */

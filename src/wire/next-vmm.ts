@@ -27,6 +27,11 @@ export const nextVmmStatus = z.object({
   first: z.boolean(),
   /** Whether the next one is. */
   second: z.boolean(),
+  /**
+   * Whether the VMM that has the device takes its interrupts by INTx: it has an eventfd for them. By QEMU's CPR a signal of
+   * INTx may be lost, and a level is not signalled twice.
+   */
+  intx: z.boolean(),
   /** How often the device has been reset since the server began, by whomever. */
   resets: unsigned,
   /** What the understudies of all successions so far have been spared the device. */

@@ -98,7 +98,7 @@ async function promote(manager: MigrationClient): Promise<void> {
 
 t.test('an understudy is answered, and the device notices nothing', async (t) => {
   const { served, first, manager } = await boot(t);
-  t.match(await manager.nextVmm(), { phase: 'none', first: true, second: false, resets: 0 });
+  t.match(await manager.nextVmm(), { phase: 'none', first: true, second: false, intx: false, resets: 0 });
   const second = await arrive(served, manager);
   t.match(await manager.nextVmm(), {
     phase: 'arrived',
@@ -211,6 +211,7 @@ t.test('a level that is up is seen by the VMM that has the device', async (t) =>
     next.close();
   });
   await first.assignEventfds(PciIrq.INTX, [old]);
+  t.match(await manager.nextVmm(), { intx: true });
   await writeU32(first, 0, Register.INTX, 1);
   t.equal(signals(old), 1);
   const second = await arrive(served, manager);

@@ -49,6 +49,7 @@ export class ForeignDevice implements ServedDevice {
   readonly regions: readonly (ServedRegion | undefined)[];
   readonly management: ManagementPort = {
     resets: 0,
+    intxAssigned: false,
     note: new Uint8Array(0),
     describe: () => '',
     dmaMaps: () => [],

@@ -16,6 +16,7 @@ export class PlainServed implements ServedDevice {
   readonly irqs: readonly ServedIrq[] = [];
   readonly management: ManagementPort = {
     resets: 0,
+    intxAssigned: false,
     note: new Uint8Array(0),
     describe: () => '{"this": "is not a description"}',
     dmaMaps: () => [],

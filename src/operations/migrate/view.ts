@@ -8,9 +8,8 @@ import {
   muteInterrupts,
   type PciDevice,
   replayPciView,
-  requireWirable,
+  requireMessageSignalled,
   silenceIntx,
-  wireIntx,
 } from '../../qemu/index.js';
 import { unlessAborted, within } from '../waiting.js';
 import { writeNote } from './note.js';
@@ -54,21 +53,10 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
     run.signal.throwIfAborted();
     device.silenced = true;
     await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
-    if (run.replaced !== undefined) requireWirable(location, view);
+    if (run.replaced !== undefined) requireMessageSignalled(location, view);
     // The other process has the same eventfds.
     if (muted) await within(CAPTURE_TIMEOUT_MS, muteInterrupts(qtest, location, view));
   });
-}
-
-/** Has a QEMU that came up by CPR wire what it leaves out, see `wireIntx`. */
-export async function wire(
-  { qmp, qtest }: Pick<Vm, 'qmp' | 'qtest'>,
-  { id, view }: Pick<RunDevice, 'id' | 'view'>,
-  signal: AbortSignal,
-): Promise<void> {
-  if (view === undefined) throw new DevstateError('DEVSTATE_E_INTERNAL', 'its PCI view was not captured');
-  const device = await findPciDevice(qmp, id, { signal });
-  await unlessAborted(wireIntx(qtest, device, view), signal);
 }
 
 /** Makes a QEMU's view of a device what was captured. */

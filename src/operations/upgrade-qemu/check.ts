@@ -22,6 +22,10 @@ import type { KeptDevice, UpgradeQemuOptions, UpgradeQemuProgress } from './type
 /** Migration states of QEMU in which another one may begin. */
 const IDLE = ['none', 'completed', 'failed', 'cancelled'];
 
+/** By CPR both QEMUs wait for one eventfd, and a level that the wrong one has seen is never signalled again. */
+const NO_INTX =
+  'it interrupts by INTx, or its guest has no driver for it; QEMU loses such interrupts by CPR. Use a driver with MSI or MSI-X, or migrate the VM';
+
 /** Closes what was opened so far when the check fails. */
 type Cleanup = (() => void)[];
 
@@ -132,6 +136,7 @@ async function openDevice(
       `device ${id}: another upgrade is under way (${before.phase}); if it was broken off, run devstate recover`,
     );
   else if (!before.first) reasons.push(`device ${id}: no VMM is connected to its server`);
+  else if (before.intx) reasons.push(`device ${id}: ${NO_INTX}`);
   return {
     id,
     source: socket,

@@ -11,7 +11,7 @@ import type { DeviceSocket } from '../device-socket.js';
 import { clearNote, type Note } from '../migrate/note.js';
 import { runDestinations } from '../migrate/p2p.js';
 import { forEachDevice } from '../migrate/run.js';
-import { replay, wire } from '../migrate/view.js';
+import { replay } from '../migrate/view.js';
 
 /** How long QEMU and the servers may take, ms. */
 const TIMEOUT_MS = 60_000;
@@ -39,8 +39,7 @@ export async function finishExec(
   devices: readonly LeftDevice[],
 ): Promise<void> {
   const signal = AbortSignal.timeout(TIMEOUT_MS);
-  await forEachDevice({ devices }, async ({ id, source: { device }, note, vmms }) => {
-    if (note !== undefined) await wire(vm, { id, view: note.view }, signal);
+  await forEachDevice({ devices }, async ({ source: { device }, vmms }) => {
     if (vmms?.phase !== 'arrived') return;
     await device.setState(MigrationState.STOP);
     await device.setNextVmm({ action: 'promote' });

@@ -10,7 +10,7 @@ import { quit, start } from '../migrate/destination-vm.js';
 import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
 import { forEachDevice, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
-import { capture, locate, replay, wire } from '../migrate/view.js';
+import { capture, locate, replay } from '../migrate/view.js';
 import { delay } from '../waiting.js';
 import { connectDestination } from './connect.js';
 import { connectQemu, untilArrived } from './new-qemu.js';
@@ -54,7 +54,6 @@ export async function land(
   const signal = signalOf(run);
   const destination = destinationOf(run);
   const stopwatch = new Stopwatch();
-  await forEachDevice(run, (device) => wire(destination, device, signal));
   await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'promote' }));
   const promoteMs = stopwatch.lap();
   await forEachDevice(run, (device) => replay(destination, device, signal));

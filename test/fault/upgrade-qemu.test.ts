@@ -44,7 +44,7 @@ interface Fault {
 
 const smaller = (argument: string): string => argument.replaceAll('128M', '64M');
 const ENDED =
-  /the new QEMU ended with SIGKILL|QMP connection lost|qtest connection lost|migration ended as failed/;
+  /the new QEMU ended with SIGKILL|QMP connection lost|qtest connection lost|migration ended as failed|Failed to connect/;
 const LATE = /did not complete within/;
 
 const FAULTS: readonly Fault[] = [

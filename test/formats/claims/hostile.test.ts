@@ -44,8 +44,8 @@ const MS_MAX = 30_000;
 
 const KINDS = [...FOREIGN_KINDS.map(({ name }) => name), 'envelope'];
 const SAMPLES = [
-  ...['hisi-acc', 'mlx5', 'mtty', 'nvme-controller-state', 'qat', 'qemu-none', 'spdk-nvme'],
-  ...['virtio-device-parts', 'virtio-vfio', 'xe'],
+  ...['hisi-acc', 'mlx5', 'mtty', 'nvme-controller-state', 'qat', 'qemu-cpr', 'qemu-none'],
+  ...['spdk-nvme', 'virtio-device-parts', 'virtio-vfio', 'xe'],
 ].map((name) => new Uint8Array(fixture(`foreign/${name}.bin`)));
 
 /** What the command does with a file, or with a pipe. */

@@ -122,14 +122,6 @@ export function outputOption(): Option {
     .default('text');
 }
 
-function migrationSocket(): Option {
-  return new Option('--migration-socket <path>', "the device server's migration socket");
-}
-
-export function migrationSocketOption(): Option {
-  return migrationSocket().makeOptionMandatory();
-}
-
 /** What `deviceOptions` give: exactly one of them. */
 export interface DeviceCommandOptions {
   migrationSocket?: string;
@@ -139,7 +131,7 @@ export interface DeviceCommandOptions {
 /** The device that a command is about. */
 export function deviceOptions(): Option[] {
   return [
-    migrationSocket().conflicts('vfioDevice'),
+    new Option('--migration-socket <path>', "the device server's migration socket").conflicts('vfioDevice'),
     new Option(
       '--vfio-device <name>',
       "a device of the kernel's VFIO: /dev/vfio/devices/vfioN, or GROUP:NAME as in 12:0000:03:00.0",

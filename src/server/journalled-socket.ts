@@ -19,7 +19,7 @@
 import { asDevstateError, DevstateError } from '../errors.js';
 import type { StoredFd } from '../fd-store/index.js';
 import { MAX_EXCHANGE_FDS } from '../journal/index.js';
-import { checkObject, Errno, native, type Parts, PollEvent, type Poller } from '../native/index.js';
+import { Errno, native, type Parts, PollEvent } from '../native/index.js';
 import {
   closeAll,
   type Fd,
@@ -27,6 +27,7 @@ import {
   type MessageHandler,
   Fd as OwnedFd,
   type SendOptions,
+  SocketWatcher,
 } from '../transport/index.js';
 import { HEADER_LENGTH, RequestError, vfioUserFraming } from '../wire/index.js';
 import { MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH } from './capabilities.js';
@@ -58,7 +59,7 @@ export class JournalledSocket {
   readonly #fd: Fd;
   readonly #crash: CrashJournal;
   readonly #handler: JournalledHandler;
-  readonly #poller: Poller;
+  readonly #watcher: SocketWatcher;
   readonly #answerSlot: number;
   readonly #answer = new Uint32Array(2);
   readonly #answerBytes = new Uint8Array(this.#answer.buffer);
@@ -79,7 +80,6 @@ export class JournalledSocket {
   #deaf = false;
   #paused = false;
   #closed = false;
-  #watched = 0;
 
   /**
    * Becomes the owner of a connected socket. Receives from `start` on.
@@ -91,12 +91,7 @@ export class JournalledSocket {
     this.#handler = handler;
     this.#answerSlot = crash.journal.slot(ServerSlot.answer.name);
     this.#view = new DataView(crash.request.buffer);
-    try {
-      this.#poller = checkObject(native.createPoller(this.#fd.number, this.#onReady), 'watch a socket');
-    } catch (error) {
-      this.#fd.close();
-      throw error;
-    }
+    this.#watcher = new SocketWatcher(this.#fd, this.#onReady);
     if (goesOn) this.#recover();
     else this.#watch();
   }
@@ -148,15 +143,10 @@ export class JournalledSocket {
     let events = 0;
     if (this.#stage === Stage.sending) events = PollEvent.writable;
     else if (this.#stage === Stage.receiving && !this.#paused) events = PollEvent.readable;
-    if (events === this.#watched) return;
-    this.#watched = events;
-    if (events === 0) this.#poller.stop();
-    else this.#poller.start(events);
+    this.#watcher.watch(events);
   }
 
-  readonly #onReady = (events: number): void => {
-    // libuv stops watching a socket that has an error pending; the next call on the socket tells which.
-    if (events < 0) this.#watched = 0;
+  readonly #onReady = (): void => {
     this.#serve();
     this.#watch();
   };
@@ -369,7 +359,7 @@ export class JournalledSocket {
   close(error?: DevstateError): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#poller.close();
+    this.#watcher.close();
     this.#fd.close();
     closeAll(this.#fds);
     for (const stored of this.#stored.splice(0)) stored.release();

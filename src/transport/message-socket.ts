@@ -12,15 +12,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
-import {
-  checkObject,
-  Errno,
-  MAX_MESSAGE_FDS,
-  native,
-  type Parts,
-  PollEvent,
-  type Poller,
-} from '../native/index.js';
+import { Errno, MAX_MESSAGE_FDS, native, type Parts, PollEvent } from '../native/index.js';
 import { closeAll, Fd } from './fd.js';
 import {
   type Framing,
@@ -30,6 +22,7 @@ import {
   type SendOptions,
 } from './message.js';
 import { lengthOf, SendQueue, sendNow } from './send-queue.js';
+import { SocketWatcher } from './socket-watcher.js';
 
 /** One wake-up serves at most this many messages and about this many bytes, then other sockets have their turn. */
 const BURST_MESSAGES = 64;
@@ -56,14 +49,13 @@ export class MessageSocket {
   readonly #framing: Framing;
   readonly #limits: MessageLimits;
   readonly #handler: MessageHandler;
-  readonly #poller: Poller;
+  readonly #watcher: SocketWatcher;
   readonly #frame: ReusedFrame;
   readonly #queue = new SendQueue();
   readonly #drainWaiters: Waiter[] = [];
   /** Bytes of the current message that are here, and that the next step needs: the header's or the message's. */
   #have = 0;
   #want: number;
-  #watched = 0;
   /** Within `handler.message`. */
   #delivering = false;
   /** A buffer that was returned. */
@@ -88,12 +80,7 @@ export class MessageSocket {
     this.#handler = handler;
     this.#want = framing.headerLength;
     this.#frame = new ReusedFrame(Math.min(INITIAL_BUFFER, limits.maxMessageLength));
-    try {
-      this.#poller = checkObject(native.createPoller(this.#socket, this.#onReady), 'watch a socket');
-    } catch (error) {
-      this.#fd.close();
-      throw error;
-    }
+    this.#watcher = new SocketWatcher(this.#fd, this.#onReady);
     // A message that fits the kernel's buffer whole is sent by one call, without waiting for the peer in between.
     // Without privilege less may be granted; that costs some throughput, nothing else.
     if (limits.maxMessageLength > DEFAULT_SEND_BUFFER)
@@ -207,11 +194,11 @@ export class MessageSocket {
 
   /** Lets the process end although the connection is open, and back. */
   unref(): void {
-    this.#poller.unref();
+    this.#watcher.unref();
   }
 
   ref(): void {
-    this.#poller.ref();
+    this.#watcher.ref();
   }
 
   /** Closes when the queue is sent. */
@@ -224,7 +211,7 @@ export class MessageSocket {
   close(error?: DevstateError): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#poller.close();
+    this.#watcher.close();
     this.#fd.close();
     this.#release(error);
     queueMicrotask(() => this.#handler.closed(error));
@@ -243,7 +230,7 @@ export class MessageSocket {
       );
     }
     this.#closed = true;
-    this.#poller.close();
+    this.#watcher.close();
     this.#release(undefined);
     return this.#fd.take();
   }
@@ -260,17 +247,12 @@ export class MessageSocket {
   #watch(): void {
     if (this.#closed) return;
     const events = (this.#paused ? 0 : PollEvent.readable) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
-    if (events === this.#watched) return;
-    this.#watched = events;
-    if (events === 0) this.#poller.stop();
-    else this.#poller.start(events);
+    this.#watcher.watch(events);
   }
 
   readonly #onReady = (events: number): void => {
-    // libuv stops watching a socket that has an error pending; the next call on the socket tells which.
-    if (events < 0) this.#watched = 0;
-    if (!this.#queue.isEmpty && (events < 0 || (events & PollEvent.writable) !== 0)) this.#flush();
-    if (events < 0 || (events & PollEvent.readable) !== 0) this.#receive();
+    if (!this.#queue.isEmpty && (events & PollEvent.writable) !== 0) this.#flush();
+    if ((events & PollEvent.readable) !== 0) this.#receive();
     this.#watch();
   };
 

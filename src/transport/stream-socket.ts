@@ -7,17 +7,10 @@
  */
 
 import { DevstateError } from '../errors.js';
-import {
-  checkObject,
-  Errno,
-  MAX_MESSAGE_FDS,
-  native,
-  PollEvent,
-  type Poller,
-  Shutdown,
-} from '../native/index.js';
+import { Errno, MAX_MESSAGE_FDS, native, PollEvent, Shutdown } from '../native/index.js';
 import { closeAll, Fd } from './fd.js';
 import { SendQueue, sendNow } from './send-queue.js';
+import { SocketWatcher } from './socket-watcher.js';
 
 const BUFFER_LENGTH = 64 << 10;
 /** Most reads per wake-up, then other sockets have their turn. */
@@ -49,13 +42,12 @@ interface Waiter {
 export class StreamSocket {
   readonly #fd: Fd;
   readonly #handler: StreamHandler;
-  readonly #poller: Poller;
+  readonly #watcher: SocketWatcher;
   readonly #queue = new SendQueue();
   readonly #maxQueuedBytes: number;
   readonly #buffer = new Uint8Array(BUFFER_LENGTH);
   readonly #waiters: Waiter[] = [];
   #reading = true;
-  #watched = 0;
   #closed = false;
 
   /**
@@ -66,12 +58,7 @@ export class StreamSocket {
     this.#fd = fd.take();
     this.#handler = handler;
     this.#maxQueuedBytes = maxQueuedBytes;
-    try {
-      this.#poller = checkObject(native.createPoller(this.#fd.number, this.#onReady), 'watch a socket');
-    } catch (error) {
-      this.#fd.close();
-      throw error;
-    }
+    this.#watcher = new SocketWatcher(this.#fd, this.#onReady);
     this.#watch();
   }
 
@@ -124,7 +111,7 @@ export class StreamSocket {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#poller.close();
+    this.#watcher.close();
     this.#fd.close();
     this.#queue.clear();
     this.#settle(lostError(Errno.EPIPE));
@@ -147,17 +134,12 @@ export class StreamSocket {
   #watch(): void {
     if (this.#closed) return;
     const events = (this.#reading ? PollEvent.readable : 0) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
-    if (events === this.#watched) return;
-    this.#watched = events;
-    if (events === 0) this.#poller.stop();
-    else this.#poller.start(events);
+    this.#watcher.watch(events);
   }
 
   readonly #onReady = (events: number): void => {
-    // libuv stops watching a socket that has an error pending; the next call on the socket tells which.
-    if (events < 0) this.#watched = 0;
-    if (!this.#queue.isEmpty && (events < 0 || (events & PollEvent.writable) !== 0)) this.#flush();
-    if (events < 0 || (events & PollEvent.readable) !== 0) this.#receive();
+    if (!this.#queue.isEmpty && (events & PollEvent.writable) !== 0) this.#flush();
+    if ((events & PollEvent.readable) !== 0) this.#receive();
     this.#watch();
   };
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A device of the SDK as it goes to its successor in another process: state as a sealed stream of a negotiated format,
- * the files behind the DMA ranges, eventfds, the device's own open files.
+ * A device of the SDK as it goes to its successor in another process.
  *
  *     giver      begin ─▶ quiesce ─▶ capture ─┬▶ letGo        the successor has it
  *                                             └▶ resume       it goes on here
@@ -9,62 +8,20 @@
  *                                   └▶ letGo
  */
 
-import { z } from 'zod';
-import { parseUuid, uuidToBytes } from '../formats/index.js';
-import { Bundle, type BundleEntry, FdKind, readSealed, sealedMemory } from '../handoff/index.js';
+import { Bundle } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat, HandoffPort } from '../server/index.js';
 import { closeAll, Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, FormatFlag, IrqSetFlag, RequestError } from '../wire/index.js';
 import { openBacking } from './backing.js';
-import type { Device } from './device.js';
+import { DeviceBundle, type HandoffParts } from './device-bundle.js';
 import { EventSignal } from './event-signal.js';
-import { chooseFormat, type FormatChoice, type StateOffer } from './format-choice.js';
-import type { GuestMemory } from './guest-memory.js';
-import type { Interrupts } from './interrupts.js';
-import type { MigrationEngine } from './migration-engine.js';
-import type { SharedFiles } from './shared-files.js';
-import { StateSessions } from './state-sessions.js';
 
-/** Names of fds in the bundle. */
-const STATE_NAME = 'device:state';
-const dmaName = (file: number): string => `dma:${file}`;
-const vectorName = (index: number, vector: number): string => `irq:${index}:${vector}`;
-
-/** Most of a state, bytes: it is held as a whole. */
-const MAX_STATE = 1024 ** 3;
 /** Largest state that is handed over for practice, bytes. */
 const MAX_REHEARSAL = 1024 * 1024;
 /** The first time costs ten times the third. */
 const REHEARSALS = 3;
 const PAGE = 4096;
-/** Read from the saving at a time, bytes. */
-const CHUNK = 1024 * 1024;
-
-const unsigned = z.number().int().nonnegative();
-const vectors = z.object({
-  enabled: z.boolean(),
-  masked: z.array(unsigned),
-  pending: z.array(unsigned),
-  assigned: z.array(unsigned),
-});
-/** `FrozenInterrupts` as JSON. */
-export const frozenInterrupts = z.object({ intxLevel: z.boolean(), kinds: z.array(vectors) });
-const documentSchema = z.object({
-  arrived: z.boolean(),
-  interrupts: frozenInterrupts,
-  dma: z.array(
-    z.object({
-      address: unsigned,
-      size: unsigned,
-      offset: unsigned,
-      flags: unsigned,
-      file: z.string().nullable(),
-    }),
-  ),
-  files: z.unknown(),
-});
-type DeviceDocument = z.infer<typeof documentSchema>;
 
 /** The VMM of a rehearsal: asked for nothing, as all memory is mapped. */
 const nobody: DmaPeer = {
@@ -72,26 +29,16 @@ const nobody: DmaPeer = {
   write: () => Promise.reject(new RequestError(Errno.ENOTCONN, 'no VMM is connected')),
 };
 
-export interface HandoffParts {
-  readonly device: Device;
-  readonly memory: GuestMemory;
-  readonly interrupts: Interrupts;
-  readonly engine: MigrationEngine;
-  readonly offer: StateOffer;
-  readonly files: SharedFiles;
-}
-
 export class DeviceHandoff implements HandoffPort {
   readonly #parts: HandoffParts;
-  readonly #sessions: StateSessions;
-  #choice: FormatChoice = {};
+  readonly #bundle: DeviceBundle;
   #endHold: (() => Promise<void>) | undefined;
   /** Settles when the device has stopped, or will not. */
   #quiescing: Promise<void> | undefined;
 
   constructor(parts: HandoffParts) {
     this.#parts = parts;
-    this.#sessions = new StateSessions(parts.device, parts.offer);
+    this.#bundle = new DeviceBundle(parts);
   }
 
   async begin(format: HandoffFormat): Promise<void> {
@@ -101,14 +48,8 @@ export class DeviceHandoff implements HandoffPort {
         Errno.ENOTSUP,
         'the VMM maps memory of this device, which does not hand it over',
       );
-    this.#choose(format, FormatFlag.SAVE);
+    this.#bundle.choose(format, FormatFlag.SAVE);
     this.#endHold = await this.#parts.engine.hold();
-  }
-
-  #choose({ uuid, major, minor }: HandoffFormat, flags: number): void {
-    const selection = { uuid: uuidToBytes(parseUuid(uuid)), major, minor, flags, features: 0 };
-    this.#choice = {};
-    chooseFormat(this.#parts.offer, this.#choice, selection);
   }
 
   async quiesce(): Promise<void> {
@@ -118,74 +59,8 @@ export class DeviceHandoff implements HandoffPort {
     interrupts.hold();
   }
 
-  async capture(): Promise<CapturedDevice> {
-    const entries: BundleEntry[] = [];
-    try {
-      const state = sealedMemory('devstate-state', await this.#save());
-      entries.push({ kind: FdKind.SEALED, name: STATE_NAME, fd: state });
-      const interrupts = this.#captureInterrupts(entries);
-      const dma = this.#captureMemory(entries);
-      const own = this.#parts.device.files?.handOver();
-      entries.push(...(own?.files ?? []));
-      const { arrived } = this.#parts.engine;
-      const document: DeviceDocument = { arrived, interrupts, dma, files: own?.data ?? null };
-      return { entries, document };
-    } catch (error) {
-      closeAll(entries.map(({ fd }) => fd));
-      throw error;
-    }
-  }
-
-  async #save(): Promise<Uint8Array[]> {
-    const sessions = this.#sessions;
-    try {
-      sessions.startSave(this.#choice);
-      await sessions.finishSave();
-      const parts: Uint8Array[] = [];
-      let length = 0;
-      while (sessions.unread) {
-        for (const part of (await sessions.read(CHUNK)) ?? []) {
-          parts.push(part);
-          length += part.length;
-        }
-        if (length > MAX_STATE)
-          throw new RequestError(Errno.E2BIG, `a state of more than ${MAX_STATE} bytes`);
-      }
-      return parts;
-    } finally {
-      await sessions.end();
-    }
-  }
-
-  #captureInterrupts(entries: BundleEntry[]): DeviceDocument['interrupts'] {
-    const { state, eventfds } = this.#parts.interrupts.freeze();
-    for (const [index, { assigned }] of state.kinds.entries()) {
-      for (const [i, vector] of assigned.entries()) {
-        const fd = eventfds[index]![i]!;
-        entries.push({ kind: FdKind.EVENTFD, name: vectorName(index, vector), fd });
-      }
-    }
-    // zod's arrays are mutable, ours are not: the same on the wire.
-    return state as DeviceDocument['interrupts'];
-  }
-
-  #captureMemory(entries: BundleEntry[]): DeviceDocument['dma'] {
-    const names = new Map<Fd, string>();
-    return this.#parts.memory.regions.map(({ address, length, backing }) => {
-      if (backing.origin === undefined)
-        throw new RequestError(
-          Errno.ENOTSUP,
-          `nobody knows where DMA range 0x${address.toString(16)} is from`,
-        );
-      const { file, offset, flags } = backing.origin;
-      let name = file === undefined ? null : (names.get(file) ?? null);
-      if (file !== undefined && name === null) {
-        name = dmaName(names.size);
-        names.set(file, name);
-        entries.push({ kind: FdKind.MEMORY, name, fd: file.duplicate() });
-      }
-      return { address, size: length, offset, flags, file: name };
-    });
+  capture(): Promise<CapturedDevice> {
+    return this.#bundle.capture();
   }
 
   async resume(): Promise<void> {
@@ -217,15 +92,30 @@ export class DeviceHandoff implements HandoffPort {
    * waits for it. Left out where the state is large.
    */
   async rehearse(format: HandoffFormat): Promise<void> {
-    this.#choose(format, FormatFlag.LOAD);
-    this.#endHold = await this.#parts.engine.hold();
+    const { engine, offer } = this.#parts;
+    this.#bundle.choose(format, FormatFlag.LOAD);
+    this.#endHold = await engine.hold();
     await this.quiesce();
-    if (this.#sessions.pending > MAX_REHEARSAL) return;
+    if (this.#bundle.pending > MAX_REHEARSAL) return;
     // The others too: one day this server hands over in one of them.
-    const others = this.#parts.offer.formats.map(({ uuid, version }) => ({ uuid, ...version }));
-    for (const one of [...others, format]) {
-      this.#choose(one, FormatFlag.SAVE | FormatFlag.LOAD);
+    const others = offer.formats.map(({ uuid, version }) => ({ uuid, ...version }));
+    for (const one of [...others, format]) await this.#rehearseFormat(one);
+  }
+
+  async #rehearseFormat(format: HandoffFormat): Promise<void> {
+    const { device } = this.#parts;
+    this.#bundle.choose(format, FormatFlag.SAVE | FormatFlag.LOAD);
+    const practised = await this.#bundle.practise();
+    if (practised) {
       for (let round = 0; round < REHEARSALS; round++) await this.#rehearseOnce();
+      await device.reset('aborted');
+      await this.quiesce();
+    }
+    // What no guest has used may run, for the first time: an imagined guest's queues are nowhere.
+    for (let round = practised ? 1 : REHEARSALS; round > 0; round--) {
+      await this.#rehearseOnce();
+      await this.#run();
+      await this.quiesce();
     }
   }
 
@@ -245,8 +135,6 @@ export class DeviceHandoff implements HandoffPort {
       closeAll(fds);
       bundle.close();
     }
-    await this.#run();
-    await this.quiesce();
   }
 
   /** Something of all that a VMM has: memory, and an eventfd of each kind of interrupt. */
@@ -275,66 +163,10 @@ export class DeviceHandoff implements HandoffPort {
   }
 
   async adopt(bundle: Bundle, document: unknown, vmm: DmaPeer | undefined): Promise<void> {
-    const { device, engine } = this.#parts;
-    const parsed = documentSchema.parse(document);
     try {
-      device.files?.adopt((name, kind) => bundle.take(name, kind), parsed.files);
-      this.#adoptMemory(bundle, parsed.dma, vmm);
-      await this.#load(bundle.take(STATE_NAME, FdKind.SEALED));
-      this.#adoptInterrupts(bundle, parsed.interrupts);
-      engine.arrived = parsed.arrived;
+      await this.#bundle.adopt(bundle, document, vmm);
     } catch (error) {
       await this.letGo();
-      throw error;
-    }
-  }
-
-  #adoptMemory(bundle: Bundle, ranges: DeviceDocument['dma'], vmm: DmaPeer | undefined): void {
-    const { memory, files } = this.#parts;
-    const taken = new Map<string, Fd>();
-    try {
-      for (const { file, ...request } of ranges) {
-        if (vmm === undefined) throw new RequestError(Errno.EINVAL, 'DMA ranges without a VMM');
-        if (file !== null && !taken.has(file)) taken.set(file, bundle.take(file, FdKind.MEMORY));
-        const { address, size, flags } = request;
-        memory.add({
-          address,
-          length: size,
-          readable: (flags & DmaMapFlag.READ) !== 0,
-          writable: (flags & DmaMapFlag.WRITE) !== 0,
-          backing: openBacking(request, file === null ? undefined : taken.get(file), vmm, files),
-        });
-      }
-    } finally {
-      // The ranges have their own.
-      closeAll(taken.values());
-    }
-  }
-
-  async #load(state: Fd): Promise<void> {
-    try {
-      this.#sessions.startLoad(this.#choice);
-      for (const chunk of readSealed(state, MAX_STATE)) this.#sessions.write(chunk);
-      await this.#sessions.commitLoad();
-    } finally {
-      state.close();
-      await this.#sessions.end();
-    }
-  }
-
-  /** After the load: what is pending goes beyond what formats know. */
-  #adoptInterrupts(bundle: Bundle, state: DeviceDocument['interrupts']): void {
-    const signals: EventSignal[][] = [];
-    try {
-      for (const [index, { assigned }] of state.kinds.entries()) {
-        const ofKind: EventSignal[] = [];
-        signals.push(ofKind);
-        for (const vector of assigned)
-          ofKind.push(new EventSignal(bundle.take(vectorName(index, vector), FdKind.EVENTFD)));
-      }
-      this.#parts.interrupts.thaw(state, signals);
-    } catch (error) {
-      for (const signal of signals.flat()) signal.close();
       throw error;
     }
   }

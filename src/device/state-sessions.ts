@@ -12,6 +12,9 @@ const MAX_VALUES_LENGTH = 64 * 1024 * 1024;
 /** Largest state, in bytes, that a destination loads from itself to check that it can. */
 const MAX_SELF_CHECK = 1024 * 1024;
 
+/** What is saved: the device, or what its format imagines (`StateFormat.practice`). */
+export type SaveSource = 'device' | 'practice';
+
 export class StateSessions {
   readonly #device: Device;
   readonly #offer: StateOffer;
@@ -29,7 +32,7 @@ export class StateSessions {
   }
 
   /** Begins to save: in pre-copy, or at the last round if `finishSave` follows at once. */
-  startSave({ save }: FormatChoice): void {
+  startSave({ save }: FormatChoice, source: SaveSource = 'device'): void {
     if (save === undefined && this.#offer.raw !== undefined) {
       this.#save = new RawSaveSession(this.#offer.raw);
       return;
@@ -40,7 +43,9 @@ export class StateSessions {
       throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
     }
     const { model, producer } = this.#device;
-    this.#save = new SaveSession(format, {
+    const records =
+      source === 'practice' ? { save: () => format.practice?.() ?? [], estimate: () => 0 } : format;
+    this.#save = new SaveSession(records, {
       format: format.uuid,
       version: format.version,
       model: model.uri,

@@ -9,8 +9,11 @@ import type { StateFormat, StateRecord } from './state-format.js';
 
 type Records = Iterator<StateRecord> | AsyncIterator<StateRecord>;
 
+/** Where records come from. */
+export type RecordSource = Pick<StateFormat, 'begin' | 'save' | 'estimate'>;
+
 export class SaveSession {
-  readonly #format: StateFormat;
+  readonly #format: RecordSource;
   readonly #encoder: EnvelopeEncoder;
   /** Bytes that are encoded and not yet read, oldest first. */
   readonly #queue: Uint8Array[] = [];
@@ -21,7 +24,7 @@ export class SaveSession {
   /** What a round failed with: the stream has a hole from there on, and must never get an end. */
   #failure: { error: unknown } | undefined;
 
-  constructor(format: StateFormat, header: EnvelopeHeader) {
+  constructor(format: RecordSource, header: EnvelopeHeader) {
     format.begin?.();
     this.#format = format;
     this.#encoder = new EnvelopeEncoder(header);

@@ -41,6 +41,13 @@ export interface StateFormat {
   /** About how many bytes the final round would take now. */
   estimate(): number;
 
+  /**
+   * The records of an imagined state of this device in use, with something in every list: what a successor encodes and
+   * loads for practice, so that no code of the format runs for the first time while a guest waits. Loaded into a device
+   * that is reset afterwards and does not run before. Default: it practises with the state of a fresh device.
+   */
+  practice?(): Iterable<StateRecord>;
+
   /** Begins to load what a producer of version `version` saved. The device is stopped. */
   load(version: { major: number; minor: number }): StateLoader;
 }

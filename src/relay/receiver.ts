@@ -10,6 +10,7 @@ import {
   monotonicMs,
   parseHandoff,
   type Receiver,
+  rehearseHandoff,
 } from '../handoff/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
 import type { RelayListeners } from './giver.js';
@@ -70,6 +71,7 @@ export class RelayReceiver implements Receiver {
     for (const [option, key] of SAME) requireSame(option, offer[key], this.#host.paths[key]);
     this.#generation = offer.generation;
     rehearseSession(this.#host.adoptVmm);
+    await rehearseHandoff();
     collectYoungGarbage();
     return null;
   }

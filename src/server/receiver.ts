@@ -10,6 +10,7 @@ import {
   monotonicMs,
   parseHandoff,
   type Receiver,
+  rehearseHandoff,
 } from '../handoff/index.js';
 import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
 import { defaultCapabilities } from '../wire/index.js';
@@ -58,6 +59,7 @@ export class ServerReceiver implements Receiver {
     requireSame('--migration-socket', offer.migrationSocketPath, migrationSocketPath ?? null);
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
+    await rehearseHandoff();
     this.#rehearseConnection();
     collectYoungGarbage();
     return null;

@@ -27,6 +27,7 @@ import {
   Lease,
   type ReceiveReport,
   receive,
+  rehearseHandoff,
   thisProcess,
 } from '../../src/handoff/index.js';
 import { native, Shutdown } from '../../src/native/index.js';
@@ -90,6 +91,8 @@ t.test('fds of every kind arrive, and the document', (t) =>
     close();
   }),
 );
+
+t.test('a rehearsal leaves nothing behind', (t) => withoutLeak(t, rehearseHandoff));
 
 t.test('a thousand fds go in batches', (t) =>
   withoutLeak(t, async () => {

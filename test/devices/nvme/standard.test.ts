@@ -183,3 +183,27 @@ t.test('a state of another controller is refused, every difference named', async
     }
   }
 });
+
+for (const vendor of VENDORS) {
+  t.test(`${vendor} practises with a state that leaves no list empty, and forgets it`, async (t) => {
+    const rig = createFresh(t, vendor);
+    const { device } = rig;
+    const standard = formatOf(rig, 'org.devstate.nvme');
+    const current = async (): Promise<NvmeState> => decodeNvmeState(withFlag(await save(standard)));
+    await device.quiesce();
+    const fresh = await current();
+    for (const format of device.formats) {
+      await load(format, [...(format.practice?.() ?? [])]);
+      const state = await current();
+      for (const list of ['submissionQueues', 'completionQueues', 'completions', 'commands'] as const)
+        t.not(state[list].length, 0, `${format.name}: ${list}`);
+      for (const list of ['requests', 'pending', 'masked'] as const)
+        t.not(state.events[list].length, 0, list);
+      t.not(state.health.errors.length, 0, 'errors');
+
+      await device.reset('aborted');
+      await device.quiesce();
+      t.same(comparable(await current()), comparable(fresh), 'as if nothing had been');
+    }
+  });
+}

@@ -2,15 +2,8 @@
 /** The controller's state ↔ the vendor-neutral `NvmeState`. By values alone: no controller is needed. */
 
 import type { NvmeFeature, NvmeIdentity, NvmeState } from '../../../formats/index.js';
-import {
-  Cc,
-  CONTROLLER_ID,
-  Csts,
-  FeatureId,
-  NSID,
-  type NvmeParameters,
-  namespaceIdentity,
-} from '../spec/index.js';
+import { Cc, Csts, FeatureId, type NvmeParameters } from '../spec/index.js';
+import { standardIdentity } from '../standard/identity.js';
 import { defaultFeatures, type FeatureValues } from './features.js';
 import type { ControllerState } from './state.js';
 
@@ -43,7 +36,7 @@ export function alderToStandard(
 ): NvmeState {
   const queue = { physicallyContiguous: true };
   return {
-    identity: identityOf(parameters),
+    identity: standardIdentity(parameters),
     pci: { config: state.config, msixTable: state.msixTable, msixPending },
     registers: { ...state.registers },
     submissionQueues: state.submission.map(({ size, cq, ...rest }) => ({
@@ -80,27 +73,6 @@ export function alderToStandard(
   };
 }
 
-export function identityOf(parameters: NvmeParameters): NvmeIdentity {
-  return {
-    controllerId: CONTROLLER_ID,
-    serial: parameters.serial,
-    modelNumber: parameters.model_number,
-    firmware: parameters.firmware,
-    queues: parameters.queues,
-    msixVectors: parameters.msix_vectors,
-    queueEntries: parameters.queue_entries,
-    mdts: parameters.mdts,
-    namespaces: [
-      {
-        id: NSID,
-        size: parameters.namespace_size,
-        lbaSize: parameters.lba_size,
-        ...namespaceIdentity(parameters.serial),
-      },
-    ],
-  };
-}
-
 /** In order of identifier, those with a selector once for each thing selected. */
 function featuresOf(values: FeatureValues, parameters: NvmeParameters): NvmeFeature[] {
   const { queues, msix_vectors: vectors } = parameters;
@@ -128,7 +100,7 @@ export function standardToAlder(
   state: NvmeState,
   parameters: NvmeParameters,
 ): { state: ControllerState; reasons: string[] } {
-  const reasons = identityDifferences(state.identity, identityOf(parameters));
+  const reasons = identityDifferences(state.identity, standardIdentity(parameters));
   for (const queue of [...state.submissionQueues, ...state.completionQueues]) {
     if (!queue.physicallyContiguous) reasons.push(`queue ${queue.id} is not physically contiguous (CAP.CQR)`);
   }

@@ -20,6 +20,8 @@ import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../
 import { decodeMetadataMap, encodeMetadataMap, NVME_ALDER } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type NvmeParameters, namespaceIdentity } from '../spec/index.js';
+import { practiceState } from '../standard/practice-state.js';
+import { standardToAlder } from './standard.js';
 import {
   adminSchema,
   type ControllerState,
@@ -71,6 +73,11 @@ export class AlderStateFormat implements StateFormat {
     if (round !== 'final') return;
     if (this.controller.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
     yield* encodeAlderState(this.controller.captureState(), this.controller.parameters);
+  }
+
+  practice(): Iterable<StateRecord> {
+    const { parameters } = this.controller;
+    return encodeAlderState(standardToAlder(practiceState(parameters), parameters).state, parameters);
   }
 
   estimate(): number {

@@ -36,9 +36,16 @@ import {
 const ENTRY_WORDS = SQ_ENTRY_SIZE / 4;
 
 export class ControllerImage {
-  readonly bytes = new Uint8Array(IMAGE_SIZE);
-  readonly view = new DataView(this.bytes.buffer);
-  readonly #words = new Int32Array(this.bytes.buffer);
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  readonly #words: Int32Array;
+
+  /** @param size bytes, for the beginning of an image: what is behind is not looked at */
+  constructor(size = IMAGE_SIZE) {
+    this.bytes = new Uint8Array(size);
+    this.view = new DataView(this.bytes.buffer);
+    this.#words = new Int32Array(this.bytes.buffer);
+  }
 
   u8(at: number): number {
     return this.view.getUint8(at);

@@ -5,7 +5,9 @@ import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../
 import { NVME_BIRCH } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import type { NvmeParameters } from '../spec/index.js';
+import { practiceState } from '../standard/practice-state.js';
 import type { ControllerImage } from './controller-image.js';
+import { standardToImage } from './from-standard.js';
 import { identityDifferences, identityOf, readIdentity } from './identity.js';
 import { imageToRecords, RecordCollector } from './records.js';
 import { refused } from './refused.js';
@@ -37,6 +39,10 @@ export class BirchStateFormat implements StateFormat {
     if (round !== 'final') return;
     requireQuiet(this.controller);
     yield* imageToRecords(this.controller.captureImage());
+  }
+
+  practice(): Iterable<StateRecord> {
+    return imageToRecords(standardToImage(practiceState(this.controller.parameters)));
   }
 
   estimate(): number {

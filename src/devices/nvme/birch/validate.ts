@@ -50,6 +50,7 @@ import {
   UNDER_TEMPERATURE_AT,
   UNUSED_SPANS,
   VECTOR_BITMAP_SIZE,
+  VECTORS_AT,
 } from './layout.js';
 
 /** Largest admin queue: AQA has 12 bits for it. */
@@ -78,14 +79,14 @@ function headerProblem(image: ControllerImage, parameters: NvmeParameters): stri
     return `the header has parameters that no controller has: ${error instanceof Error ? error.message : error}`;
   }
   // Written anew from what was read, it must be the same: then nothing is in it that was not understood.
-  const again = new ControllerImage();
+  const again = new ControllerImage(HEADER_SIZE);
   writeHeader(again, readIdentity(image));
   const same = Buffer.compare(again.span(0, HEADER_SIZE), image.span(0, HEADER_SIZE)) === 0;
   return same ? undefined : 'the header has bytes where nothing is';
 }
 
 function registerProblem(image: ControllerImage, parameters: NvmeParameters): string | undefined {
-  const fixed = new ControllerImage();
+  const fixed = new ControllerImage(VECTORS_AT);
   resetRegisters(fixed, parameters);
   for (const [name, offset] of [
     ['CAP', Register.CAP],

@@ -21,6 +21,7 @@ import {
 } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import type { NvmeParameters } from '../spec/index.js';
+import { practiceState } from './practice-state.js';
 
 /** Of all but the queues, about: the config space is half of it. */
 const FIXED_ESTIMATE = 8192;
@@ -47,6 +48,10 @@ export class NvmeStandardFormat implements StateFormat {
   /** The state is small: nothing is sent ahead. */
   *save(round: SaveRound): Iterable<StateRecord> {
     if (round === 'final') yield* encodeNvmeState(captured(this.controller));
+  }
+
+  practice(): Iterable<StateRecord> {
+    return encodeNvmeState(practiceState(this.controller.parameters));
   }
 
   /** Asked for while the controller runs, when there is no state to measure. */

@@ -78,7 +78,7 @@ import {
 import { LifeCycle } from './life-cycle.js';
 import { Mode } from './mode.js';
 import { type RegisterActions, readRegisters, writeRegisters } from './registers.js';
-import { adoptChecked, BirchStateFormat, requireQuiet, type StatefulBirch } from './state-format.js';
+import { adoptSound, BirchStateFormat, requireQuiet, type StatefulBirch } from './state-format.js';
 import { statusOf } from './status-of.js';
 import { imageToStandard } from './to-standard.js';
 
@@ -105,6 +105,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   readonly values: DeviceValues;
   readonly files: DeviceFiles;
   readonly image = new ControllerImage();
+  readonly spare = new ControllerImage();
   readonly engine: QueueEngine;
   readonly #life: LifeCycle;
   readonly #interrupts: BirchInterrupts;
@@ -287,7 +288,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   }
 
   restoreStandard(state: NvmeState): void {
-    adoptChecked(this, standardToImage(state));
+    adoptSound(this, standardToImage(state, this.spare.clear()));
   }
 
   adoptImage(loaded: ControllerImage): void {
@@ -295,6 +296,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     this.config.load(loaded.span(CONFIG_AT, CONFIG_SIZE).slice());
     this.#life.running = false;
     this.image.bytes.set(loaded.bytes.subarray(CONTROLLER_AT), CONTROLLER_AT);
+    this.image.commandEnd = loaded.commandEnd;
     this.engine.rebuild();
     this.engine.setMode(Mode.HELD);
     const pendingMsix = pendingVectors(loaded.span(PENDING_BITS_AT, PENDING_BITS_SIZE));

@@ -105,7 +105,7 @@ export class CompletionWriter {
     }
     const at = commandAt(slot);
     image.setU16(at + CommandSlot.STATUS, status);
-    image.setU8(at + CommandSlot.STATE, CommandState.DUE);
+    image.setCommandState(slot, CommandState.DUE);
     image.view.setFloat64(at + CommandSlot.ORDER, this.#events.nextOrder(), true);
     this.#due[id]!.push(slot);
     this.#post(id);

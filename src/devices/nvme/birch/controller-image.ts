@@ -39,12 +39,20 @@ export class ControllerImage {
   readonly bytes: Uint8Array;
   readonly view: DataView;
   readonly #words: Int32Array;
+  /** No command slot from here on is in use. Few ever are: whoever looks at all of them need not look at thousands. */
+  commandEnd = 0;
 
   /** @param size bytes, for the beginning of an image: what is behind is not looked at */
   constructor(size = IMAGE_SIZE) {
     this.bytes = new Uint8Array(size);
     this.view = new DataView(this.bytes.buffer);
     this.#words = new Int32Array(this.bytes.buffer);
+  }
+
+  clear(): this {
+    this.bytes.fill(0);
+    this.commandEnd = 0;
+    return this;
   }
 
   u8(at: number): number {
@@ -103,6 +111,12 @@ export class ControllerImage {
   /** CC.MPS as bytes. */
   get pageSize(): number {
     return pageSizeOf(this.register(Register.CC));
+  }
+
+  /** @param state of `CommandState` */
+  setCommandState(slot: number, state: number): void {
+    this.view.setUint8(commandAt(slot) + CommandSlot.STATE, state);
+    if (slot >= this.commandEnd) this.commandEnd = slot + 1;
   }
 
   /** Copies an entry of a submission queue into a slot. `queue` is the queue in dwords. */

@@ -18,9 +18,9 @@ import { type ControllerImage, commandAt, completionAt, submissionAt } from './c
 import { type EngineOwner, PARKED, PENDING } from './engine-owner.js';
 import { EntryFetcher } from './entry-fetcher.js';
 import {
-  COMMAND_SLOTS,
   CommandSlot,
   CommandState,
+  Header,
   QUEUE_SIZE,
   QUEUE_SLOTS,
   QueueSlot,
@@ -95,7 +95,8 @@ export class QueueEngine {
     this.#mode = mode;
     this.#writer.mode = mode;
     this.#writer.postAll();
-    for (let id = 0; id < QUEUE_SLOTS; id++) this.#offerTurn(id);
+    const last = this.#image.u32(Header.QUEUES);
+    for (let id = 0; id <= last; id++) this.#offerTurn(id);
     this.#pump();
   }
 
@@ -185,11 +186,11 @@ export class QueueEngine {
     this.#readyIo.clear();
     this.#waiting.clear();
     this.#writer.clear();
-    this.#free.clear();
+    this.#free.reset(image.commandEnd);
     this.#fetcher.clear();
     this.#turns.clear();
     this.#outstanding.fill(0);
-    for (let slot = COMMAND_SLOTS - 1; slot >= 0; slot--) {
+    for (let slot = image.commandEnd - 1; slot >= 0; slot--) {
       if (image.u8(commandAt(slot) + CommandSlot.STATE) === CommandState.FREE) this.#free.give(slot);
     }
     const used = commandsInOrder(image);
@@ -273,7 +274,7 @@ export class QueueEngine {
   #admit(slot: number, sqid: number): void {
     const image = this.#image;
     const at = commandAt(slot);
-    image.setU8(at + CommandSlot.STATE, CommandState.FETCHED);
+    image.setCommandState(slot, CommandState.FETCHED);
     image.setU16(at + CommandSlot.SQID, sqid);
     image.setU32(at + CommandSlot.STATUS, 0);
     image.setU32(at + CommandSlot.RESULT, 0);
@@ -289,7 +290,7 @@ export class QueueEngine {
   }
 
   #start(slot: number): void {
-    this.#image.setU8(commandAt(slot) + CommandSlot.STATE, CommandState.STARTED);
+    this.#image.setCommandState(slot, CommandState.STARTED);
     this.#started++;
     if (this.#image.sqid(slot) !== 0) this.#startedIo++;
     const status = this.#owner.execute(slot);
@@ -308,7 +309,7 @@ export class QueueEngine {
   /** An event request waits, and is no longer counted among what is under way. */
   #park(slot: number): void {
     const sqid = this.#image.sqid(slot);
-    this.#image.setU8(commandAt(slot) + CommandSlot.STATE, CommandState.WAITING);
+    this.#image.setCommandState(slot, CommandState.WAITING);
     this.#outstanding[sqid]!--;
     this.#writer.reserve(this.#completionQueue(sqid), -1);
     this.#waiting.push(slot);
@@ -354,7 +355,7 @@ export class QueueEngine {
   }
 
   #release(slot: number): void {
-    this.#image.setU8(commandAt(slot) + CommandSlot.STATE, CommandState.FREE);
+    this.#image.setCommandState(slot, CommandState.FREE);
     this.#free.give(slot);
   }
 

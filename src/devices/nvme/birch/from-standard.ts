@@ -78,9 +78,8 @@ export function standardToBirch(state: NvmeState): StateRecord[] {
   return imageToRecords(standardToImage(state));
 }
 
-/** A state as a sound image. @throws RequestError EINVAL with every reason why it cannot be */
-export function standardToImage(state: NvmeState): ControllerImage {
-  const image = new ControllerImage();
+/** A state as a sound image, made in `image`, which is empty. @throws RequestError EINVAL with every reason why it cannot be */
+export function standardToImage(state: NvmeState, image = new ControllerImage()): ControllerImage {
   const filler = new ImageFiller(image);
   // What the rest is measured by, so the rest is not looked at if it is wrong.
   const parameters = fillIdentity(filler, state.identity);
@@ -220,7 +219,7 @@ function fillCommands(filler: ImageFiller, state: NvmeState): void {
   let slot = 0;
   const begin = (commandState: number, sqid: number): number => {
     const at = commandAt(slot);
-    image.setU8(at + CommandSlot.STATE, commandState);
+    image.setCommandState(slot, commandState);
     filler.u16('the submission queue of a command', at + CommandSlot.SQID, sqid);
     image.view.setFloat64(at + CommandSlot.ORDER, slot++, true);
     return at;

@@ -146,6 +146,7 @@ export class LifeCycle {
   #clear(): void {
     const { image, engine } = this.#birch;
     image.span(SUBMISSION_AT, IMAGE_SIZE - SUBMISSION_AT).fill(0);
+    image.commandEnd = 0;
     engine.rebuild();
     resetFeatures(image);
     resetController(image);

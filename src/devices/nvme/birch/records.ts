@@ -111,7 +111,7 @@ function presentQueues(image: ControllerImage, first: number): Uint8Array {
 /** Command slots in use, oldest first. */
 export function commandsInOrder(image: ControllerImage): number[] {
   const used: number[] = [];
-  for (let slot = 0; slot < COMMAND_SLOTS; slot++) {
+  for (let slot = 0; slot < image.commandEnd; slot++) {
     if (image.u8(commandAt(slot) + CommandSlot.STATE) !== CommandState.FREE) used.push(slot);
   }
   const order = (slot: number) => image.view.getFloat64(commandAt(slot) + CommandSlot.ORDER, true);
@@ -152,9 +152,8 @@ export class RecordCollector {
     this.#payloads.set(record.type, Uint8Array.prototype.slice.call(record.payload));
   }
 
-  /** The image that the records make; of its contents only the sizes are checked. @throws RequestError */
-  toImage(): ControllerImage {
-    const image = new ControllerImage();
+  /** The image that the records make, in `image`, which is empty; of its contents only the sizes are checked. @throws RequestError */
+  toImage(image = new ControllerImage()): ControllerImage {
     image.bytes.set(checkedHeader(this.#take(BirchRecord.HEADER)));
     const controller = this.#take(BirchRecord.CONTROLLER);
     requireLength(BirchRecord.CONTROLLER, controller, CONTROLLER_SIZE);
@@ -168,7 +167,7 @@ export class RecordCollector {
       image.setU32(countAt, 0);
       requireInUse(type, payload, size);
       if (type === BirchRecord.INTERRUPT_VECTORS) image.bytes.set(payload, VECTORS_AT);
-      else if (type === BirchRecord.COMMANDS) image.bytes.set(payload, COMMANDS_AT);
+      else if (type === BirchRecord.COMMANDS) placeCommands(image, payload);
       else placeQueues(image, type, payload);
     }
     return image;
@@ -215,6 +214,11 @@ function requireInUse(type: number, payload: Uint8Array, size: number): void {
   for (let at = 0; at < payload.length; at += size) {
     if (payload[at] === 0) throw refused(`${birchRecordName(type)}: slot ${at / size} is not in use`);
   }
+}
+
+function placeCommands(image: ControllerImage, payload: Uint8Array): void {
+  image.bytes.set(payload, COMMANDS_AT);
+  image.commandEnd = payload.length / COMMAND_SIZE;
 }
 
 /** Puts saved queue slots where their identifiers say. */

@@ -72,20 +72,29 @@ export function slotLinks(): Int32Array {
   return new Int32Array(COMMAND_SLOTS).fill(END);
 }
 
-/** Free slots; the one freed last is used next, as it is still in the cache. */
+/** Free slots; the one freed last is used next, as it is still in the cache, and one that never was when there is none. */
 export class FreeSlots {
   readonly #slots = new Int32Array(COMMAND_SLOTS);
-  count = 0;
+  #given = 0;
+  /** No slot from here on has been taken. */
+  #end = 0;
 
+  get count(): number {
+    return this.#given + COMMAND_SLOTS - this.#end;
+  }
+
+  /** Only when there is one. */
   take(): number {
-    return this.#slots[--this.count]!;
+    return this.#given > 0 ? this.#slots[--this.#given]! : this.#end++;
   }
 
   give(slot: number): void {
-    this.#slots[this.count++] = slot;
+    this.#slots[this.#given++] = slot;
   }
 
-  clear(): void {
-    this.count = 0;
+  /** The slots from `end` on are free; of those before, the ones that are given then. */
+  reset(end: number): void {
+    this.#given = 0;
+    this.#end = end;
   }
 }

@@ -21,6 +21,11 @@ export interface StatefulBirch {
   readonly parameters: NvmeParameters;
   /** Work is under way: the state cannot be saved or replaced now. */
   readonly busy: boolean;
+  /**
+   * An image to load into, which means nothing before and after. Kept: half a megabyte of fresh memory takes longer to
+   * be touched for the first time than all that is done with it, and a guest may wait for that.
+   */
+  readonly spare: ControllerImage;
   /** The image, brought up to date with what is kept outside of it. Not to be changed. */
   captureImage(): ControllerImage;
   /** Becomes what a checked image says. @throws RequestError EINVAL, unchanged, when the config space is of another function */
@@ -60,19 +65,30 @@ export class BirchStateFormat implements StateFormat {
     const collector = new RecordCollector();
     return {
       record: (record) => collector.add(record),
-      commit: () => adoptChecked(this.controller, collector.toImage()),
+      commit: () => adoptChecked(this.controller, collector.toImage(this.controller.spare.clear())),
     };
   }
 }
 
 /** Makes an image the controller's own if it fits and is sound. @throws RequestError, the controller unchanged */
-export function adoptChecked(controller: StatefulBirch, image: ControllerImage): void {
-  const differences = identityDifferences(readIdentity(image), identityOf(controller.parameters));
-  if (differences.length > 0) throw refused(`it is of another controller: ${differences.join('; ')}`);
+function adoptChecked(controller: StatefulBirch, image: ControllerImage): void {
+  requireSameController(controller, image);
   const problem = imageProblem(image);
   if (problem !== undefined) throw refused(problem);
   requireQuiet(controller);
   controller.adoptImage(image);
+}
+
+/** Makes a sound image the controller's own if it fits. @throws RequestError, the controller unchanged */
+export function adoptSound(controller: StatefulBirch, image: ControllerImage): void {
+  requireSameController(controller, image);
+  requireQuiet(controller);
+  controller.adoptImage(image);
+}
+
+function requireSameController({ parameters }: StatefulBirch, image: ControllerImage): void {
+  const differences = identityDifferences(readIdentity(image), identityOf(parameters));
+  if (differences.length > 0) throw refused(`it is of another controller: ${differences.join('; ')}`);
 }
 
 /** @throws RequestError EBUSY */

@@ -27,7 +27,6 @@ import {
 import { readIdentity, writeHeader } from './identity.js';
 import {
   COALESCING_DISABLED_AT,
-  COMMAND_SLOTS,
   CommandSlot,
   CommandState,
   CompletionSlot,
@@ -43,6 +42,7 @@ import {
   HealthCounter,
   OVER_TEMPERATURE_AT,
   PENDING_BITS_AT,
+  QUEUE_SIZE,
   QUEUE_SLOTS,
   QueueSlot,
   QueueState,
@@ -56,6 +56,9 @@ import {
 /** Largest admin queue: AQA has 12 bits for it. */
 const ADMIN_ENTRIES_MAX = 4096;
 const EVENT_TYPE_MAX = 7;
+
+/** As many as are ever looked at in one piece. */
+const zeros = new Uint8Array(QUEUE_SLOTS * QUEUE_SIZE);
 
 /** The first thing that is wrong with an image, in words; undefined if it is sound. */
 export function imageProblem(image: ControllerImage): string | undefined {
@@ -179,14 +182,22 @@ function unusedProblem(image: ControllerImage): string | undefined {
 
 function queuesProblem(image: ControllerImage, parameters: NvmeParameters): string | undefined {
   const ready = (image.register(Register.CSTS) & Csts.RDY) !== 0;
-  for (let id = 0; id < QUEUE_SLOTS; id++) {
-    const [submission, completion] = [submissionAt(id), completionAt(id)];
-    const present = [submission, completion].filter((at) => image.u8(at + QueueSlot.STATE) !== 0);
-    if (present.length > 0 && !ready) return 'a controller that is not ready has queues';
-    if (id === 0 && ready && present.length < 2) return 'an admin queue is missing';
+  const isPresent = (at: number): boolean => image.u8(at + QueueSlot.STATE) !== QueueState.ABSENT;
+  // Of the many slots most are empty, which all of them together are soon seen to be.
+  const own = parameters.queues + 1;
+  const others = [submissionAt(own), completionAt(own)].map((at) =>
+    image.span(at, (QUEUE_SLOTS - own) * QUEUE_SIZE),
+  );
+  const end = others.every(allZero) ? own : QUEUE_SLOTS;
+  for (let id = 0; id < end; id++) {
+    const submission = isPresent(submissionAt(id));
+    const completion = isPresent(completionAt(id));
+    if (id === 0 && ready && !(submission && completion)) return 'an admin queue is missing';
+    if (!submission && !completion) continue;
+    if (!ready) return 'a controller that is not ready has queues';
     const problem =
-      (present.includes(completion) ? completionProblem(image, id, parameters) : undefined) ??
-      (present.includes(submission) ? submissionProblem(image, id, parameters) : undefined);
+      (completion ? completionProblem(image, id, parameters) : undefined) ??
+      (submission ? submissionProblem(image, id, parameters) : undefined);
     if (problem !== undefined) return problem;
   }
   return undefined;
@@ -248,7 +259,7 @@ function queueProblem(
 function commandsProblem(image: ControllerImage): string | undefined {
   let waiting = 0;
   let ended = false;
-  for (let slot = 0; slot < COMMAND_SLOTS; slot++) {
+  for (let slot = 0; slot < image.commandEnd; slot++) {
     const at = commandAt(slot);
     const state = image.u8(at + CommandSlot.STATE);
     if (state === CommandState.FREE) ended = true;
@@ -289,5 +300,5 @@ function commandProblem(image: ControllerImage, slot: number, state: number): st
 }
 
 function allZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
+  return Buffer.compare(bytes, zeros.subarray(0, bytes.length)) === 0;
 }

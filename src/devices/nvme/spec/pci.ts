@@ -75,8 +75,9 @@ export function pendingBits(vectors: readonly number[], length: number): Uint8Ar
 /** The vectors whose pending bits are set. */
 export function pendingVectors(bits: Uint8Array): number[] {
   const vectors: number[] = [];
-  for (let vector = 0; vector < 8 * bits.length; vector++) {
-    if ((bits[vector >>> 3]! & (1 << (vector & 7))) !== 0) vectors.push(vector);
+  for (const [index, byte] of bits.entries()) {
+    if (byte === 0) continue;
+    for (let bit = 0; bit < 8; bit++) if ((byte & (1 << bit)) !== 0) vectors.push(8 * index + bit);
   }
   return vectors;
 }

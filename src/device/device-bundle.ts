@@ -168,6 +168,11 @@ export class DeviceBundle {
     engine.arrived = parsed.arrived;
   }
 
+  /** Saves what the format imagines, to nowhere. */
+  async practiseSave(): Promise<void> {
+    (await this.#save('practice')).close();
+  }
+
   /** Becomes what the format imagines. @returns false when it imagines nothing */
   async practise(): Promise<boolean> {
     if (this.#choice.load?.practice === undefined) return false;

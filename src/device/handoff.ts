@@ -41,6 +41,11 @@ export class DeviceHandoff implements HandoffPort {
     this.#bundle = new DeviceBundle(parts);
   }
 
+  async practise(format: HandoffFormat): Promise<void> {
+    this.#bundle.choose(format, FormatFlag.SAVE);
+    await this.#bundle.practiseSave();
+  }
+
   async begin(format: HandoffFormat): Promise<void> {
     const { device } = this.#parts;
     if (device.files === undefined && device.bars.some(({ memory }) => memory !== undefined))

@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What moves a device's state, one thing at a time: a saving or a loading, as a stream of a format or value by value. */
 
+import { setImmediate } from 'node:timers/promises';
 import { newUuid, uuidToBytes } from '../formats/index.js';
-import { LoadSession, RawLoadSession, RawSaveSession, SaveSession } from '../migration/index.js';
+import {
+  LoadSession,
+  RawLoadSession,
+  RawSaveSession,
+  type RecordSource,
+  SaveSession,
+  type StateFormat,
+} from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
 import type { Device } from './device.js';
 import { type FormatChoice, formatFor, type StateOffer } from './format-choice.js';
@@ -43,9 +51,7 @@ export class StateSessions {
       throw new RequestError(Errno.ENOTSUP, 'the device has no state format');
     }
     const { model, producer } = this.#device;
-    const records =
-      source === 'practice' ? { save: () => format.practice?.() ?? [], estimate: () => 0 } : format;
-    this.#save = new SaveSession(records, {
+    this.#save = new SaveSession(source === 'practice' ? practiceOf(format) : format, {
       format: format.uuid,
       version: format.version,
       model: model.uri,
@@ -166,6 +172,19 @@ export class StateSessions {
     for await (const record of format.save('final')) loader.record(record);
     await loader.commit();
   }
+}
+
+/** One record at a time: it is practised while a guest has other things to be served. */
+function practiceOf(format: StateFormat): RecordSource {
+  return {
+    async *save() {
+      for (const record of format.practice?.() ?? []) {
+        await setImmediate();
+        yield record;
+      }
+    },
+    estimate: () => 0,
+  };
 }
 
 function notSaved(): RequestError {

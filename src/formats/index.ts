@@ -56,6 +56,7 @@ export {
   NVME_STANDARD_VERSION,
   NvmeStateDecoder,
   nvmeDescription,
+  nvmeRecords,
   nvmeValues,
 } from './nvme/records.js';
 export type * from './nvme/state.js';

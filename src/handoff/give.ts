@@ -36,6 +36,8 @@ export interface Outgoing {
 export interface Giver {
   /** What the receiver is told first; it may refuse. Becomes JSON. */
   readonly offer: unknown;
+  /** Called while the receiver gets ready. @throws to refuse */
+  prepare?(): Promise<void>;
   /**
    * Stops, and says what goes over. Must do nothing more once `signal` aborts. @param answer the receiver's, not validated
    */
@@ -120,7 +122,8 @@ class Handoff {
     const clock = this.#clock;
     const answer = await clock.run('prepare', async () => {
       await channel.send(HandoffMessage.PREPARE, encodeJson(this.#giver.offer));
-      return decodeJson((await channel.expect(HandoffMessage.READY)).payload);
+      const [ready] = await Promise.all([channel.expect(HandoffMessage.READY), this.#giver.prepare?.()]);
+      return decodeJson(ready.payload);
     });
     this.#froze = true;
     const outgoing = await clock.run('freeze', (signal) => this.#giver.freeze(answer, signal));

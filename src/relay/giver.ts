@@ -4,7 +4,15 @@
  * frozen between two messages, and what is under way goes along.
  */
 
-import { FdKind, type GiveReport, type Giver, give, monotonicMs, type Outgoing } from '../handoff/index.js';
+import {
+  FdKind,
+  type GiveReport,
+  type Giver,
+  give,
+  monotonicMs,
+  type Outgoing,
+  rehearseHandoff,
+} from '../handoff/index.js';
 import { connect, type Fd, type Listener } from '../transport/index.js';
 import { FdName, type HandOverRequest, type RelayDocument, type RelayOffer } from './handoff-document.js';
 import type { ManagerConnection } from './manager-connection.js';
@@ -37,6 +45,10 @@ class RelayGiver implements Giver {
   constructor(relay: HandedOver) {
     this.#relay = relay;
     this.offer = relay.offer;
+  }
+
+  prepare(): Promise<void> {
+    return rehearseHandoff();
   }
 
   async freeze(_answer: unknown, signal: AbortSignal): Promise<Outgoing> {

@@ -15,6 +15,7 @@ import {
   give,
   monotonicMs,
   type Outgoing,
+  rehearseHandoff,
 } from '../handoff/index.js';
 import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
@@ -56,6 +57,12 @@ class ServerGiver implements Giver {
       socketPath: server.socketPath,
       migrationSocketPath: server.migrationSocketPath ?? null,
     };
+  }
+
+  /** A server that has run for weeks does all this for the first time, or as if it were. */
+  async prepare(): Promise<void> {
+    await this.#server.device.practise(this.#request.format);
+    await rehearseHandoff();
   }
 
   async freeze(_answer: unknown, signal: AbortSignal): Promise<Outgoing> {

@@ -19,6 +19,8 @@ export interface CapturedDevice {
 }
 
 export interface HandoffPort {
+  /** Before all that, while the device runs and serves: what needs no device is gone through once, to be fast later. */
+  practise(format: HandoffFormat): Promise<void>;
   /** Keeps others from migrating or resetting the device. @throws RequestError when it cannot be handed over now, or at all */
   begin(format: HandoffFormat): Promise<void>;
   /** Stops it; region accesses are not made any more by then. */

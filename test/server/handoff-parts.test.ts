@@ -5,7 +5,7 @@ import { mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { Client } from '../../src/client/index.js';
-import { DeviceRuntime } from '../../src/device/index.js';
+import { type Device, DeviceRuntime, type StateRecord } from '../../src/device/index.js';
 import { SampleDevice } from '../../src/devices/sample/index.js';
 import { type HandoffReport, takeoverPaths } from '../../src/handoff/index.js';
 import { Server } from '../../src/server/index.js';
@@ -105,6 +105,43 @@ t.test('state, DMA ranges, notes', async (t) => {
   });
   await until(() => resources().fds <= before.fds);
   t.same(resources(), before, 'all files and mappings are gone');
+});
+
+t.test('an imagined state is practised with, at both ends, and nothing stays of it', async (t) => {
+  const old = serveScratch(t);
+  const vmm = await old.vmm();
+  await vmm.regionWrite(2, 0, Uint8Array.of(1, 2));
+  old.scratch.takeCalls();
+  const { scratch, takeover } = successorOf(t, old);
+  const imagined = new ScratchDevice();
+  imagined.state.memory.fill(0xee);
+  const records: StateRecord[] = [];
+  for await (const record of imagined.state.save('final')) records.push(record);
+  const practised: Device[] = [];
+  for (const device of [old.scratch, scratch])
+    device.state.practice = () => {
+      practised.push(device);
+      return records;
+    };
+  const seen: number[] = [];
+  scratch.hook = (step) => {
+    if (step === 'save final' || step === 'resume') seen.push(scratch.state.memory[0] ?? -1);
+  };
+  await handOver(old, takeover);
+  t.same(new Set(practised), new Set([old.scratch, scratch]));
+  t.same(
+    old.scratch.takeCalls().slice(0, 2),
+    ['quiesce', 'save final'],
+    'the device that serves is left alone',
+  );
+  t.ok(seen.includes(0xee), 'the successor has saved and loaded it');
+  const steps = scratch.takeCalls();
+  t.notOk(
+    steps.slice(0, steps.indexOf('reset aborted')).includes('resume'),
+    'it runs only when it is forgotten',
+  );
+  t.equal(seen.at(-1), 1);
+  t.same(await stateBytes(vmm, 3), Uint8Array.of(1, 2, 0));
 });
 
 t.test('eventfds, masks, and what is pending', async (t) => {
@@ -238,6 +275,17 @@ t.test('the old server goes on', async (t) => {
     const { takeover } = successorOf(t, old);
     const message = /phase freeze: the device is in STOP, not RUNNING/;
     await t.rejects(handOver(old, takeover), { message });
+  });
+
+  await t.test('when it cannot practise', async (t) => {
+    const old = serveScratch(t);
+    old.scratch.state.practice = () => {
+      throw new Error('out of practice');
+    };
+    const message = /phase prepare: .*out of practice; the old server goes on/;
+    await t.rejects(handOver(old, successorOf(t, old).takeover), { message });
+    old.scratch.state.practice = () => [];
+    await handOver(old, successorOf(t, old).takeover);
   });
 
   await t.test('when the device does not hand over what the VMM maps', async (t) => {

@@ -27,6 +27,8 @@ export class ScratchState implements StateFormat {
   /** Bytes of payload that sessions have pulled so far. */
   yielded = 0;
   commits = 0;
+  /** None, unless a test gives it some. */
+  practice?: () => Iterable<StateRecord>;
   readonly #options: ScratchStateOptions;
   /** Chunks that have changed since they were last sent. */
   readonly #dirty = new Set<number>();

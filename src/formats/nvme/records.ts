@@ -48,6 +48,11 @@ const NO_HEALTH: NvmeState['health'] = {
 export const NVME_STANDARD_VERSION = { major: 1, minor: 0 } as const;
 
 export function encodeNvmeState(state: NvmeState): FormatRecord[] {
+  return [...nvmeRecords(state)];
+}
+
+/** The records of a state, each when it is asked for. */
+export function* nvmeRecords(state: NvmeState): Generator<FormatRecord> {
   const { submissionQueues, completionQueues, completions, commands, features } = state;
   const parts: Record<keyof typeof RECORDS, object> = {
     ...state,
@@ -56,11 +61,8 @@ export function encodeNvmeState(state: NvmeState): FormatRecord[] {
     commands: { commands },
     features: { features },
   };
-  return Object.entries(RECORDS).map(([part, { type, optional, codec }]) => ({
-    type,
-    optional,
-    payload: codec.encode(parts[part as keyof typeof RECORDS]),
-  }));
+  for (const [part, { type, optional, codec }] of Object.entries(RECORDS))
+    yield { type, optional, payload: codec.encode(parts[part as keyof typeof RECORDS]) };
 }
 
 /** Puts a state together. Errors are DevstateErrors that name what is wrong. */

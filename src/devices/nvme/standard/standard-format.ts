@@ -11,12 +11,12 @@ import type {
 import { asDevstateError } from '../../../errors.js';
 import {
   checkNvmeState,
-  encodeNvmeState,
   flattenTree,
   NVME_STANDARD,
   NVME_STANDARD_VERSION,
   type NvmeState,
   NvmeStateDecoder,
+  nvmeRecords,
   unflattenTree,
 } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
@@ -47,11 +47,11 @@ export class NvmeStandardFormat implements StateFormat {
 
   /** The state is small: nothing is sent ahead. */
   *save(round: SaveRound): Iterable<StateRecord> {
-    if (round === 'final') yield* encodeNvmeState(captured(this.controller));
+    if (round === 'final') yield* nvmeRecords(captured(this.controller));
   }
 
   practice(): Iterable<StateRecord> {
-    return encodeNvmeState(practiceState(this.controller.parameters));
+    return nvmeRecords(practiceState(this.controller.parameters));
   }
 
   /** Asked for while the controller runs, when there is no state to measure. */

@@ -110,6 +110,11 @@ export class Channel {
     });
   }
 
+  /** @throws what the connection has ended with, as far as that has been noticed */
+  requireOpen(): void {
+    if (this.#end !== undefined) throw this.#end;
+  }
+
   /** Has {@link next} give a message once more. */
   putBack(message: ReceivedMessage): void {
     this.#arrived.unshift(message);

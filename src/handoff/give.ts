@@ -126,7 +126,11 @@ class Handoff {
       return decodeJson(ready.payload);
     });
     this.#froze = true;
-    const outgoing = await clock.run('freeze', (signal) => this.#giver.freeze(answer, signal));
+    const outgoing = await clock.run('freeze', async (signal) => {
+      const frozen = await this.#giver.freeze(answer, signal);
+      channel.requireOpen();
+      return frozen;
+    });
     await clock.run('transfer', () => this.#transfer(channel, outgoing));
     await clock.run('adopt', () => channel.expect(HandoffMessage.ADOPTED));
     await clock.run('commit', () => channel.expect(HandoffMessage.RUNNING));

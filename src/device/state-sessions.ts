@@ -10,6 +10,7 @@ import {
   type RecordSource,
   SaveSession,
   type StateFormat,
+  type StateRecord,
 } from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
 import type { Device } from './device.js';
@@ -159,8 +160,9 @@ export class StateSessions {
   }
 
   /**
-   * A destination loads its own state before it takes another's: what it cannot do shows while the source's VM runs, and
-   * the code has been compiled when the guest waits for it. Left out where the state is large, or has no format.
+   * A destination loads its own state before it takes another's, and an imagined one if there is one: what it cannot do
+   * shows while the source's VM runs, and the code has been compiled when the guest waits for it. Left out where the state
+   * is large, or has no format.
    */
   async checkSelf({ load }: FormatChoice): Promise<void> {
     const { formats, values, raw } = this.#offer;
@@ -168,9 +170,15 @@ export class StateSessions {
     if (format === undefined) values?.restore(values.capture());
     if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
     format.begin?.();
-    const loader = format.load(format.version);
-    for await (const record of format.save('final')) loader.record(record);
-    await loader.commit();
+    const own: StateRecord[] = [];
+    for await (const record of format.save('final')) own.push(record);
+    // Last its own, which it has if nothing comes.
+    for (const records of [format.practice?.(), own]) {
+      if (records === undefined) continue;
+      const loader = format.load(format.version);
+      for (const record of records) loader.record(record);
+      await loader.commit();
+    }
   }
 }
 

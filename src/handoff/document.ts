@@ -56,6 +56,22 @@ export function parseHandoffJson<Schema extends z.ZodType>(
   }
 }
 
+/**
+ * A successor has the socket paths of the process that it replaces, as that offers them: clients know it by them.
+ * @param what the process is: `server`, `relay`
+ * @throws DEVSTATE_E_HANDOFF
+ */
+export function requireSameOption(
+  what: string,
+  option: string,
+  theirs: string | null,
+  ours: string | null,
+): void {
+  if (theirs === ours) return;
+  const message = `the ${what} to be replaced has ${option} ${theirs ?? '(none)'}, its successor was started with ${ours ?? 'none'}: start it with the same`;
+  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
+}
+
 /** Milliseconds of CLOCK_MONOTONIC, which all processes of a machine share. */
 export function monotonicMs(): number {
   return Number(process.hrtime.bigint()) / 1e6;

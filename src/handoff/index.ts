@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Handing fds and state over from one process to the next, in two phases. */
 
+export { AdoptedSockets, SocketName } from './adopted-sockets.js';
 export { Bundle, type BundleEntry } from './bundle.js';
 export { Channel, type ReceivedMessage } from './channel.js';
 export { collectYoungGarbage } from './collect-garbage.js';
@@ -13,6 +14,7 @@ export {
   parseHandoff,
   parseHandoffJson,
   phaseTimes,
+  requireSameOption,
 } from './document.js';
 export { FdKind, fdKindName } from './fd-kind.js';
 export { type GiveOptions, type GiveReport, type Giver, give, LEASE_NAME, type Outgoing } from './give.js';

@@ -2,7 +2,7 @@
 /** What goes over between two relays, as JSON: the offer, and the document that says what the fds are for. */
 
 import { z } from 'zod';
-import { phaseTimes } from '../handoff/index.js';
+import { phaseTimes, SocketName } from '../handoff/index.js';
 
 const unsigned = z.number().int().nonnegative();
 const bytes = z.base64().transform((text) => new Uint8Array(Buffer.from(text, 'base64')));
@@ -140,12 +140,9 @@ export type ReadRelay = z.output<typeof relayDocument>;
 
 /** Names of fds in the bundle; those of the replay log and of messages are given where they are packed. */
 export const FdName = {
-  vmm: 'vmm',
+  ...SocketName,
   server: 'server',
-  listener: 'listener',
-  migrationListener: 'listener:migration',
   controlListener: 'listener:control',
-  waiting: (index: number): string => `waiting:${index}`,
 } as const;
 
 export function encodeBytes(value: Uint8Array): string {

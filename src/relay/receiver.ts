@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A relay that takes over from another one: listening sockets, the VMM's connection, the server's. */
 
-import { DevstateError } from '../errors.js';
 import {
   type Adopted,
+  AdoptedSockets,
   type Bundle,
   collectYoungGarbage,
   FdKind,
@@ -11,8 +11,9 @@ import {
   parseHandoff,
   type Receiver,
   rehearseHandoff,
+  requireSameOption,
 } from '../handoff/index.js';
-import { closeAll, type Fd, Listener } from '../transport/index.js';
+import type { Fd } from '../transport/index.js';
 import type { RelayListeners } from './giver.js';
 import {
   FdName,
@@ -50,7 +51,7 @@ export interface AdoptedParts {
   readonly startedAtMs: number;
 }
 
-/** The options that must be those of the relay that is replaced: clients know it by them. */
+/** The options that must be those of the relay that is replaced. */
 const SAME = [
   ['--listen', 'listenPath'],
   ['--server', 'serverPath'],
@@ -68,7 +69,7 @@ export class RelayReceiver implements Receiver {
 
   async prepare(offered: unknown): Promise<unknown> {
     const offer = parseHandoff(relayOffer, offered, 'the offer');
-    for (const [option, key] of SAME) requireSame(option, offer[key], this.#host.paths[key]);
+    for (const [option, key] of SAME) requireSameOption('relay', option, offer[key], this.#host.paths[key]);
     this.#generation = offer.generation;
     rehearseSession(this.#host.adoptVmm);
     await rehearseHandoff();
@@ -89,20 +90,13 @@ export class RelayReceiver implements Receiver {
   }
 }
 
-function requireSame(option: string, theirs: string | null, ours: string | null): void {
-  if (theirs === ours) return;
-  const message = `the relay to be replaced has ${option} ${theirs ?? '(none)'}, its successor was started with ${ours ?? 'none'}: start it with the same`;
-  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
-}
-
 /** One bundle as it becomes a relay: everything is there, and nothing happens before `start`. */
 class Adoption {
   readonly #host: SuccessorHost;
   readonly #bundle: Bundle;
   readonly #document: ReadRelay;
   readonly #generation: number;
-  readonly #adopted: Listener[] = [];
-  readonly #waiting: Fd[] = [];
+  readonly #sockets: AdoptedSockets;
   #listeners: RelayListeners | undefined;
   #session: Session | undefined;
 
@@ -111,23 +105,26 @@ class Adoption {
     this.#bundle = bundle;
     this.#document = document;
     this.#generation = generation;
+    this.#sockets = new AdoptedSockets(bundle);
   }
 
   run(): void {
     const { acceptVmm, acceptManager, acceptControl, paths, adoptVmm } = this.#host;
     const { session, waiting } = this.#document;
     const { migrationSocketPath, controlPath } = paths;
+    const sockets = this.#sockets;
     this.#listeners = {
-      vmm: this.#listener(FdName.listener, acceptVmm, paths.listenPath),
+      vmm: sockets.takeListener(FdName.listener, paths.listenPath, acceptVmm),
       manager:
         migrationSocketPath === null
           ? undefined
-          : this.#listener(FdName.migrationListener, acceptManager, migrationSocketPath),
+          : sockets.takeListener(FdName.migrationListener, migrationSocketPath, acceptManager),
       control:
-        controlPath === null ? undefined : this.#listener(FdName.controlListener, acceptControl, controlPath),
+        controlPath === null
+          ? undefined
+          : sockets.takeListener(FdName.controlListener, controlPath, acceptControl),
     };
-    for (let index = 0; index < waiting; index++)
-      this.#waiting.push(this.#bundle.take(FdName.waiting(index), FdKind.SOCKET));
+    sockets.takeWaiting(waiting);
     if (session === null) return;
     const unpacker = new Unpacker(this.#bundle);
     try {
@@ -137,32 +134,24 @@ class Adoption {
     }
   }
 
-  #listener(name: string, onConnection: (fd: Fd) => void, path: string): Listener {
-    const listener = Listener.adopt(this.#bundle.take(name, FdKind.LISTENER), onConnection, path);
-    listener.pause();
-    this.#adopted.push(listener);
-    return listener;
-  }
-
   start(): void {
     if (this.#listeners === undefined) return;
     const startedAtMs = monotonicMs();
     this.#host.installed({
       listeners: this.#listeners,
       session: this.#session,
-      waiting: this.#waiting,
+      waiting: this.#sockets.waiting,
       generation: this.#generation,
       pauseMs: startedAtMs - this.#document.heldAtMs,
       startedAtMs,
     });
     this.#session?.thaw();
-    for (const listener of this.#adopted) listener.resume();
+    this.#sockets.resume();
   }
 
-  /** The predecessor goes on: its paths stay. */
+  /** The predecessor goes on. */
   close(): void {
     this.#session?.letGo();
-    for (const listener of this.#adopted) listener.close({ keepPath: true });
-    closeAll(this.#waiting);
+    this.#sockets.close();
   }
 }

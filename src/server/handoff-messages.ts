@@ -2,7 +2,7 @@
 /** What goes over between a server, its successor and the manager that has one replaced by the other, as JSON. */
 
 import { z } from 'zod';
-import { phaseTimes } from '../handoff/index.js';
+import { phaseTimes, SocketName } from '../handoff/index.js';
 
 const unsigned = z.number().int().nonnegative();
 
@@ -68,10 +68,7 @@ export type ServerDocument = z.infer<typeof serverDocument>;
 
 /** Names of fds in the bundle. */
 export const FdName = {
-  vmm: 'vmm',
+  ...SocketName,
   twin: 'vmm:twin',
-  listener: 'listener',
-  migrationListener: 'listener:migration',
   passenger: (index: number): string => `backlog:${index}`,
-  waiting: (index: number): string => `waiting:${index}`,
 } as const;

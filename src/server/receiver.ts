@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A server that takes over from its predecessor: connection, listening sockets, device. */
 
-import { DevstateError } from '../errors.js';
 import {
   type Adopted,
+  AdoptedSockets,
   type Bundle,
   collectYoungGarbage,
   FdKind,
@@ -11,8 +11,9 @@ import {
   parseHandoff,
   type Receiver,
   rehearseHandoff,
+  requireSameOption,
 } from '../handoff/index.js';
-import { closeAll, type Fd, Listener, socketPair } from '../transport/index.js';
+import { closeAll, type Fd, type Listener, socketPair } from '../transport/index.js';
 import { defaultCapabilities } from '../wire/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
 import { FdName, handoffOffer, type ServerDocument, serverDocument } from './handoff-messages.js';
@@ -55,8 +56,8 @@ export class ServerReceiver implements Receiver {
   async prepare(offered: unknown): Promise<unknown> {
     const offer = parseHandoff(handoffOffer, offered, 'the offer');
     const { socketPath, migrationSocketPath, device } = this.#host;
-    requireSame('--socket', offer.socketPath, socketPath);
-    requireSame('--migration-socket', offer.migrationSocketPath, migrationSocketPath ?? null);
+    requireSameOption('server', '--socket', offer.socketPath, socketPath);
+    requireSameOption('server', '--migration-socket', offer.migrationSocketPath, migrationSocketPath ?? null);
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
     await rehearseHandoff();
@@ -101,20 +102,14 @@ export class ServerReceiver implements Receiver {
   }
 }
 
-function requireSame(option: string, theirs: string | null, ours: string | null): void {
-  if (theirs === ours) return;
-  const message = `the server to be replaced has ${option} ${theirs ?? '(none)'}, its successor was started with ${ours ?? 'none'}: start it with the same`;
-  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
-}
-
 /** One bundle as it becomes a server: everything is there, and nothing happens before `start`. */
 class Adoption {
   readonly #host: SuccessorHost;
   readonly #bundle: Bundle;
   readonly #document: ServerDocument;
   readonly #generation: number;
-  readonly #listeners: Listener[] = [];
-  readonly #waiting: Fd[] = [];
+  readonly #sockets: AdoptedSockets;
+  #listeners: Pick<AdoptedParts, 'listener' | 'migrationListener'> | undefined;
   #vmm: Connection | undefined;
 
   constructor(host: SuccessorHost, bundle: Bundle, document: ServerDocument, generation: number) {
@@ -122,16 +117,21 @@ class Adoption {
     this.#host = host;
     this.#bundle = bundle;
     this.#document = document;
+    this.#sockets = new AdoptedSockets(bundle);
   }
 
   async run(): Promise<void> {
     const { acceptVmm, acceptManager, socketPath, migrationSocketPath, device } = this.#host;
     const { vmm, waiting, device: state } = this.#document;
-    this.#adoptListener(FdName.listener, acceptVmm, socketPath);
-    if (migrationSocketPath !== undefined)
-      this.#adoptListener(FdName.migrationListener, acceptManager, migrationSocketPath);
-    for (let index = 0; index < waiting; index++)
-      this.#waiting.push(this.#bundle.take(FdName.waiting(index), FdKind.SOCKET));
+    const sockets = this.#sockets;
+    this.#listeners = {
+      listener: sockets.takeListener(FdName.listener, socketPath, acceptVmm),
+      migrationListener:
+        migrationSocketPath === undefined
+          ? undefined
+          : sockets.takeListener(FdName.migrationListener, migrationSocketPath, acceptManager),
+    };
+    sockets.takeWaiting(waiting);
     if (vmm !== null) {
       const frozen = this.#takeConnection(vmm);
       try {
@@ -145,12 +145,6 @@ class Adoption {
       }
     }
     await device.adopt(this.#bundle, state, this.#vmm?.dmaPeer);
-  }
-
-  #adoptListener(name: string, onConnection: (fd: Fd) => void, path: string): void {
-    const listener = Listener.adopt(this.#bundle.take(name, FdKind.LISTENER), onConnection, path);
-    listener.pause();
-    this.#listeners.push(listener);
   }
 
   #takeConnection({ negotiated, peer, dma, backlog }: NonNullable<ServerDocument['vmm']>): FrozenConnection {
@@ -174,28 +168,25 @@ class Adoption {
 
   /** The device first: then it is there when the next message is answered. */
   async start(): Promise<void> {
-    const [listener, migrationListener] = this.#listeners;
-    if (listener === undefined) return;
+    if (this.#listeners === undefined) return;
     await this.#host.device.start();
     const startedAtMs = monotonicMs();
     this.#host.installed({
-      listener,
-      migrationListener,
+      ...this.#listeners,
       vmm: this.#vmm,
-      waiting: this.#waiting,
+      waiting: this.#sockets.waiting,
       generation: this.#generation,
       note: new Uint8Array(Buffer.from(this.#document.note, 'base64')),
       pauseMs: startedAtMs - this.#document.heldAtMs,
       startedAtMs,
     });
     this.#vmm?.thaw();
-    for (const accepting of this.#listeners) accepting.resume();
+    this.#sockets.resume();
   }
 
-  /** The predecessor goes on: its paths stay. */
+  /** The predecessor goes on. */
   close(): void {
     this.#vmm?.letGo();
-    for (const listener of this.#listeners) listener.close({ keepPath: true });
-    closeAll(this.#waiting);
+    this.#sockets.close();
   }
 }

@@ -3,6 +3,7 @@
 
 import { z } from 'zod';
 import { phaseTimes, SocketName } from '../handoff/index.js';
+import { capabilitiesSchema } from '../wire/index.js';
 
 const unsigned = z.number().int().nonnegative();
 const bytes = z.base64().transform((text) => new Uint8Array(Buffer.from(text, 'base64')));
@@ -23,20 +24,7 @@ export const relayOffer = z.object({
 });
 export type RelayOffer = z.infer<typeof relayOffer>;
 
-const version = z.object({
-  major: unsigned,
-  minor: unsigned,
-  capabilities: z.object({
-    maxMsgFds: unsigned,
-    maxDataXferSize: unsigned,
-    maxDmaMaps: unsigned,
-    pageSizes: unsigned,
-    writeMultiple: z.boolean(),
-    twinSocket: z.boolean(),
-    twinSocketFdIndex: unsigned.exactOptional(),
-    migrationPageSize: unsigned.exactOptional(),
-  }),
-});
+const version = z.object({ major: unsigned, minor: unsigned, capabilities: capabilitiesSchema });
 
 const identity = z.object({
   flags: unsigned,

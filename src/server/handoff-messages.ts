@@ -3,6 +3,7 @@
 
 import { z } from 'zod';
 import { phaseTimes, SocketName } from '../handoff/index.js';
+import { capabilitiesSchema } from '../wire/index.js';
 
 const unsigned = z.number().int().nonnegative();
 
@@ -27,24 +28,13 @@ export const handoffOffer = z.object({
 });
 export type HandoffOffer = z.infer<typeof handoffOffer>;
 
-/** What was agreed on with a VMM. */
-export const capabilities = z.object({
-  maxMsgFds: unsigned,
-  maxDataXferSize: unsigned,
-  maxDmaMaps: unsigned,
-  pageSizes: unsigned,
-  writeMultiple: z.boolean(),
-  twinSocket: z.boolean(),
-  twinSocketFdIndex: unsigned.exactOptional(),
-  migrationPageSize: unsigned.exactOptional(),
-});
-
 /** The document of a bundle: the VMM's connection, if there is one, and what the device makes of itself. */
 export const serverDocument = z.object({
   vmm: z
     .object({
       negotiated: z.boolean(),
-      peer: capabilities,
+      /** What was agreed on with the VMM. */
+      peer: capabilitiesSchema,
       dma: z
         .object({
           maxTransfer: unsigned,

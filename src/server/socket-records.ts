@@ -4,10 +4,9 @@
 import { z } from 'zod';
 import { journalError } from '../journal/index.js';
 import type { Fd, Listener } from '../transport/index.js';
-import { defaultCapabilities } from '../wire/index.js';
+import { capabilitiesSchema, defaultCapabilities } from '../wire/index.js';
 import type { FrozenConnection } from './connection.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
-import { capabilities } from './handoff-messages.js';
 
 const number = z.number().int().positive().nullable();
 const socketsSchema = z.object({ listener: number, migrationListener: number, vmm: number });
@@ -47,7 +46,7 @@ export class SocketRecords {
   }
 
   #frozen(): FrozenConnection {
-    const peer = capabilities.nullable().parse(this.#read(this.#connectionSlot));
+    const peer = capabilitiesSchema.nullable().parse(this.#read(this.#connectionSlot));
     return {
       negotiated: peer !== null,
       peer: peer ?? defaultCapabilities,

@@ -33,22 +33,26 @@ const versionJson = z.object({
     .optional(),
 });
 
-/** Capabilities of one end, defaults filled in (specification, "Version Data Format"). */
-export interface Capabilities {
+/**
+ * Capabilities of one end, defaults filled in (specification, "Version Data Format"). A schema, as what was agreed on
+ * goes over to a successor.
+ */
+export const capabilitiesSchema = z.object({
   /** Most fds that the sender of this can receive in one message. */
-  maxMsgFds: number;
+  maxMsgFds: count,
   /** Most bytes of one region, DMA or migration data transfer. */
-  maxDataXferSize: number;
-  maxDmaMaps: number;
+  maxDataXferSize: count,
+  maxDmaMaps: count,
   /** Bit mask of page sizes for DMA maps. */
-  pageSizes: number;
-  writeMultiple: boolean;
-  twinSocket: boolean;
+  pageSizes: count,
+  writeMultiple: z.boolean(),
+  twinSocket: z.boolean(),
   /** Index, in the reply's fds, of the socket for commands from the server. */
-  twinSocketFdIndex?: number;
+  twinSocketFdIndex: count.exactOptional(),
   /** 0.9.1's `migration.pgsize`; still sent by QEMU and libvfio-user. */
-  migrationPageSize?: number;
-}
+  migrationPageSize: count.exactOptional(),
+});
+export type Capabilities = z.infer<typeof capabilitiesSchema>;
 
 export const defaultCapabilities: Capabilities = {
   maxMsgFds: DEFAULT_MAX_MSG_FDS,

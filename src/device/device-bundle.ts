@@ -109,7 +109,7 @@ export class DeviceBundle {
     const sessions = this.#sessions;
     try {
       sessions.startSave(this.#choice, source);
-      await sessions.finishSave();
+      await sessions.finishSave(source);
       const parts: Uint8Array[] = [];
       let length = 0;
       while (sessions.unread) {

@@ -64,9 +64,9 @@ export class StateSessions {
     });
   }
 
-  /** The device is quiesced: what follows is the last round. */
-  async finishSave(): Promise<void> {
-    this.#saved = this.#offer.values?.capture();
+  /** The device is quiesced, if it is the device that is saved: what follows is the last round. */
+  async finishSave(source: SaveSource = 'device'): Promise<void> {
+    if (source === 'device') this.#saved = this.#offer.values?.capture();
     await this.#save?.finish();
   }
 

@@ -2,10 +2,7 @@
 /** The client's end of vfio-user. */
 
 export { Client, type ClientOptions, type RegionWrite, type SendOptions } from './client.js';
+export type { DeviceDescription } from './device-description.js';
 export type { DmaHandler } from './dma-service.js';
-export {
-  type DeviceDescription,
-  type HandoffRequest,
-  MigrationClient,
-} from './migration-client.js';
+export { type HandoffRequest, MigrationClient } from './migration-client.js';
 export { RegionMigrationClient } from './region-migration-client.js';

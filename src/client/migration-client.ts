@@ -4,12 +4,10 @@
  * one of these too, with the region instead of the commands.
  */
 
-import { z } from 'zod';
-import { asDevstateError, DevstateError } from '../errors.js';
+import { DevstateError } from '../errors.js';
 import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
 import type { MigrationEnd, MigrationProtocol, ValueAccess } from '../migration/index.js';
-import type { Frame } from '../transport/index.js';
 import {
   Command,
   DMA_LOGGING_REPORT_LENGTH,
@@ -23,16 +21,12 @@ import {
   decodeValueNames,
   dirtyBitmapLength,
   dmaTransferHeaderLength,
-  Errno,
   encodeDmaLoggingReport,
   encodeDmaLoggingStart,
   encodeDmaTransfer,
-  encodeFeatureHeader,
   encodeFormatSelection,
   encodeMigrationData,
   encodeNamedValue,
-  errnoName,
-  FEATURE_LENGTH,
   Feature,
   FeatureFlag,
   FORMAT_SELECTION_LENGTH,
@@ -47,47 +41,13 @@ import {
   type NextVmmRequest,
   type NextVmmStatus,
   nextVmmStatus,
-  readU64,
   requireBytes,
   type StateValue,
   type ValueNames,
   type WireFormatOffer,
 } from '../wire/index.js';
-import type { Client } from './client.js';
-
-/** Largest GET reply that we ask for. */
-const MAX_FEATURE_LENGTH = 1024 * 1024;
-
-const parameter = z.union([z.string(), z.number(), z.boolean()]);
-const definition = z.object({
-  type: z.enum(['bool', 'int', 'str']),
-  description: z.string(),
-  initial: parameter,
-  off: parameter.exactOptional(),
-  allowed: z
-    .array(z.union([parameter, z.object({ minimum: z.number(), maximum: z.number() })]))
-    .exactOptional(),
-  maximumLength: z.number().exactOptional(),
-});
-const description = z.object({
-  model: z.object({
-    uri: z.string(),
-    parameters: z.record(z.string(), parameter),
-    definitions: z.record(z.string(), definition).exactOptional(),
-  }),
-  producer: z.object({ name: z.string(), version: z.string() }),
-  formats: z.array(
-    z.object({
-      uuid: z.string(),
-      name: z.string(),
-      version: z.object({ major: z.number().int(), minor: z.number().int() }),
-    }),
-  ),
-  pci: z.object({ vendorId: z.number().int(), deviceId: z.number().int() }),
-});
-
-/** What a device says of itself on its migration socket. */
-export type DeviceDescription = z.infer<typeof description>;
+import { type DeviceDescription, deviceDescription } from './device-description.js';
+import { decoded, FeatureClient, MAX_FEATURE_LENGTH, numberOf, parsed, viewOf } from './feature-client.js';
 
 /** What a server is asked for that is to hand over to its successor. Times in milliseconds, by phase. */
 export interface HandoffRequest {
@@ -97,85 +57,11 @@ export interface HandoffRequest {
   readonly timeouts?: Readonly<Record<string, number>>;
 }
 
-/** JSON that a server has answered. @throws DEVSTATE_E_PROTOCOL */
-function parsed<Schema extends z.ZodType>(schema: Schema, bytes: Uint8Array, what: string): z.infer<Schema> {
-  try {
-    return schema.parse(JSON.parse(new TextDecoder().decode(bytes)));
-  } catch (cause) {
-    const message = `the device ${what} in a way we do not understand`;
-    throw new DevstateError('DEVSTATE_E_PROTOCOL', message, { cause });
-  }
-}
-
 const transferLength = dmaTransferHeaderLength(64);
 
-export class MigrationClient implements MigrationEnd, ValueAccess {
-  readonly client: Client;
+export class MigrationClient extends FeatureClient implements MigrationEnd, ValueAccess {
   readonly protocol: MigrationProtocol = 'v2';
   readonly streams = 'blob';
-
-  constructor(client: Client) {
-    this.client = client;
-  }
-
-  close(): void {
-    this.client.close();
-  }
-
-  /** Reads a feature's data. `data` are the request's own, `length` what the reply may have. */
-  getFeature(
-    feature: number,
-    length: number,
-    data: Uint8Array = new Uint8Array(0),
-    options: { timeoutMs?: number } = {},
-  ): Promise<Uint8Array> {
-    const head = new Uint8Array(FEATURE_LENGTH);
-    encodeFeatureHeader(new DataView(head.buffer), 0, FEATURE_LENGTH + length, feature | FeatureFlag.GET);
-    const take = (frame: Frame): Uint8Array => {
-      const start = HEADER_LENGTH + FEATURE_LENGTH;
-      requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
-      return frame.bytes.slice(start, frame.length);
-    };
-    return this.client.request(Command.DEVICE_FEATURE, [head, data], take, options);
-  }
-
-  /** Sets a feature; returns its data as the server changed them. */
-  setFeature(feature: number, data: Uint8Array): Promise<Uint8Array> {
-    const head = new Uint8Array(FEATURE_LENGTH);
-    encodeFeatureHeader(
-      new DataView(head.buffer),
-      0,
-      FEATURE_LENGTH + data.length,
-      feature | FeatureFlag.SET,
-    );
-    return this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) =>
-      frame.bytes.slice(HEADER_LENGTH + FEATURE_LENGTH, frame.length),
-    );
-  }
-
-  /** Whether the server has this feature with these operations (`FeatureFlag.GET`, `SET`). */
-  async probeFeature(feature: number, operations: number): Promise<boolean> {
-    const head = new Uint8Array(FEATURE_LENGTH);
-    encodeFeatureHeader(
-      new DataView(head.buffer),
-      0,
-      FEATURE_LENGTH,
-      feature | operations | FeatureFlag.PROBE,
-    );
-    try {
-      await this.client.request(Command.DEVICE_FEATURE, [head], () => {});
-      return true;
-    } catch (error) {
-      const refusals: (number | undefined)[] = [Errno.ENOTTY, Errno.EINVAL, Errno.ENOTSUP];
-      if (
-        error instanceof DevstateError &&
-        error.code === 'DEVSTATE_E_REFUSED' &&
-        refusals.includes(error.errno)
-      )
-        return false;
-      throw error;
-    }
-  }
 
   /** Bytes that a `readData` should have room for, and most of a `writeData`. */
   get maxChunk(): number {
@@ -192,29 +78,6 @@ export class MigrationClient implements MigrationEnd, ValueAccess {
     if (data.length < MIG_DEVICE_STATE_LENGTH)
       throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server answers MIG_DEVICE_STATE without a state');
     return viewOf(data).getUint32(0, true) as MigrationState;
-  }
-
-  /** Adds the server's own words to a refusal, if it is one of ours and has any. */
-  protected async explained<T>(request: Promise<T>): Promise<T> {
-    try {
-      return await request;
-    } catch (error) {
-      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
-      const words = await this.#lastError();
-      if (words === undefined) throw error;
-      const options = error.errno === undefined ? {} : { errno: error.errno };
-      // The errno has been named; the server's words end with it too.
-      const why = words.replaceAll(` (${errnoName(error.errno ?? 0)})`, '');
-      throw new DevstateError(error.code, `${error.message}: ${why}`, options);
-    }
-  }
-
-  /** Why the server refused the last command of this connection, in its own words, if it has any. */
-  async #lastError(): Promise<string | undefined> {
-    const words = await this.getFeature(Feature.DEVSTATE_LAST_ERROR, MAX_FEATURE_LENGTH).catch(
-      () => undefined,
-    );
-    return words === undefined || words.length === 0 ? undefined : new TextDecoder().decode(words);
   }
 
   async setState(state: MigrationState): Promise<void> {
@@ -306,7 +169,7 @@ export class MigrationClient implements MigrationEnd, ValueAccess {
   async description(): Promise<DeviceDescription | undefined> {
     if (!(await this.probeFeature(Feature.DEVSTATE_DESCRIPTION, FeatureFlag.GET))) return undefined;
     const bytes = await this.getFeature(Feature.DEVSTATE_DESCRIPTION, MAX_FEATURE_LENGTH);
-    return parsed(description, bytes, 'describes itself');
+    return parsed(deviceDescription, bytes, 'describes itself');
   }
 
   /** The formats that the device saves and loads; undefined when the server does not negotiate. */
@@ -376,7 +239,7 @@ export class MigrationClient implements MigrationEnd, ValueAccess {
     } catch (error) {
       if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
       // It says which phase it ended in, and who goes on.
-      throw new DevstateError('DEVSTATE_E_HANDOFF', (await this.#lastError()) ?? error.message, {
+      throw new DevstateError('DEVSTATE_E_HANDOFF', (await this.lastError()) ?? error.message, {
         cause: error,
       });
     }
@@ -473,25 +336,4 @@ function transferHead(address: number, count: number): Uint8Array {
   const head = new Uint8Array(transferLength);
   encodeDmaTransfer(viewOf(head), 0, { address, count }, 64);
   return head;
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-}
-
-/** Decodes what a server has answered. @throws DEVSTATE_E_PROTOCOL when it cannot be decoded: the server is at fault */
-function decoded<T>(decode: () => T): T {
-  try {
-    return decode();
-  } catch (error) {
-    throw asDevstateError(error, 'DEVSTATE_E_PROTOCOL');
-  }
-}
-
-/** The u64 that a reply's data begin with. @throws DEVSTATE_E_PROTOCOL when they do not */
-function numberOf(data: Uint8Array, what: string): number {
-  return decoded(() => {
-    requireBytes(viewOf(data), 0, data.length, 8, what);
-    return readU64(viewOf(data), 0);
-  });
 }

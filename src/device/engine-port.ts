@@ -65,15 +65,15 @@ export class EnginePort implements MigrationPort {
   }
 
   startLogging(start: DmaLoggingStart): number {
-    return this.#engine.startLogging(this, start);
+    return this.#engine.log.start(this, start);
   }
 
   stopLogging(): void {
-    this.#engine.stopLogging(this);
+    this.#engine.log.stop(this);
   }
 
   get logs(): boolean {
-    return this.#engine.logs(this);
+    return this.#engine.log.isOf(this);
   }
 
   writeByMessage(on: boolean): void {
@@ -81,7 +81,7 @@ export class EnginePort implements MigrationPort {
   }
 
   reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
-    this.#engine.reportLogging(this, report, bitmap);
+    this.#engine.log.report(this, report, bitmap);
   }
 
   formatOffers(): WireFormatOffer[] {

@@ -6,11 +6,9 @@
  */
 
 import { asDevstateError } from '../errors.js';
-import { BrokenDeviceError, DirtyLog, MigrationMachine } from '../migration/index.js';
+import { BrokenDeviceError, MigrationMachine } from '../migration/index.js';
 import type { DmaPeer, MigrationPort, ValuesPort } from '../server/index.js';
 import {
-  type DmaLoggingReport,
-  type DmaLoggingStart,
   Errno,
   type FormatSelection,
   MigrationFlag,
@@ -20,6 +18,7 @@ import {
   type WireFormatOffer,
 } from '../wire/index.js';
 import type { Device, ResetReason } from './device.js';
+import { DmaLog } from './dma-log.js';
 import { EnginePort, type ServedProtocols } from './engine-port.js';
 import {
   chooseFormat,
@@ -50,6 +49,8 @@ export interface DeviceLife {
 export class MigrationEngine {
   /** Called when a transition, a reset or a hold is done. */
   onSettled: (() => void) | undefined;
+  /** What the device writes by DMA, while a manager wants to know. */
+  readonly log: DmaLog;
   readonly #device: Device;
   readonly #memory: GuestMemory;
   readonly #interrupts: Interrupts;
@@ -58,9 +59,6 @@ export class MigrationEngine {
   #queue: Promise<unknown> = Promise.resolve();
   readonly #offer: StateOffer;
   readonly #sessions: StateSessions;
-  #log: DirtyLog | undefined;
-  /** Who has started the log: only this connection may read or stop it. */
-  #logOwner: EnginePort | undefined;
   #vmm: DmaPeer | undefined;
   #handedOver = false;
   #generation = 0;
@@ -75,6 +73,7 @@ export class MigrationEngine {
   constructor(device: Device, memory: GuestMemory, interrupts: Interrupts, offer = stateOffer(device)) {
     this.#device = device;
     this.#memory = memory;
+    this.log = new DmaLog(memory);
     this.#interrupts = interrupts;
     this.#offer = offer;
     this.#sessions = new StateSessions(device, offer);
@@ -192,7 +191,7 @@ export class MigrationEngine {
    */
   hold(): Promise<() => Promise<void>> {
     return this.#serialise(async () => {
-      if (this.#owner !== undefined || this.#log !== undefined)
+      if (this.#owner !== undefined || this.log.isOn)
         throw new RequestError(Errno.EBUSY, 'the device is being migrated');
       if (this.#machine.state !== RUNNING) {
         const name = migrationStateName(this.#machine.state);
@@ -215,7 +214,7 @@ export class MigrationEngine {
   /** @throws RequestError EBUSY unless the device stands still: stopped, and nothing logs what it writes */
   requireStill(): void {
     const { state } = this.#machine;
-    if (state === STOP && this.#log === undefined) return;
+    if (state === STOP && !this.log.isOn) return;
     const name = migrationStateName(state);
     throw new RequestError(Errno.EBUSY, `the device is in ${name}, not STOP, or its DMA is logged`);
   }
@@ -263,7 +262,7 @@ export class MigrationEngine {
    */
   release(port: EnginePort): Promise<void> {
     return this.#serialise(async () => {
-      if (this.#logOwner === port) this.#endLog();
+      this.log.release(port);
       if (this.#owner !== port) return;
       this.#owner = undefined;
       const { state } = this.#machine;
@@ -331,51 +330,11 @@ export class MigrationEngine {
     chooseFormat(this.#offer, port.choice, selection);
   }
 
-  startLogging(port: EnginePort, start: DmaLoggingStart): number {
-    if (this.#log !== undefined) throw new RequestError(Errno.EBUSY, 'DMA logging is on already');
-    this.#log = new DirtyLog(start.pageSize, start.ranges);
-    this.#logOwner = port;
-    this.#memory.setWriteLog(this.#log);
-    return this.#log.pageSize;
-  }
-
-  stopLogging(port: EnginePort): void {
-    if (this.#log === undefined) return;
-    this.#requireLogOwner(port);
-    this.#endLog();
-  }
-
   /** Beside the log, for a device that writes more than can be copied when it stops. Ends with the log. */
   writeByMessage(port: EnginePort, on: boolean): void {
-    if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
-    this.#requireLogOwner(port);
+    this.log.requireOn(port);
     if (on && this.#vmm === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
     this.#memory.setMessageWriter(on ? this.#vmm : undefined);
-  }
-
-  #endLog(): void {
-    this.#log = undefined;
-    this.#logOwner = undefined;
-    this.#memory.setWriteLog(undefined);
-    this.#memory.setMessageWriter(undefined);
-  }
-
-  /** A report forgets what it reports, so it is for the one that collects them. */
-  #requireLogOwner(port: EnginePort): void {
-    if (!this.logs(port))
-      throw new RequestError(Errno.EBUSY, 'another connection logs the DMA of this device');
-  }
-
-  logs(port: EnginePort): boolean {
-    return this.#logOwner === port;
-  }
-
-  reportLogging(port: EnginePort, report: DmaLoggingReport, bitmap: Uint8Array): void {
-    if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
-    this.#requireLogOwner(port);
-    this.#log.report(report.iova, report.length, report.pageSize, bitmap);
-    // What the device holds for writing may change after this report.
-    this.#memory.markPinned();
   }
 
   async #step(from: MigrationState, to: MigrationState): Promise<void> {

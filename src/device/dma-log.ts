@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+/** The log of what a device writes to guest memory, as DMA_LOGGING has it: one at a time, of one connection. */
+
+import { DirtyLog } from '../migration/index.js';
+import { type DmaLoggingReport, type DmaLoggingStart, Errno, RequestError } from '../wire/index.js';
+import type { EnginePort } from './engine-port.js';
+import type { GuestMemory } from './guest-memory.js';
+
+export class DmaLog {
+  readonly #memory: GuestMemory;
+  #log: DirtyLog | undefined;
+  /** Who has started it: a report forgets what it reports, so only this connection may read or stop it. */
+  #owner: EnginePort | undefined;
+
+  constructor(memory: GuestMemory) {
+    this.#memory = memory;
+  }
+
+  get isOn(): boolean {
+    return this.#log !== undefined;
+  }
+
+  isOf(port: EnginePort): boolean {
+    return this.#owner === port;
+  }
+
+  /** @returns bytes of a page, in force @throws RequestError EBUSY when there is a log already */
+  start(port: EnginePort, { pageSize, ranges }: DmaLoggingStart): number {
+    if (this.isOn) throw new RequestError(Errno.EBUSY, 'DMA logging is on already');
+    this.#log = new DirtyLog(pageSize, ranges);
+    this.#owner = port;
+    this.#memory.setWriteLog(this.#log);
+    return this.#log.pageSize;
+  }
+
+  /** @throws RequestError EBUSY when it is another connection's */
+  stop(port: EnginePort): void {
+    if (!this.isOn) return;
+    this.#requireOwner(port);
+    this.#end();
+  }
+
+  /** Sets in `bitmap` what was written since the last report. @throws RequestError as `requireOn` does */
+  report(port: EnginePort, { iova, length, pageSize }: DmaLoggingReport, bitmap: Uint8Array): void {
+    this.requireOn(port).report(iova, length, pageSize, bitmap);
+    // What the device holds for writing may change after this report.
+    this.#memory.markPinned();
+  }
+
+  /** @throws RequestError EINVAL when there is no log, EBUSY when it is another connection's */
+  requireOn(port: EnginePort): DirtyLog {
+    if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
+    this.#requireOwner(port);
+    return this.#log;
+  }
+
+  #requireOwner(port: EnginePort): void {
+    if (!this.isOf(port))
+      throw new RequestError(Errno.EBUSY, 'another connection logs the DMA of this device');
+  }
+
+  /** The connection is gone, and its log with it. */
+  release(port: EnginePort): void {
+    if (this.isOf(port)) this.#end();
+  }
+
+  #end(): void {
+    this.#log = undefined;
+    this.#owner = undefined;
+    this.#memory.setWriteLog(undefined);
+    this.#memory.setMessageWriter(undefined);
+  }
+}

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -23,6 +24,14 @@ napi_value Close(napi_env env, napi_callback_info info) {
   if (args.failed()) return nullptr;
   // Linux has released the number even when close is interrupted.
   return close(fd) == 0 || errno == EINTR ? Number(env, 0) : Result(env, -1);
+}
+
+/// pidfdOpen(pid) → fd, close-on-exec; readable once the process has ended.
+napi_value PidfdOpen(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int pid = args.Int(0);
+  if (args.failed()) return nullptr;
+  return Result(env, syscall(SYS_pidfd_open, pid, 0));
 }
 
 /// duplicate(fd) → fd, close-on-exec
@@ -167,6 +176,7 @@ napi_value WriteNow(napi_env env, napi_callback_info info) { return Vector(env, 
 void InitFile(napi_env env, napi_value exports) {
   Export(env, exports, "close", Close);
   Export(env, exports, "duplicate", Duplicate);
+  Export(env, exports, "pidfdOpen", PidfdOpen);
   Export(env, exports, "stat", Stat);
   Export(env, exports, "poll", Poll);
   Export(env, exports, "truncate", Truncate);

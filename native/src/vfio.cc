@@ -3,8 +3,6 @@
 // request's structure holds is TypeScript's business; here it is made sure that the kernel stays within it.
 #include <fcntl.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -105,14 +103,6 @@ napi_value GetDevice(napi_env env, napi_callback_info info) {
   return Result(env, ioctl(group, kGroupGetDeviceFd, name));
 }
 
-/// pidfdOpen(pid) → fd, close-on-exec; readable once the process has ended.
-napi_value PidfdOpen(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  int pid = args.Int(0);
-  if (args.failed()) return nullptr;
-  return Result(env, syscall(SYS_pidfd_open, pid, 0));
-}
-
 }  // namespace
 
 void InitVfio(napi_env env, napi_value exports) {
@@ -121,7 +111,6 @@ void InitVfio(napi_env env, napi_value exports) {
   Export(env, exports, "vfioCallMemory", CallMemory);
   Export(env, exports, "vfioSetContainer", SetContainer);
   Export(env, exports, "vfioGetDevice", GetDevice);
-  Export(env, exports, "pidfdOpen", PidfdOpen);
 }
 
 }  // namespace devstate

@@ -114,6 +114,8 @@ export interface NativeBinding {
   close(fd: number): number;
   /** Another number for the same open file, close-on-exec. */
   duplicate(fd: number): number;
+  /** A file that stands for a process and is readable once that has ended. */
+  pidfdOpen(pid: number): number;
   /** Size, mode, device and inode to `out[0..3]`. */
   stat(fd: number, out: Float64Array): number;
   /** Waits for poll(2) events, at most `timeoutMs` (BLOCKS the thread); the events that hold, 0 after the time. */
@@ -173,8 +175,6 @@ export interface NativeBinding {
   vfioSetContainer(group: number, container: number): number;
   /** The device of that name as a new fd, close-on-exec. */
   vfioGetDevice(group: number, name: string): number;
-  /** A file that stands for a process and is readable once that has ended. */
-  pidfdOpen(pid: number): number;
 
   /** CRC-32C of a part of `bytes`; `seed` is the CRC of what came before, 0 at the start. RangeError outside. */
   crc32c(bytes: Uint8Array, offset: number, length: number, seed: number): number;

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A process that an operation starts and that lives on when the operation's own has ended. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { closeSync, openSync } from 'node:fs';
+import { asDevstateError, DevstateError } from '../errors.js';
 
 export class DetachedProcess {
-  readonly #process: ChildProcess;
+  /** Undefined when the system would not even try. */
+  readonly #process: ChildProcess | undefined;
   #ended: string | undefined;
   readonly exited: Promise<void>;
 
   /**
    * @param log file that its output is appended to; our stderr if undefined
    * @param environment more than ours
+   * @throws DEVSTATE_E_OUTPUT when the log cannot be opened; then nothing has been started
    */
   constructor(
     command: readonly string[],
@@ -19,36 +22,67 @@ export class DetachedProcess {
     environment: Readonly<Record<string, string>> = {},
   ) {
     const [program = '', ...args] = command;
-    const output = log === undefined ? 2 : openSync(log, 'a', 0o600);
-    this.#process = spawn(program, args, {
+    const output = log === undefined ? 2 : openLog(log);
+    const started = start(program, args, {
       stdio: ['ignore', output, output],
       detached: true,
       env: { ...process.env, ...environment },
     });
-    this.#process.unref();
     if (output !== 2) closeSync(output);
+    if (started instanceof Error) {
+      this.#ended = notStarted(started);
+      this.exited = Promise.resolve();
+      return;
+    }
+    this.#process = started;
+    started.unref();
     this.exited = new Promise((resolve) => {
       const end = (why: string): void => {
         this.#ended ??= why;
         resolve();
       };
-      this.#process.once('error', (error) => end(`cannot be started: ${error.message}`));
-      this.#process.once('exit', (code, signal) => end(`ended with ${signal ?? `exit code ${code}`}`));
+      started.once('error', (error) => end(notStarted(error)));
+      started.once('exit', (code, signal) =>
+        end(`ended with ${signal ?? `exit code ${code}`}; its output says why`),
+      );
     });
   }
 
   get pid(): number | undefined {
-    return this.#process.pid;
+    return this.#process?.pid;
   }
 
-  /** How it ended, once it has: `ended with exit code 1`. */
+  /** How it ended, once it has: `ended with exit code 1; its output says why`. */
   get ended(): string | undefined {
     return this.#ended;
   }
 
   /** Settles when it has ended. */
   async kill(): Promise<void> {
-    if (this.#ended === undefined) this.#process.kill('SIGKILL');
+    if (this.#ended === undefined) this.#process?.kill('SIGKILL');
     await this.exited;
   }
+}
+
+function openLog(path: string): number {
+  try {
+    return openSync(path, 'a', 0o600);
+  } catch (cause) {
+    const message = `cannot append to ${path}: ${asDevstateError(cause).message}; nothing was started`;
+    throw new DevstateError('DEVSTATE_E_OUTPUT', message, { cause });
+  }
+}
+
+/** Node.js tells of some failures by an event, and throws others: a name that is empty, or that leads through a file. */
+function start(program: string, args: readonly string[], options: SpawnOptions): ChildProcess | Error {
+  try {
+    return spawn(program, args, options);
+  } catch (error) {
+    if (error instanceof Error) return error;
+    throw error;
+  }
+}
+
+function notStarted({ message }: Error): string {
+  return `cannot be started: ${message}; name a program that this user may execute`;
 }

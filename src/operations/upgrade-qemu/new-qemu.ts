@@ -35,7 +35,7 @@ export async function startQemu(
 /** @throws DEVSTATE_E_QEMU_MIGRATION when it has ended */
 export function requireRunning({ ended }: DetachedProcess): void {
   if (ended === undefined) return;
-  throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', `the new QEMU ${ended}; its output says why`);
+  throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', `the new QEMU ${ended}`);
 }
 
 async function listens(path: string): Promise<boolean> {

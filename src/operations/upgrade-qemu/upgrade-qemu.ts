@@ -128,7 +128,7 @@ async function account({ id, source, before }: UpgradeRun['devices'][number]): P
 /** A new QEMU that ends, ends the upgrade when it does, not when it is next needed. */
 function watchProcess({ process }: UpgradeRun, abort: (reason: DevstateError) => void): void {
   void process?.exited.then(() => {
-    const message = `the new QEMU ${process.ended}; its output says why`;
+    const message = `the new QEMU ${process.ended}`;
     abort(new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message));
   });
 }

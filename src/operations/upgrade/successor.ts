@@ -4,7 +4,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { DevstateError } from '../../errors.js';
+import { asDevstateError, DevstateError } from '../../errors.js';
 import { TAKEOVER_VARIABLE, takeoverPaths } from '../../handoff/index.js';
 import { DetachedProcess } from '../detached-process.js';
 import { delay } from '../waiting.js';
@@ -16,15 +16,24 @@ export class Successor {
   readonly #process: DetachedProcess;
   readonly #directory: string;
 
-  /** It lives on when we end. @param log file that its output is appended to; our stderr if undefined */
+  /**
+   * It lives on when we end.
+   * @param log file that its output is appended to; our stderr if undefined
+   * @throws DEVSTATE_E_OUTPUT when the log or the directory cannot be made
+   */
   constructor(command: readonly string[], log: string | undefined) {
     if (command.length === 0) {
       const message = "the successor's command line is missing; give it after --";
       throw new DevstateError('DEVSTATE_E_USAGE', message);
     }
     // Only this user may enter it.
-    this.#directory = mkdtempSync(join(tmpdir(), 'devstate-upgrade-'));
-    this.#process = new DetachedProcess(command, log, { [TAKEOVER_VARIABLE]: this.#directory });
+    this.#directory = makeDirectory();
+    try {
+      this.#process = new DetachedProcess(command, log, { [TAKEOVER_VARIABLE]: this.#directory });
+    } catch (error) {
+      this.cleanUp();
+      throw error;
+    }
   }
 
   get pid(): number | undefined {
@@ -46,8 +55,7 @@ export class Successor {
     for (;;) {
       signal.throwIfAborted();
       const { ended } = this.#process;
-      if (ended !== undefined)
-        throw new DevstateError('DEVSTATE_E_HANDOFF', `the successor ${ended}; its output says why`);
+      if (ended !== undefined) throw new DevstateError('DEVSTATE_E_HANDOFF', `the successor ${ended}`);
       try {
         return await open(path);
       } catch (error) {
@@ -65,5 +73,15 @@ export class Successor {
   /** Its sockets for the takeover are of no use any more. */
   cleanUp(): void {
     rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
+
+function makeDirectory(): string {
+  const parent = tmpdir();
+  try {
+    return mkdtempSync(join(parent, 'devstate-upgrade-'));
+  } catch (cause) {
+    const message = `cannot make a directory for the successor's sockets in ${parent}: ${asDevstateError(cause).message}; set TMPDIR`;
+    throw new DevstateError('DEVSTATE_E_OUTPUT', message, { cause });
   }
 }

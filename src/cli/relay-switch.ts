@@ -32,7 +32,13 @@ async function relaySwitch(options: RelaySwitchOptions): Promise<void> {
     throw new DevstateError('DEVSTATE_E_USAGE', '--with-state and --without-state: it can only be one');
   const state = withoutState === true ? 'without' : 'with';
   const relay = await RelayControl.connect(control);
-  const report = await relay.switchTo({ server, state }).finally(() => relay.close());
+  let report: Awaited<ReturnType<RelayControl['switchTo']>>;
+  try {
+    await relay.requireRelay();
+    report = await relay.switchTo({ server, state });
+  } finally {
+    relay.close();
+  }
   if (output === 'json') {
     printJson({ status: 'completed', ...report });
     return;

@@ -3,7 +3,7 @@
 
 import { connect as connectSocket, type Socket } from 'node:net';
 import { z } from 'zod';
-import { DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
+import { asDevstateError, DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
 import type { ControlRequest, SwitchRequest } from './control.js';
 import { LineReader } from './control-lines.js';
@@ -26,12 +26,17 @@ const answer = z.union([
   z.object({ result: z.unknown() }),
 ]);
 
+/** A relay that runs says at once what it is. */
+const ANSWER_TIMEOUT_MS = 5000;
+
 /** A connection to a relay's control socket. One request at a time. */
 export class RelayControl {
+  readonly #path: string;
   readonly #socket: Socket;
   readonly #lines: LineReader;
 
-  private constructor(socket: Socket) {
+  private constructor(path: string, socket: Socket) {
+    this.#path = path;
     this.#socket = socket;
     this.#lines = new LineReader(socket);
   }
@@ -49,7 +54,25 @@ export class RelayControl {
       const message = `no relay answers at ${path} (${why}); start it with --control ${path}`;
       throw new DevstateError('DEVSTATE_E_CONNECT', message, { cause });
     }
-    return new RelayControl(socket);
+    return new RelayControl(path, socket);
+  }
+
+  /**
+   * Makes sure that it is a relay: before anything is begun, and within a bounded time.
+   * @throws DEVSTATE_E_CONNECT
+   */
+  async requireRelay(timeoutMs = ANSWER_TIMEOUT_MS): Promise<void> {
+    try {
+      await this.#ask({ command: 'status' }, handoffStatus, timeoutMs);
+    } catch (cause) {
+      const { code } = asDevstateError(cause);
+      const why =
+        code === 'DEVSTATE_E_REQUEST_TIMEOUT'
+          ? `says nothing for ${timeoutMs} ms`
+          : 'is no relay, or of another version';
+      const message = `what listens at ${this.#path} ${why}: give the path that the relay has as --control`;
+      throw new DevstateError('DEVSTATE_E_CONNECT', message, { cause });
+    }
   }
 
   /** Has it replace its device server. @throws what it answers */

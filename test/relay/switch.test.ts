@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Back ends that are replaced: under load, with state and without, and every way in which that can fail. */
 
+import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { BLOCK_BYTES, BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
@@ -9,7 +10,7 @@ import { Errno, MigrationState, PciIrq } from '../../src/wire/index.js';
 import { TestBed } from '../guest-driver/served-nvme.js';
 import { eventfd, memfd, signals } from '../support/memory.js';
 import { Register, SCRATCH_ID } from '../support/scratch-device.js';
-import { outcome, resources, until } from '../support/served.js';
+import { outcome, resources, socketFolder, until } from '../support/served.js';
 import { RelayBed } from './support.js';
 
 const BLOCKS = 256;
@@ -319,6 +320,7 @@ t.test('by its control socket', async (t) => {
   bed.serveScratch({ socketPath: server });
   const relay = await RelayControl.connect(control);
   t.teardown(() => relay.close());
+  await relay.requireRelay();
   t.match(await relay.switchTo({ server, state: 'with' }), { server });
   await t.rejects(relay.switchTo({ server: '/nowhere', state: 'with' }), { code: 'DEVSTATE_E_CONNECT' });
   await t.rejects(relay.switchTo({ server: '', state: 'with' }), { code: 'DEVSTATE_E_USAGE' });
@@ -326,4 +328,33 @@ t.test('by its control socket', async (t) => {
   await bed.relay.close();
   await t.rejects(relay.handoffStatus(), { code: 'DEVSTATE_E_CONNECTION_CLOSED' });
   await t.rejects(RelayControl.connect(control), { code: 'DEVSTATE_E_CONNECT' });
+});
+
+t.test('what is no relay is found out before anything is begun', async (t) => {
+  const folder = socketFolder(t);
+  const answers = {
+    'says nothing': () => {},
+    closes: (client: Socket) => client.end(),
+    'closes with something unread': (client: Socket) => client.destroy(),
+    'says something else': (client: Socket) => client.write('HTTP/1.1 400 Bad Request\r\n\r\n'),
+  };
+  for (const [name, answer] of Object.entries(answers)) {
+    const path = join(folder, 'other');
+    const clients: Socket[] = [];
+    const other = createServer((client) => {
+      clients.push(client);
+      client.on('error', () => {});
+      answer(client);
+    });
+    await new Promise<void>((resolve) => other.listen(path, resolve));
+    const control = await RelayControl.connect(path);
+    await t.rejects(
+      control.requireRelay(200),
+      { code: 'DEVSTATE_E_CONNECT', message: /the path that the relay has as --control/ },
+      name,
+    );
+    control.close();
+    for (const client of clients) client.destroy();
+    await new Promise((resolve) => other.close(resolve));
+  }
 });

@@ -12,6 +12,7 @@ export async function upgradeRelay(
 ): Promise<ReplacementResult> {
   const old = await RelayControl.connect(options.control);
   try {
+    await old.requireRelay();
     const replacement = new Replacement<object>({ name: 'relay', old }, options, hooks);
     return await replacement.run(RelayControl.connect, async () => ({}));
   } finally {

@@ -7,6 +7,7 @@
  *     DIRECTORY/handoff   where the predecessor connects
  */
 
+import { rmdir } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DevstateError } from '../errors.js';
@@ -34,6 +35,7 @@ export interface TakeoverHost {
 }
 
 export class Takeover {
+  readonly #directory: string;
   readonly #listeners: Listener[] = [];
   readonly #host: TakeoverHost;
   readonly #log: (level: 'info' | 'warn' | 'error', message: string) => void;
@@ -49,6 +51,7 @@ export class Takeover {
     host: TakeoverHost,
     log: (level: 'info' | 'warn' | 'error', message: string) => void,
   ) {
+    this.#directory = directory;
     this.#host = host;
     this.#log = log;
     this.done = new Promise((resolve, reject) => {
@@ -101,5 +104,7 @@ export class Takeover {
   close(): void {
     clearTimeout(this.#timer);
     for (const listener of this.#listeners.splice(0)) listener.close();
+    // Its manager removes it, unless that was killed.
+    rmdir(this.#directory, () => {});
   }
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A served device goes to its successor under a guest that works: nothing is lost, nothing is reset, nothing leaks. */
 
+import { existsSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { ImageFile } from '../../src/devices/nvme/index.js';
 import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { takeoverPaths } from '../../src/handoff/index.js';
 import { Succession, type Vendor } from '../guest-driver/successors.js';
+import { until } from '../support/served.js';
 
 const STANDARD = 'org.devstate.nvme';
 
@@ -29,6 +31,8 @@ t.test('a successor whose manager leaves, or whose giver never comes, ends', asy
   t.match(await manager.handoffStatus(), { generation: 0, serving: false });
   manager.close();
   await t.rejects(server.ended, { code: 'DEVSTATE_E_HANDOFF', message: /the manager has left/ });
+  // Had the manager been killed, nobody else would remove it.
+  await until(() => !existsSync(takeover));
 });
 
 for (const shareMemory of [true, false]) {

@@ -45,7 +45,8 @@ async function serveCounter(options: ServeCounterOptions): Promise<void> {
     crash,
     log,
   });
-  log('info', `serving the counter at ${socket}`);
+  if (takeover !== undefined) log('info', `waiting to take over ${socket}`);
+  else log('info', `serving the counter at ${socket}`);
   try {
     await Promise.race([told, server.ended]);
   } finally {

@@ -4,6 +4,8 @@
 import { Command } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { SampleDevice } from '../devices/sample/index.js';
+import { DevstateError } from '../errors.js';
+import { TAKEOVER_VARIABLE } from '../handoff/index.js';
 import { Server } from '../server/index.js';
 import { openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
@@ -28,6 +30,12 @@ export function serveSampleCommand(): Command {
 
 async function serveSample(options: ServeSampleOptions): Promise<void> {
   const { socket, migrationSocket, once } = options;
+  // It would listen where its predecessor does, and say that this one is in the way.
+  if (process.env[TAKEOVER_VARIABLE] !== undefined) {
+    const message =
+      'the sample device cannot be handed over: save its state, stop its server, start another, load it';
+    throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
+  }
   const protocols = servedProtocols(options);
   // Listened for before the sockets exist: whoever sees them may send one.
   const told = untilTold();

@@ -31,6 +31,7 @@ const MAX_MANAGERS = 16;
 const MAX_WAITING = 16;
 /** How long managers may take to leave a server that has been handed over. */
 const LEAVE_MS = 1000;
+const BUSY = 'the server is being handed over, or ends: try again when that is over, if it has to be';
 
 type Log = (level: 'info' | 'warn' | 'error', message: string) => void;
 
@@ -276,8 +277,7 @@ export class Server {
   }
 
   async #requestNextVmm(text: string): Promise<void> {
-    if (this.#handing !== undefined || this.#closing)
-      throw new RequestError(Errno.EBUSY, 'the server is being handed over, or ends');
+    if (this.#handing !== undefined || this.#closing) throw new RequestError(Errno.EBUSY, BUSY);
     await this.#nextVmm.request(text);
   }
 
@@ -319,7 +319,7 @@ export class Server {
     if (this.#nextVmm.underWay)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'another VMM is about to have the device');
     if (this.#handing !== undefined || this.#closing || this.#listener === undefined)
-      throw new DevstateError('DEVSTATE_E_HANDOFF', 'the server is being handed over, or ends');
+      throw new DevstateError('DEVSTATE_E_HANDOFF', BUSY);
     const { handoff } = this.#options.device;
     if (handoff === undefined)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'the device cannot be handed over');

@@ -2,7 +2,7 @@
 /** Listening at and connecting to UNIX socket paths. */
 
 import { randomBytes } from 'node:crypto';
-import { linkSync, lstatSync, rmSync, unlinkSync } from 'node:fs';
+import { linkSync, lstatSync, rmSync, statSync, unlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { check, checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
@@ -106,6 +106,10 @@ export class Listener {
       const message = `cannot listen at ${path}: another process took it this moment; choose another path`;
       throw new DevstateError('DEVSTATE_E_ADDRESS_IN_USE', message);
     }
+    if (fd === -Errno.ENOENT) {
+      const message = `cannot listen at ${path}: there is no folder ${dirname(path)}; make it first`;
+      throw new DevstateError('DEVSTATE_E_SYSTEM', message, { errno: Errno.ENOENT });
+    }
     return new Listener(new Fd(check(fd, `listen at ${path}`)), path, onConnection);
   }
 
@@ -193,8 +197,14 @@ function connectError(path: string, errno: number): DevstateError {
     [Errno.ENAMETOOLONG]: 'the path is longer than 107 bytes; choose a shorter one',
   };
   const cause = systemError(`connect to ${path}`, errno);
-  const reason = reasons[errno] ?? cause.message;
+  const reason =
+    errno === Errno.ECONNREFUSED && isOther(path) ? 'it is no socket' : (reasons[errno] ?? cause.message);
   return new DevstateError('DEVSTATE_E_CONNECT', `cannot connect to ${path}: ${reason}`, { cause, errno });
+}
+
+/** Connecting to a file or a folder fails as it does to a socket that nobody has open any more. */
+function isOther(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isSocket() === false;
 }
 
 /** Two connected sockets. */

@@ -5,7 +5,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { Client } from '../../src/client/index.js';
-import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
+import { Devstate, devstate, devstateCommand } from '../e2e/harness/devstate-process.js';
 import { socketFolder } from '../support/served.js';
 
 async function serve(
@@ -65,4 +65,15 @@ t.test('wrong command lines', async (t) => {
   t.match(await devstate('serve', 'sample'), { code: 2, stderr: /--socket <path>/ });
   const nowhere = await devstate('serve', 'sample', '--socket', '/nowhere/s');
   t.match(nowhere, { code: 1, stderr: /listen at \/nowhere\/s/ });
+});
+
+t.test('as a successor it is refused, and its predecessor is not said to be in the way', async (t) => {
+  const migration = join(socketFolder(t), 'migration');
+  const { server, socket } = await serve(t, '--migration-socket', migration);
+  const successor = devstateCommand('serve', 'sample', '--socket', socket, '--migration-socket', migration);
+  const { code, stderr } = await devstate('upgrade', '--migration-socket', migration, '--', ...successor);
+  t.equal(code, 1);
+  t.match(stderr, /the sample device cannot be handed over: .*DEVSTATE_E_NOT_MIGRATABLE/);
+  t.match(stderr, /; the old server goes on/);
+  t.equal(server.hasEnded, false);
 });

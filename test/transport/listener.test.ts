@@ -139,6 +139,7 @@ t.test('a listening socket can be handed over while clients wait', async (t) => 
 
 t.test('why a connection fails', async (t) => {
   await t.rejects(connect(path), { code: 'DEVSTATE_E_CONNECT', exitCode: 5, message: /does not exist/ });
+  await t.rejects(connect(folder), { code: 'DEVSTATE_E_CONNECT', message: /it is no socket/ });
   leaveStale(path);
   await t.rejects(connect(path), { code: 'DEVSTATE_E_CONNECT', message: /nobody listens/ });
   rmSync(path);

@@ -104,7 +104,6 @@ export class Server {
     if (takeover === undefined) {
       this.ended = handedOver;
       this.#listen(socketPath, migrationSocketPath);
-      if (this.#listener !== undefined) this.#records?.listening(this.#listener, this.#migrationListener);
       crash?.ready();
       return;
     }
@@ -118,9 +117,14 @@ export class Server {
       this.#listener = Listener.listen(socketPath, (fd) => this.#acceptVmm(fd));
       if (migrationSocketPath !== undefined)
         this.#migrationListener = Listener.listen(migrationSocketPath, (fd) => this.#acceptManager(fd));
+      this.#records?.listening(this.#listener, this.#migrationListener);
     } catch (error) {
       this.#listener?.close();
-      throw error;
+      this.#migrationListener?.close();
+      // Nobody asked by a message: it is the command line that is told.
+      if (!(error instanceof RequestError)) throw error;
+      const message = `the sockets cannot be kept for a crash: ${error.message}; let the supervisor keep more (devstate run --max-fds, FileDescriptorStoreMax=)`;
+      throw new DevstateError('DEVSTATE_E_USAGE', message, { cause: error });
     }
   }
 

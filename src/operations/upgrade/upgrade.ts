@@ -19,7 +19,7 @@ export async function upgrade(options: UpgradeOptions, hooks: UpgradeHooks = {})
   const old = await connect(migrationSocket);
   try {
     if (!(await old.canHandOver())) {
-      const message = `what is at ${migrationSocket} cannot hand over to a successor: a relay is named by its --control socket, and a server that is no devstate server, or an older one, needs a relay`;
+      const message = `what is at ${migrationSocket} cannot hand over to a successor: a relay is named by its --control socket, a server under devstate run is replaced by SIGHUP to that, and one that is no devstate server, or an older one, needs a relay`;
       throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
     }
     const replaced = { name: 'server', old };

@@ -84,7 +84,7 @@ async function run(command: string[], options: UpgradeCommandOptions): Promise<v
     if (control !== undefined && migrationSocket === undefined)
       return upgradeRelay({ ...wanted, control }, { signal, progress });
     const message =
-      'name what is to be replaced: --migration-socket of a device server, or --control of a relay';
+      'name what is to be replaced, once: --migration-socket of a device server, --control of a relay, or --qemu';
     throw new DevstateError('DEVSTATE_E_USAGE', message);
   });
   if (options.output === 'json') printJson(result);

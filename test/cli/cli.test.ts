@@ -349,3 +349,12 @@ t.test('a garbage client does not keep a server from the next one', async (t) =>
   t.equal(await saved.exited, 0);
   t.notOk(server.hasEnded);
 });
+
+t.test('upgrade: neither nothing nor two things are replaced', async (t) => {
+  const both = ['--migration-socket', '/nowhere/a', '--control', '/nowhere/b'];
+  for (const options of [[], both])
+    t.match(await devstate('upgrade', ...options, '--', 'true'), {
+      code: 2,
+      stderr: /--migration-socket of a device server, --control of a relay, or --qemu/,
+    });
+});

@@ -60,13 +60,55 @@ export function upgradeCommand(): Command {
     )
     .option('--timeout-s <s>', 'give up and stay with the old QEMU after this time', parsePositive, 60)
     .addOption(outputOption())
-    .action((command: string[], options: UpgradeCommandOptions) =>
-      options.qemu === true ? runUpgradeQemu(command, options) : run(command, options),
-    );
+    .action((words: string[], options: UpgradeCommandOptions, command: Command) => {
+      const target = targetOf(options);
+      requireApplicable(command, target.option);
+      return target.option === '--qemu'
+        ? runUpgradeQemu(words, options)
+        : run(words, { ...options, ...target });
+    });
 }
 
-async function run(command: string[], options: UpgradeCommandOptions): Promise<void> {
-  const { migrationSocket, control, format, allowLossy = false, freezeMs, adoptMs } = options;
+/** What is replaced, by the option that names it. */
+type Replaced = { option: '--migration-socket' | '--control'; path: string };
+type Target = Replaced | { option: '--qemu' };
+
+/** @throws DEVSTATE_E_USAGE unless it is one thing */
+function targetOf({ migrationSocket, control, qemu }: UpgradeCommandOptions): Target {
+  const targets: Target[] = [];
+  if (migrationSocket !== undefined) targets.push({ option: '--migration-socket', path: migrationSocket });
+  if (control !== undefined) targets.push({ option: '--control', path: control });
+  if (qemu === true) targets.push({ option: '--qemu' });
+  const [target] = targets;
+  if (target !== undefined && targets.length === 1) return target;
+  const message =
+    'name what is to be replaced, once: --migration-socket of a device server, --control of a relay, or --qemu';
+  throw new DevstateError('DEVSTATE_E_USAGE', message);
+}
+
+const HANDOFF_OPTIONS = ['startS', 'freezeMs', 'adoptMs'] as const;
+/** Options that say something of what is replaced; the others say something of each. */
+const APPLICABLE: Readonly<Record<Target['option'], readonly string[]>> = {
+  '--migration-socket': [...HANDOFF_OPTIONS, 'format', 'allowLossy'],
+  '--control': HANDOFF_OPTIONS,
+  '--qemu': ['sourceQmp', 'qmp', 'device', 'mode', 'timeoutS'],
+};
+
+/** An option that would be without effect is a mistake. @throws DEVSTATE_E_USAGE */
+function requireApplicable(command: Command, target: Target['option']): void {
+  const others = new Set(Object.values(APPLICABLE).flat());
+  for (const name of APPLICABLE[target]) others.delete(name);
+  const wrong = command.options.find((option) => {
+    const name = option.attributeName();
+    return others.has(name) && command.getOptionValueSource(name) === 'cli';
+  });
+  if (wrong === undefined) return;
+  const message = `${wrong.long} says nothing of what ${target} replaces: leave it out`;
+  throw new DevstateError('DEVSTATE_E_USAGE', message);
+}
+
+async function run(command: string[], options: UpgradeCommandOptions & Replaced): Promise<void> {
+  const { option, path, format, allowLossy = false, freezeMs, adoptMs } = options;
   const wanted = {
     command,
     startMs: options.startS * 1000,
@@ -79,13 +121,8 @@ async function run(command: string[], options: UpgradeCommandOptions): Promise<v
     else if (report.ms === undefined) process.stderr.write(`${report.phase}\n`);
   };
   const result = await untilSignalled((signal): Promise<ReplacementResult | UpgradeResult> => {
-    if (migrationSocket !== undefined && control === undefined)
-      return upgrade({ ...wanted, migrationSocket, format, allowLossy }, { signal, progress });
-    if (control !== undefined && migrationSocket === undefined)
-      return upgradeRelay({ ...wanted, control }, { signal, progress });
-    const message =
-      'name what is to be replaced, once: --migration-socket of a device server, --control of a relay, or --qemu';
-    throw new DevstateError('DEVSTATE_E_USAGE', message);
+    if (option === '--control') return upgradeRelay({ ...wanted, control: path }, { signal, progress });
+    return upgrade({ ...wanted, migrationSocket: path, format, allowLossy }, { signal, progress });
   });
   if (options.output === 'json') printJson(result);
   else printResult(result);

@@ -72,6 +72,18 @@ export function requireSameOption(
   throw new DevstateError('DEVSTATE_E_HANDOFF', message);
 }
 
+/**
+ * A successor is of the kind of what it replaces. What says no kind is for the offer's schema to refuse.
+ * @param kind `device-server`, `relay`
+ * @throws DEVSTATE_E_HANDOFF
+ */
+export function requireKind(kind: string, offer: unknown): void {
+  const { data } = z.object({ what: z.string() }).safeParse(offer);
+  if (data === undefined || data.what === kind) return;
+  const message = `what is to be replaced is a ${data.what}, and its successor was started as a ${kind}: give the command line of the same kind`;
+  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
+}
+
 /** Milliseconds of CLOCK_MONOTONIC, which all processes of a machine share. */
 export function monotonicMs(): number {
   return Number(process.hrtime.bigint()) / 1e6;

@@ -14,6 +14,7 @@ export {
   parseHandoff,
   parseHandoffJson,
   phaseTimes,
+  requireKind,
   requireSameOption,
 } from './document.js';
 export { FdKind, fdKindName } from './fd-kind.js';

@@ -11,6 +11,7 @@ import {
   parseHandoff,
   type Receiver,
   rehearseHandoff,
+  requireKind,
   requireSameOption,
 } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
@@ -68,6 +69,7 @@ export class RelayReceiver implements Receiver {
   }
 
   async prepare(offered: unknown): Promise<unknown> {
+    requireKind('relay', offered);
     const offer = parseHandoff(relayOffer, offered, 'the offer');
     for (const [option, key] of SAME) requireSameOption('relay', option, offer[key], this.#host.paths[key]);
     this.#generation = offer.generation;

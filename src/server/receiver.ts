@@ -11,6 +11,7 @@ import {
   parseHandoff,
   type Receiver,
   rehearseHandoff,
+  requireKind,
   requireSameOption,
 } from '../handoff/index.js';
 import { closeAll, type Fd, type Listener, socketPair } from '../transport/index.js';
@@ -54,6 +55,7 @@ export class ServerReceiver implements Receiver {
   }
 
   async prepare(offered: unknown): Promise<unknown> {
+    requireKind('device-server', offered);
     const offer = parseHandoff(handoffOffer, offered, 'the offer');
     const { socketPath, migrationSocketPath, device } = this.#host;
     requireSameOption('server', '--socket', offer.socketPath, socketPath);

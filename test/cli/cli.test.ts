@@ -357,4 +357,13 @@ t.test('upgrade: neither nothing nor two things are replaced', async (t) => {
       code: 2,
       stderr: /--migration-socket of a device server, --control of a relay, or --qemu/,
     });
+  for (const [options, option] of [
+    [['--control', '/nowhere/b', '--format', 'x'], '--format'],
+    [['--migration-socket', '/nowhere/a', '--mode', 'cpr-exec'], '--mode'],
+    [['--qemu', '--source-qmp', '/nowhere/q', '--freeze-ms', '5'], '--freeze-ms'],
+  ] as const)
+    t.match(await devstate('upgrade', ...options, '--', 'true'), {
+      code: 2,
+      stderr: new RegExp(`${option} says nothing of what ${options[0]} replaces: leave it out`),
+    });
 });

@@ -28,6 +28,7 @@ import {
   type ReceiveReport,
   receive,
   rehearseHandoff,
+  requireKind,
   thisProcess,
 } from '../../src/handoff/index.js';
 import { native, Shutdown } from '../../src/native/index.js';
@@ -91,6 +92,15 @@ t.test('fds of every kind arrive, and the document', (t) =>
     close();
   }),
 );
+
+t.test('a successor is of the kind of what it replaces', async (t) => {
+  const error = {
+    code: 'DEVSTATE_E_HANDOFF',
+    message: /is a relay, and its successor .* as a device-server/,
+  };
+  t.throws(() => requireKind('device-server', { what: 'relay' }), error);
+  for (const offer of [{ what: 'device-server' }, {}, null, 5]) requireKind('device-server', offer);
+});
 
 t.test('a rehearsal leaves nothing behind', (t) => withoutLeak(t, rehearseHandoff));
 

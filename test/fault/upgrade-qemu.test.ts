@@ -5,7 +5,7 @@
  * replaced all the same.
  */
 
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
@@ -13,21 +13,9 @@ import { type UpgradeQemuOptions, type UpgradeQemuPhase, upgradeQemu } from '../
 import { QmpClient, queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
-import { discardPlan, isRunning, QemuProcess } from '../e2e/harness/qemu-process.js';
+import { discardPlan, processesOf, QemuProcess } from '../e2e/harness/qemu-process.js';
 
 t.setTimeout(600_000);
-
-/** Processes that this one has started and that run a QEMU for the upgrade. */
-function newQemus(directory: string): number[] {
-  const children = readdirSync('/proc/self/task').flatMap((task) =>
-    readFileSync(`/proc/self/task/${task}/children`, 'latin1').trim().split(' ').map(Number),
-  );
-  return children.filter((pid) => pid > 0 && isRunning(pid) && commandLine(pid).includes(directory));
-}
-
-function commandLine(pid: number): string {
-  return readFileSync(`/proc/${pid}/cmdline`, 'latin1');
-}
 
 interface Fault {
   readonly name: string;
@@ -130,14 +118,14 @@ async function attempt(lab: MigrationLab, vm: LabVm, fault: Fault): Promise<unkn
     if (phase !== fault.at) return;
     if (fault.cancel === true) cancel.abort();
     if (fault.signal !== undefined)
-      for (const pid of newQemus(plan.directory)) process.kill(pid, fault.signal);
+      for (const pid of processesOf(plan.directory)) process.kill(pid, fault.signal);
   };
   const failed = await upgradeQemu(options, { signal: cancel.signal, progress }).then(
     () => undefined,
     (error: unknown) => error,
   );
   await discardPlan(plan);
-  if (newQemus(plan.directory).length > 0) throw new Error(`${fault.name}: the new QEMU is still there`);
+  if (processesOf(plan.directory).length > 0) throw new Error(`${fault.name}: the new QEMU is still there`);
   return failed;
 }
 
@@ -224,6 +212,8 @@ t.test('the manager dies, and devstate recover puts an end to it', async (t) => 
     there?.close();
     if (isThere) t.comment(`${phase}: too late, the VM runs in the new QEMU`);
     else await recover(vm.qmpPath, join(plan.directory, 'qmp'));
+    // Before it is connected, a new QEMU listens nowhere: nobody can tell it to end.
+    if (!isThere && phase !== 'connect') t.same(processesOf(plan.directory), [], 'the new QEMU has ended');
     if (isThere) vm = await lab.adoptVm(vm, plan);
     else await discardPlan(plan);
     await lab.guestWrites(vm);

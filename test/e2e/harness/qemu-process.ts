@@ -2,7 +2,7 @@
 /** A QEMU under test: started, watched and cleaned up. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -156,13 +156,38 @@ export class QemuProcess {
   }
 }
 
+/** Processes that run with a file of the directory on their command line. */
+export function processesOf(directory: string): number[] {
+  return readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => pid > 0 && pid !== process.pid && commandLine(pid).includes(`${directory}/`));
+}
+
+function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'latin1');
+  } catch {
+    return '';
+  }
+}
+
 /** What was there for a QEMU that is not to be, or is no more. */
 export async function discardPlan({
   directory,
   console: serial,
 }: Pick<QemuPlan, 'directory' | 'console'>): Promise<void> {
   serial.end(new Error('QEMU is not wanted any more'));
+  for (const pid of processesOf(directory)) end(pid);
   await rm(directory, { recursive: true, force: true });
+}
+
+/** Kills a process, unless it has ended this moment. */
+function end(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
 }
 
 /** Whether there is such a process, and it is more than a record of how it ended. */

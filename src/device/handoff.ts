@@ -8,7 +8,7 @@
  *                                   └▶ letGo
  */
 
-import { Bundle } from '../handoff/index.js';
+import { Bundle, REHEARSALS } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat, HandoffPort } from '../server/index.js';
 import { closeAll, Fd } from '../transport/index.js';
@@ -19,8 +19,6 @@ import { EventSignal } from './event-signal.js';
 
 /** Largest state that is handed over for practice, bytes. */
 const MAX_REHEARSAL = 1024 * 1024;
-/** The first time costs ten times the third. */
-const REHEARSALS = 3;
 const PAGE = 4096;
 
 /** The VMM of a rehearsal: asked for nothing, as all memory is mapped. */

@@ -38,6 +38,6 @@ export {
   HandoffMessage,
 } from './protocol.js';
 export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
-export { rehearseHandoff } from './rehearsal.js';
+export { REHEARSALS, rehearseHandoff } from './rehearsal.js';
 export { readSealed, sealedMemory } from './sealed-memory.js';
 export { TAKEOVER_VARIABLE, Takeover, takeoverPaths } from './takeover.js';

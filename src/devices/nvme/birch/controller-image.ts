@@ -49,8 +49,9 @@ export class ControllerImage {
     this.#words = new Int32Array(this.bytes.buffer);
   }
 
-  clear(): this {
-    this.bytes.fill(0);
+  /** @param from where to begin, before the commands */
+  clear(from = 0): this {
+    this.bytes.fill(0, from);
     this.commandEnd = 0;
     return this;
   }

@@ -10,7 +10,7 @@ import { Cc, Csts, Register } from '../spec/index.js';
 import type { Birch } from './birch.js';
 import { resetFeatures } from './controller-image.js';
 import { configurationProblem, createAdminQueues } from './enable.js';
-import { IMAGE_SIZE, SUBMISSION_AT } from './layout.js';
+import { SUBMISSION_AT } from './layout.js';
 import { Mode } from './mode.js';
 import { resetController, setShutdownStatus } from './registers.js';
 
@@ -145,8 +145,7 @@ export class LifeCycle {
   /** What a controller reset clears. */
   #clear(): void {
     const { image, engine } = this.#birch;
-    image.span(SUBMISSION_AT, IMAGE_SIZE - SUBMISSION_AT).fill(0);
-    image.commandEnd = 0;
+    image.clear(SUBMISSION_AT);
     engine.rebuild();
     resetFeatures(image);
     resetController(image);

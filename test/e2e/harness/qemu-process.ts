@@ -152,7 +152,7 @@ export class QemuProcess {
     const { pid = 0 } = this.process;
     if (isRunning(pid)) this.process.kill('SIGKILL');
     while (isRunning(pid)) await new Promise((resolve) => setTimeout(resolve, 5));
-    await discardPlan({ directory: this.#directory, console: this.console });
+    await removePlan({ directory: this.#directory, console: this.console });
   }
 }
 
@@ -171,13 +171,16 @@ function commandLine(pid: number): string {
   }
 }
 
-/** What was there for a QEMU that is not to be, or is no more. */
-export async function discardPlan({
-  directory,
-  console: serial,
-}: Pick<QemuPlan, 'directory' | 'console'>): Promise<void> {
+type PlanPlace = Pick<QemuPlan, 'directory' | 'console'>;
+
+/** A QEMU is not to be: ends it, wherever it has come to, and removes what was there for it. No manager may be at work with it. */
+export async function discardPlan(plan: PlanPlace): Promise<void> {
+  for (const pid of processesOf(plan.directory)) end(pid);
+  await removePlan(plan);
+}
+
+async function removePlan({ directory, console: serial }: PlanPlace): Promise<void> {
   serial.end(new Error('QEMU is not wanted any more'));
-  for (const pid of processesOf(directory)) end(pid);
   await rm(directory, { recursive: true, force: true });
 }
 

@@ -9,6 +9,7 @@
         "src/event.cc",
         "src/file.cc",
         "src/memory.cc",
+        "src/path.cc",
         "src/poll.cc",
         "src/sigbus.cc",
         "src/socket.cc",

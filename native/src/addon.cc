@@ -23,6 +23,7 @@ napi_value Init(napi_env env, napi_value exports) {
   devstate::InitEvent(env, exports);
   devstate::InitFile(env, exports);
   devstate::InitMemory(env, exports, data);
+  devstate::InitPath(env, exports);
   devstate::InitPoll(env, exports, data);
   devstate::InitSocket(env, exports);
   devstate::InitVfio(env, exports);

@@ -144,6 +144,12 @@ export interface NativeBinding {
   setLock(fd: number, type: number, start: number, length: number): number;
   /** `LockType.unlocked` when {@link setLock} would succeed, else the type that is in the way. */
   testLock(fd: number, type: number, start: number, length: number): number;
+  /**
+   * Gives a file that was opened with O_TMPFILE the name `path`; -EEXIST when something is there, -ENOENT without /proc.
+   */
+  linkFile(fd: number, path: string): number;
+  /** Takes the lock of flock(2) until the open file is closed; -EWOULDBLOCK when another open file has it. */
+  tryFlock(fd: number): number;
   /** fallocate(2); may wait for the disk. `mode`: {@link AllocateMode}. */
   allocate(fd: number, mode: number, offset: number, length: number): number;
   /** Reads at most 1024 parts from the page cache; -EAGAIN when the disk would be needed. */

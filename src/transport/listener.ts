@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Listening at and connecting to UNIX socket paths. */
 
-import { randomBytes } from 'node:crypto';
-import { linkSync, lstatSync, rmSync, statSync, unlinkSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { lstatSync, statSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { check, checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
 import { Fd } from './fd.js';
+import { listenAt, removePath } from './socket-path.js';
 
 export interface ListenOptions {
   /** Permissions of the path; 0600 unless given, as whoever connects controls the device. */
@@ -21,42 +20,6 @@ const RETRY_ACCEPT_MS = 50;
 const RETRY_CONNECT_MS = 10;
 /** Most connections accepted per wake-up. */
 const BURST = 16;
-
-/** What is at `path`: nothing, a socket that nobody listens at, or something to leave alone. */
-function occupant(path: string): 'none' | 'stale' | 'live' | 'other' {
-  const info = lstatSync(path, { throwIfNoEntry: false });
-  if (info === undefined) return 'none';
-  if (!info.isSocket()) return 'other';
-  const fd = native.unixConnect(path);
-  if (fd >= 0) native.close(fd);
-  if (fd === -Errno.ENOENT) return 'none';
-  return fd === -Errno.ECONNREFUSED ? 'stale' : 'live';
-}
-
-/** Longest path of a socket, bytes. */
-const MAX_PATH_LENGTH = 107;
-
-/**
- * Listens at `path`, which appears when it does: a client that waits for the path to exist would else find it bound and
- * nobody listening. So it is bound under another name first, if that is not too long. Returns an fd, or -errno.
- */
-function listenAt(path: string, mode: number, backlog: number): number {
-  const hidden = join(dirname(path), `.${randomBytes(4).toString('hex')}`);
-  if (Buffer.byteLength(hidden) > MAX_PATH_LENGTH || Buffer.byteLength(path) > MAX_PATH_LENGTH)
-    return native.unixListen(path, mode, backlog);
-  const fd = native.unixListen(hidden, mode, backlog);
-  if (fd < 0) return fd;
-  try {
-    linkSync(hidden, path);
-    return fd;
-  } catch (error) {
-    native.close(fd);
-    const { code, errno = -Errno.EIO } = error as NodeJS.ErrnoException;
-    return code === 'EEXIST' ? -Errno.EADDRINUSE : errno;
-  } finally {
-    unlinkSync(hidden);
-  }
-}
 
 /** Accepts connections at a path, or at a listening socket that was handed over. */
 export class Listener {
@@ -92,25 +55,8 @@ export class Listener {
    * @throws DEVSTATE_E_ADDRESS_IN_USE when somebody listens there or it is no socket, DEVSTATE_E_SYSTEM.
    */
   static listen(path: string, onConnection: (fd: Fd) => void, options: ListenOptions = {}): Listener {
-    const found = occupant(path);
-    if (found === 'live' || found === 'other') {
-      const why =
-        found === 'live'
-          ? 'another process listens there; stop it or choose another path'
-          : 'a file that is not a socket is there; remove it or choose another path';
-      throw new DevstateError('DEVSTATE_E_ADDRESS_IN_USE', `cannot listen at ${path}: ${why}`);
-    }
-    if (found === 'stale') unlinkSync(path);
     const fd = listenAt(path, options.mode ?? 0o600, options.backlog ?? 128);
-    if (fd === -Errno.EADDRINUSE) {
-      const message = `cannot listen at ${path}: another process took it this moment; choose another path`;
-      throw new DevstateError('DEVSTATE_E_ADDRESS_IN_USE', message);
-    }
-    if (fd === -Errno.ENOENT) {
-      const message = `cannot listen at ${path}: there is no folder ${dirname(path)}; make it first`;
-      throw new DevstateError('DEVSTATE_E_SYSTEM', message, { errno: Errno.ENOENT });
-    }
-    return new Listener(new Fd(check(fd, `listen at ${path}`)), path, onConnection);
+    return new Listener(new Fd(fd), path, onConnection);
   }
 
   /** Goes on with a listening socket that another process bound. `path`, if given, is removed by {@link close}. */
@@ -156,12 +102,8 @@ export class Listener {
     if (!this.#fd.isOpen) return;
     clearTimeout(this.#retry);
     this.#poller.close();
-    if (this.#path !== undefined && options.keepPath !== true) {
-      const { name, device, inode } = this.#path;
-      const info = lstatSync(name, { throwIfNoEntry: false });
-      // Whoever cleans up the directory may be faster: nothing is to keep the socket open then.
-      if (info !== undefined && info.dev === device && info.ino === inode) rmSync(name, { force: true });
-    }
+    // Before the socket is closed: as long as it is live nobody else takes the path.
+    if (this.#path !== undefined && options.keepPath !== true) removePath(this.#path);
     this.#fd.close();
   }
 

@@ -4,6 +4,7 @@
       "target_name": "devstate",
       "sources": [
         "src/addon.cc",
+        "src/async.cc",
         "src/counted.cc",
         "src/crc32c.cc",
         "src/event.cc",
@@ -11,6 +12,7 @@
         "src/memory.cc",
         "src/path.cc",
         "src/poll.cc",
+        "src/reaper.cc",
         "src/sigbus.cc",
         "src/socket.cc",
         "src/support.cc",

@@ -18,6 +18,7 @@ napi_value Init(napi_env env, napi_value exports) {
   data->env = env;
   napi_set_instance_data(env, data, DeleteData, nullptr);
   napi_add_async_cleanup_hook(env, OnEnvironmentEnd, data, &data->cleanup);
+  devstate::InitAsync(env, exports);
   devstate::InitCounted(env, exports);
   devstate::InitCrc32c(env, exports);
   devstate::InitEvent(env, exports);

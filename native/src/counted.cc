@@ -50,12 +50,13 @@ napi_value ReceiveCounted(napi_env env, napi_callback_info info) {
   mmsghdr* header = Header(memory, headerAt, bufferAt, length, &part);
   if (header == nullptr || (received != nullptr && capacity < 2)) return Number(env, -EINVAL);
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
-  if (received != nullptr) {
-    header->msg_hdr.msg_control = control;
-    header->msg_hdr.msg_controllen = sizeof control;
-  }
+  // Without room for them the kernel would close the fds itself, here.
+  header->msg_hdr.msg_control = control;
+  header->msg_hdr.msg_controllen = sizeof control;
   if (recvmmsg(fd, header, 1, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, nullptr) < 0) return Result(env, -1);
+  int32_t none[2];
   if (received != nullptr) TakeFds(&header->msg_hdr, received, capacity);
+  else TakeFds(&header->msg_hdr, none, 2);
   return Number(env, header->msg_len);
 }
 

@@ -9,6 +9,7 @@
 
 #include <cerrno>
 
+#include "reaper.h"
 #include "support.h"
 
 namespace devstate {
@@ -24,6 +25,25 @@ napi_value Close(napi_env env, napi_callback_info info) {
   if (args.failed()) return nullptr;
   // Linux has released the number even when close is interrupted.
   return close(fd) == 0 || errno == EINTR ? Number(env, 0) : Result(env, -1);
+}
+
+/// closeLater(fd, group) → 0; closed by another thread, which may block.
+napi_value CloseFdLater(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  int fd = args.Int(0);
+  uint32_t group = args.Unsigned(1);
+  if (args.failed()) return nullptr;
+  CloseLater(fd, group);
+  return Number(env, 0);
+}
+
+/// closing(group | undefined) → closes of that group, or of all, that have not returned
+napi_value CountClosing(napi_env env, napi_callback_info info) {
+  Arguments args(env, info);
+  if (!args.Has(0)) return Number(env, ClosingOfAll());
+  uint32_t group = args.Unsigned(0);
+  if (args.failed()) return nullptr;
+  return Number(env, Closing(group));
 }
 
 /// pidfdOpen(pid) → fd, close-on-exec; readable once the process has ended.
@@ -175,6 +195,8 @@ napi_value WriteNow(napi_env env, napi_callback_info info) { return Vector(env, 
 
 void InitFile(napi_env env, napi_value exports) {
   Export(env, exports, "close", Close);
+  Export(env, exports, "closeLater", CloseFdLater);
+  Export(env, exports, "closing", CountClosing);
   Export(env, exports, "duplicate", Duplicate);
   Export(env, exports, "pidfdOpen", PidfdOpen);
   Export(env, exports, "stat", Stat);

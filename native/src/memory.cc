@@ -14,22 +14,20 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <map>
 
+#include "reaper.h"
 #include "sigbus.h"
 #include "support.h"
 
 namespace devstate {
 namespace {
-
-constexpr uint64_t kMaxWindow = uint64_t{1} << 30;
-constexpr uint32_t kReadable = 1;
-constexpr uint32_t kWritable = 2;
-constexpr uint32_t kResident = 4;
-
 struct Window;
+}
 
 /// The mapped range, shared by the Mapping object, its windows and its pins.
 struct Memory {
+  std::shared_ptr<MappedRanges> mapped;
   uint8_t* address = nullptr;
   size_t length = 0;
   int guard = -1;
@@ -39,6 +37,16 @@ struct Memory {
   bool faulted = false;  ///< The last word once the range is gone.
   Window* windows = nullptr;
 };
+
+namespace {
+
+constexpr uint64_t kMaxWindow = uint64_t{1} << 30;
+constexpr uint32_t kReadable = 1;
+constexpr uint32_t kWritable = 2;
+constexpr uint32_t kResident = 4;
+
+/// How long a map that finds no room waits for an unmap that is under way.
+constexpr unsigned kWaitForRoomMs = 50;
 
 struct Window {
   Memory* memory;
@@ -51,7 +59,8 @@ void Unmap(Memory* memory) {
   if (memory->address == nullptr) return;
   memory->faulted = MappingFaulted(memory->guard);
   UnguardMapping(memory->guard);
-  munmap(memory->address, memory->length);
+  memory->mapped->erase(reinterpret_cast<uintptr_t>(memory->address));
+  UnmapLater(memory->address, memory->length);
   memory->address = nullptr;
 }
 
@@ -91,9 +100,12 @@ napi_value Map(napi_env env, napi_callback_info info) {
   if (args.failed()) return nullptr;
   int protection = ((access & kReadable) != 0 ? PROT_READ : 0) | ((access & kWritable) != 0 ? PROT_WRITE : 0);
   bool resident = (access & kResident) != 0;
-  void* address =
-      mmap(nullptr, length, protection, MAP_SHARED | (resident ? MAP_POPULATE : 0), fd, static_cast<off_t>(offset));
-  if (address == MAP_FAILED) return Result(env, -1);
+  int flags = MAP_SHARED | (resident ? MAP_POPULATE : 0);
+  void* address;
+  do {
+    address = mmap(nullptr, length, protection, flags, fd, static_cast<off_t>(offset));
+  } while (address == MAP_FAILED && errno == ENOMEM && WaitForUnmap(kWaitForRoomMs));
+  if (address == MAP_FAILED) return Number(env, errno == 0 ? -ENOMEM : -errno);
   // Without the right to lock it stays resident unless memory runs short.
   if (resident && mlock(address, length) != 0) errno = 0;
   int guard = GuardMapping(address, length, PageSizeOf(fd), protection);
@@ -102,6 +114,8 @@ napi_value Map(napi_env env, napi_callback_info info) {
     return Number(env, -ENOMEM);
   }
   auto* memory = new Memory;
+  memory->mapped = GetAddonData(env)->mapped;
+  (*memory->mapped)[reinterpret_cast<uintptr_t>(address)] = memory;
   memory->address = static_cast<uint8_t*>(address);
   memory->length = length;
   memory->guard = guard;
@@ -171,11 +185,12 @@ napi_value Unpin(napi_env env, napi_callback_info info) {
   auto* memory = args.Self<Memory>();
   if (args.failed()) return nullptr;
   if (memory->pins == 0) return Number(env, -EINVAL);
-  memory->pins--;
-  if (memory->pins == 0 && memory->unmapRequested) Unmap(memory);
-  Release(memory);
+  UnpinMemory(memory);
   return Number(env, 0);
 }
+
+/// unmapping() → ranges that were given up and are still mapped
+napi_value CountUnmapping(napi_env env, napi_callback_info) { return Number(env, Unmapping()); }
 
 napi_value Boolean(napi_env env, bool value) {
   napi_value out = nullptr;
@@ -218,6 +233,23 @@ napi_value MemfdCreate(napi_env env, napi_callback_info info) {
 
 }  // namespace
 
+Memory* PinMemoryAt(napi_env env, const uint8_t* bytes, size_t length) {
+  auto& mapped = *GetAddonData(env)->mapped;
+  auto after = mapped.upper_bound(reinterpret_cast<uintptr_t>(bytes));
+  if (after == mapped.begin()) return nullptr;
+  Memory* memory = std::prev(after)->second;
+  if (bytes + length > memory->address + memory->length) return nullptr;
+  memory->pins++;
+  memory->references++;
+  return memory;
+}
+
+void UnpinMemory(Memory* memory) {
+  memory->pins--;
+  if (memory->pins == 0 && memory->unmapRequested) Unmap(memory);
+  Release(memory);
+}
+
 uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length) {
   napi_value constructor = nullptr;
   bool isMapping = false;
@@ -246,6 +278,7 @@ void InitMemory(napi_env env, napi_value exports, AddonData* data) {
                     &constructor);
   napi_create_reference(env, constructor, 1, &data->mappingClass);
   Export(env, exports, "map", Map);
+  Export(env, exports, "unmapping", CountUnmapping);
   Export(env, exports, "memfdCreate", MemfdCreate);
 }
 

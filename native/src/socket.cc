@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "reaper.h"
 #include "support.h"
 
 namespace devstate {
@@ -286,7 +287,7 @@ void TakeFds(msghdr* message, int32_t* out, size_t capacity) {
       if (kReceivedFdsStart + static_cast<size_t>(count) < capacity) {
         out[kReceivedFdsStart + static_cast<size_t>(count++)] = fd;
       } else {
-        close(fd);
+        CloseLater(fd, 0);
         lost = true;
       }
     }

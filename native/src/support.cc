@@ -35,6 +35,11 @@ void Arguments::FailArgument(size_t index, const char* expected) {
   Fail(message);
 }
 
+bool Arguments::Has(size_t index) {
+  napi_valuetype kind = napi_undefined;
+  return index < count_ && napi_typeof(env_, values_[index], &kind) == napi_ok && kind != napi_undefined;
+}
+
 int32_t Arguments::Int(size_t index) {
   int32_t out = 0;
   if (index >= count_ || napi_get_value_int32(env_, values_[index], &out) != napi_ok) FailArgument(index, "an integer");

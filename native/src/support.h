@@ -11,10 +11,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <memory>
 
 namespace devstate {
 
+struct Memory;
 struct Poller;
+
+/// What is mapped, by address. Mappings share it, because some are collected after the environment's data.
+using MappedRanges = std::map<uintptr_t, Memory*>;
 
 /// Data of one JavaScript environment (the main thread or a worker).
 struct AddonData {
@@ -22,6 +28,7 @@ struct AddonData {
   napi_ref pollerClass = nullptr;
   napi_ref mappingClass = nullptr;
   napi_async_cleanup_hook_handle cleanup = nullptr;
+  std::shared_ptr<MappedRanges> mapped = std::make_shared<MappedRanges>();
   Poller* pollers = nullptr;  ///< Every poller whose handle is not fully closed, as a doubly linked list.
   bool closing = false;
 };
@@ -45,6 +52,8 @@ class Arguments {
   napi_value self() const { return self_; }
   napi_value value(size_t index) const { return index < count_ ? values_[index] : nullptr; }
 
+  /// Whether the argument was given and is not undefined.
+  bool Has(size_t index);
   int32_t Int(size_t index);
   uint32_t Unsigned(size_t index);
   /// A non-negative safe integer: offsets, lengths, addresses.
@@ -87,6 +96,7 @@ napi_value Result(napi_env env, int64_t returned);
 void Export(napi_env env, napi_value exports, const char* name, napi_callback function);
 
 // Each file registers what it exports.
+void InitAsync(napi_env env, napi_value exports);
 void InitCounted(napi_env env, napi_value exports);
 void InitCrc32c(napi_env env, napi_value exports);
 void InitEvent(napi_env env, napi_value exports);
@@ -99,6 +109,10 @@ void InitVfio(napi_env env, napi_value exports);
 
 /// Address and length of what a Mapping object maps; nullptr, without an exception, when `value` is none or unmapped.
 uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length);
+
+/// Keeps the mapping that `bytes` lie in mapped until UnpinMemory; nullptr when they lie in none.
+Memory* PinMemoryAt(napi_env env, const uint8_t* bytes, size_t length);
+void UnpinMemory(Memory* memory);
 
 /// Copies every fd of every SCM_RIGHTS message to `out`, after their count and whether some were lost; `capacity` is that of
 /// `out`. Those that do not fit are closed and count as lost.

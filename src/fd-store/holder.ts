@@ -2,7 +2,7 @@
 /** The manager's side: keeps the fds of one service while its processes come and go. */
 
 import { check, checkObject, Errno, native, PollEvent, type Poller } from '../native/index.js';
-import { closeAll, Fd } from '../transport/index.js';
+import { closeAll, Fd, peerGroup, receivedFds } from '../transport/index.js';
 import { decodeNotification, MAX_NOTIFY_LENGTH } from './notify.js';
 
 /** Messages taken per wake-up. */
@@ -16,6 +16,7 @@ export interface KeptFd {
 
 export class FdHolder {
   readonly #socket: Fd;
+  readonly #group = peerGroup();
   readonly #poller: Poller;
   readonly #capacity: number;
   readonly #ready: () => void;
@@ -66,7 +67,7 @@ export class FdHolder {
       );
       if (got === -Errno.EINTR) continue;
       if (got < 0) return taken;
-      const fds = Array.from(this.#received.subarray(2, 2 + this.#received[0]!), (number) => new Fd(number));
+      const fds = receivedFds(this.#received, this.#group);
       this.#handle(this.#buffer.subarray(0, got), fds);
       closeAll(fds);
     }

@@ -38,7 +38,10 @@ export interface Mapping {
    * {@link unmap} detaches it (its length becomes 0). It must not be transferred to another thread or buffer.
    */
   window(offset: number, length: number): ArrayBuffer | number;
-  /** Detaches all windows and unmaps: at once, or with the last {@link unpin}. May be called again. */
+  /**
+   * Detaches all windows and unmaps: now, or with the last {@link unpin}. The range itself is given back by a thread of the
+   * addon, in slices. May be called again.
+   */
   unmap(): number;
   /** Keeps the memory mapped while asynchronous I/O holds a window, even across {@link unmap}. */
   pin(): number;
@@ -112,6 +115,14 @@ export interface NativeBinding {
   createPoller(fd: number, callback: (events: number) => void): Poller | number;
 
   close(fd: number): number;
+  /**
+   * Closes on a thread of the addon, because the close of a file that somebody passed may block for as long as they like
+   * (a socket that lingers, FUSE, the last reference to gigabytes). The number stays in use until then. The process
+   * exits without waiting. `group`, 0 to 2^32-1, says whose it is: closes of one group do not delay those of another.
+   */
+  closeLater(fd: number, group: number): number;
+  /** Closes of a group, or of all, that have not returned. */
+  closing(group?: number): number;
   /** Another number for the same open file, close-on-exec. */
   duplicate(fd: number): number;
   /** A file that stands for a process and is readable once that has ended. */
@@ -133,6 +144,9 @@ export interface NativeBinding {
    */
   map(fd: number, offset: number, length: number, protection: number): Mapping | number;
 
+  /** Ranges that were given up and are still mapped. */
+  unmapping(): number;
+
   /** A new non-blocking event counter. */
   eventfdCreate(initial: number): number;
   /** Adds 1; -EAGAIN when the counter is full. */
@@ -152,6 +166,15 @@ export interface NativeBinding {
   tryFlock(fd: number): number;
   /** fallocate(2); may wait for the disk. `mode`: {@link AllocateMode}. */
   allocate(fd: number, mode: number, offset: number, length: number): number;
+  /** The same on a thread of the pool. Keep the fd open until the promise settles; it gives 0 or the negative errno. */
+  allocateLater(fd: number, mode: number, offset: number, length: number): Promise<number>;
+  /**
+   * Copies on a thread of the pool, as many bytes as the shorter one has; gives their number. Both stay in memory until it
+   * settles, also across {@link Mapping.unmap}; neither may be transferred.
+   */
+  copyLater(target: Uint8Array, source: Uint8Array): Promise<number>;
+  /** Compares on a thread of the pool, as {@link copyLater}; gives 1 when lengths and bytes are equal, else 0. */
+  equalLater(one: Uint8Array, other: Uint8Array): Promise<number>;
   /** Reads at most 1024 parts from the page cache; -EAGAIN when the disk would be needed. */
   readNow(fd: number, parts: Parts, position: number): number;
   /** Writes without waiting; -EAGAIN or -EOPNOTSUPP when that cannot be. */

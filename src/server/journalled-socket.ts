@@ -21,11 +21,12 @@ import type { StoredFd } from '../fd-store/index.js';
 import { MAX_EXCHANGE_FDS } from '../journal/index.js';
 import { Errno, native, type Parts, PollEvent } from '../native/index.js';
 import {
+  CloseGate,
   closeAll,
   type Fd,
   type Frame,
   type MessageHandler,
-  Fd as OwnedFd,
+  receivedFds,
   type SendOptions,
   SocketWatcher,
 } from '../transport/index.js';
@@ -57,6 +58,8 @@ type Stage = (typeof Stage)[keyof typeof Stage];
 
 export class JournalledSocket {
   readonly #fd: Fd;
+  readonly #group: number;
+  readonly #gate: CloseGate;
   readonly #crash: CrashJournal;
   readonly #handler: JournalledHandler;
   readonly #watcher: SocketWatcher;
@@ -86,7 +89,12 @@ export class JournalledSocket {
    * @param goesOn the connection was a predecessor's; else it is new
    */
   constructor(fd: Fd, crash: CrashJournal, handler: JournalledHandler, goesOn: boolean) {
-    this.#fd = fd.take();
+    ({ fd: this.#fd, group: this.#group } = fd.takeConnection());
+    this.#gate = new CloseGate(
+      this.#group,
+      () => this.#watch(),
+      (error) => this.close(error),
+    );
     this.#crash = crash;
     this.#handler = handler;
     this.#answerSlot = crash.journal.slot(ServerSlot.answer.name);
@@ -138,11 +146,15 @@ export class JournalledSocket {
     this.#watch();
   }
 
+  get #holdsBack(): boolean {
+    return this.#paused || this.#gate.isShut;
+  }
+
   #watch(): void {
     if (this.#closed) return;
     let events = 0;
     if (this.#stage === Stage.sending) events = PollEvent.writable;
-    else if (this.#stage === Stage.receiving && !this.#paused) events = PollEvent.readable;
+    else if (this.#stage === Stage.receiving && !this.#holdsBack) events = PollEvent.readable;
     this.#watcher.watch(events);
   }
 
@@ -154,7 +166,7 @@ export class JournalledSocket {
   #serve(): void {
     for (let messages = 0; messages < BURST_MESSAGES && !this.#closed; messages++) {
       if (this.#stage === Stage.sending && !this.#sendReply()) return;
-      if (this.#paused || this.#stage !== Stage.receiving) return;
+      if (this.#holdsBack || this.#stage !== Stage.receiving) return;
       try {
         if (!this.#isWhole && !this.#receive()) return;
       } catch (error) {
@@ -185,7 +197,7 @@ export class JournalledSocket {
       if (got === -Errno.EINTR) continue;
       if (got <= 0) return this.#nothing(-got);
       if (have > 0 && (received[0] !== 0 || received[1] !== 0)) {
-        closeAll(Array.from(received.subarray(2, 2 + received[0]!), (number) => new OwnedFd(number)));
+        closeAll(receivedFds(received, this.#group));
         throw new DevstateError(
           'DEVSTATE_E_MESSAGE_FDS',
           'file descriptors came behind the header of a message',
@@ -219,7 +231,7 @@ export class JournalledSocket {
   #keepFds(): void {
     // Those of an earlier look at the same message.
     closeAll(this.#fds);
-    this.#fds = Array.from(received.subarray(2, 2 + received[0]!), (number) => new OwnedFd(number));
+    this.#fds = receivedFds(received, this.#group);
     if (received[1] !== 0 || this.#fds.length > MAX_MESSAGE_FDS)
       throw new DevstateError(
         'DEVSTATE_E_MESSAGE_FDS',
@@ -346,6 +358,7 @@ export class JournalledSocket {
     this.#replyLength = 0;
     this.#unkept = undefined;
     closeAll(this.#fds);
+    if (this.#fds.length > 0 && !this.#closed) this.#gate.check();
     this.#fds = [];
     this.#crash.journal.exchange.advance();
     if (this.#stored.length > 0) {
@@ -359,6 +372,7 @@ export class JournalledSocket {
   close(error?: DevstateError): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#gate.close();
     this.#watcher.close();
     this.#fd.close();
     closeAll(this.#fds);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Sockets that carry messages and file descriptors. */
 
-export { closeAll, Fd } from './fd.js';
+export { CloseGate } from './close-gate.js';
+export { closeAll, Fd, peerGroup, receivedFds } from './fd.js';
 export { connect, Listener, type ListenOptions, socketPair } from './listener.js';
 export type { Frame, Framing, MessageHandler, MessageLimits, SendOptions } from './message.js';
 export { MessageSocket } from './message-socket.js';

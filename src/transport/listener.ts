@@ -4,7 +4,8 @@
 import { lstatSync, statSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { check, checkObject, Errno, native, PollEvent, type Poller, systemError } from '../native/index.js';
-import { Fd } from './fd.js';
+import { MAX_CLOSING_OF_ALL } from './close-gate.js';
+import { Fd, peerGroup } from './fd.js';
 import { listenAt, removePath } from './socket-path.js';
 
 export interface ListenOptions {
@@ -66,8 +67,12 @@ export class Listener {
 
   readonly #onReadable = (): void => {
     for (let i = 0; i < BURST && this.#fd.isOpen; i++) {
+      if (native.closing() > MAX_CLOSING_OF_ALL) {
+        this.#pauseAccepting();
+        return;
+      }
       const connected = native.accept(this.#fd.number);
-      if (connected >= 0) this.#onConnection(new Fd(connected));
+      if (connected >= 0) this.#onConnection(new Fd(connected, peerGroup()));
       else if (connected === -Errno.EAGAIN) return;
       else if (connected !== -Errno.ECONNABORTED && connected !== -Errno.EINTR) {
         this.#pauseAccepting();
@@ -76,7 +81,7 @@ export class Listener {
     }
   };
 
-  /** Too many open files or no memory: the clients stay in the backlog until there is room, without a busy loop. */
+  /** Too many open files, or being closed, or no memory: clients stay in the backlog until there is room, without a busy loop. */
   #pauseAccepting(): void {
     this.#poller.stop();
     this.#retry = setTimeout(() => this.#poller.start(PollEvent.readable), RETRY_ACCEPT_MS);
@@ -121,7 +126,7 @@ export async function connect(path: string, timeoutMs = 5000): Promise<Fd> {
   const deadline = Date.now() + timeoutMs;
   for (;;) {
     const fd = native.unixConnect(path);
-    if (fd >= 0) return new Fd(fd);
+    if (fd >= 0) return new Fd(fd, peerGroup());
     if (fd === -Errno.EAGAIN && Date.now() < deadline) {
       await new Promise((resolve) => setTimeout(resolve, RETRY_CONNECT_MS));
       continue;

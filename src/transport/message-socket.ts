@@ -13,7 +13,8 @@
 
 import { asDevstateError, DevstateError } from '../errors.js';
 import { Errno, MAX_MESSAGE_FDS, native, type Parts, PollEvent } from '../native/index.js';
-import { closeAll, Fd } from './fd.js';
+import { CloseGate } from './close-gate.js';
+import { closeAll, type Fd, receivedFds } from './fd.js';
 import {
   type Framing,
   type MessageHandler,
@@ -44,6 +45,8 @@ interface Waiter {
 
 export class MessageSocket {
   readonly #fd: Fd;
+  readonly #group: number;
+  readonly #gate: CloseGate;
   /** Of {@link #fd}, only used while it is open. */
   readonly #socket: number;
   readonly #framing: Framing;
@@ -73,7 +76,12 @@ export class MessageSocket {
    * @throws DEVSTATE_E_SYSTEM when the fd cannot be watched; it is closed then.
    */
   constructor(fd: Fd, framing: Framing, limits: MessageLimits, handler: MessageHandler) {
-    this.#fd = fd.take();
+    ({ fd: this.#fd, group: this.#group } = fd.takeConnection());
+    this.#gate = new CloseGate(
+      this.#group,
+      () => this.#watch(),
+      (error) => this.close(error),
+    );
     this.#socket = this.#fd.number;
     this.#framing = framing;
     this.#limits = limits;
@@ -236,6 +244,7 @@ export class MessageSocket {
   }
 
   #release(error: DevstateError | undefined): void {
+    this.#gate.close();
     this.#queue.clear();
     closeAll(this.#frame.fds);
     this.#atBoundary?.reject(error ?? closedError());
@@ -246,7 +255,8 @@ export class MessageSocket {
   /** Watches for what there is reason to wait for. */
   #watch(): void {
     if (this.#closed) return;
-    const events = (this.#paused ? 0 : PollEvent.readable) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
+    const holdsBack = this.#paused || this.#gate.isShut;
+    const events = (holdsBack ? 0 : PollEvent.readable) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
     this.#watcher.watch(events);
   }
 
@@ -259,7 +269,13 @@ export class MessageSocket {
   #receive(): void {
     let messages = 0;
     let bytes = 0;
-    while (!this.#closed && !this.#paused && messages < BURST_MESSAGES && bytes < BURST_BYTES) {
+    while (
+      !this.#closed &&
+      !this.#paused &&
+      !this.#gate.isShut &&
+      messages < BURST_MESSAGES &&
+      bytes < BURST_BYTES
+    ) {
       const want = this.#want - this.#have;
       const got = native.receiveMessage(this.#socket, this.#frame.bytes, this.#have, want, received);
       if (got <= 0) {
@@ -282,7 +298,7 @@ export class MessageSocket {
   /** Adds the fds that came with bytes after the first {@link #have}; false when the stream is at fault. */
   #takeFds(): boolean {
     const fds = this.#frame.fds;
-    for (let i = 0; i < received[0]!; i++) fds.push(new Fd(received[2 + i]!));
+    fds.push(...receivedFds(received, this.#group));
     let wrong: string | undefined;
     if (received[1] !== 0) wrong = 'file descriptors of a message were lost; raise the limit of open files';
     else if (this.#have >= this.#framing.headerLength)
@@ -328,6 +344,7 @@ export class MessageSocket {
     if (frame.fds.length > 0) {
       closeAll(frame.fds);
       frame.fds.length = 0;
+      if (!this.#closed) this.#gate.check();
     }
     if (this.#atBoundary !== undefined && !this.#closed) {
       this.pause();

@@ -8,7 +8,8 @@
 
 import { DevstateError } from '../errors.js';
 import { Errno, MAX_MESSAGE_FDS, native, PollEvent, Shutdown } from '../native/index.js';
-import { closeAll, Fd } from './fd.js';
+import { CloseGate } from './close-gate.js';
+import { closeAll, type Fd, receivedFds } from './fd.js';
 import { SendQueue, sendNow } from './send-queue.js';
 import { SocketWatcher } from './socket-watcher.js';
 
@@ -41,6 +42,8 @@ interface Waiter {
 
 export class StreamSocket {
   readonly #fd: Fd;
+  readonly #group: number;
+  readonly #gate: CloseGate;
   readonly #handler: StreamHandler;
   readonly #watcher: SocketWatcher;
   readonly #queue = new SendQueue();
@@ -55,7 +58,12 @@ export class StreamSocket {
    * @throws DEVSTATE_E_SYSTEM when the fd cannot be watched; it is closed then.
    */
   constructor(fd: Fd, handler: StreamHandler, { maxQueuedBytes }: { readonly maxQueuedBytes: number }) {
-    this.#fd = fd.take();
+    ({ fd: this.#fd, group: this.#group } = fd.takeConnection());
+    this.#gate = new CloseGate(
+      this.#group,
+      () => this.#watch(),
+      (error) => this.#lose(error),
+    );
     this.#handler = handler;
     this.#maxQueuedBytes = maxQueuedBytes;
     this.#watcher = new SocketWatcher(this.#fd, this.#onReady);
@@ -111,6 +119,7 @@ export class StreamSocket {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#gate.close();
     this.#watcher.close();
     this.#fd.close();
     this.#queue.clear();
@@ -133,7 +142,8 @@ export class StreamSocket {
 
   #watch(): void {
     if (this.#closed) return;
-    const events = (this.#reading ? PollEvent.readable : 0) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
+    const reads = this.#reading && !this.#gate.isShut;
+    const events = (reads ? PollEvent.readable : 0) | (this.#queue.isEmpty ? 0 : PollEvent.writable);
     this.#watcher.watch(events);
   }
 
@@ -150,7 +160,7 @@ export class StreamSocket {
   }
 
   #receive(): void {
-    for (let reads = 0; reads < BURST && this.#reading && !this.#closed; reads++) {
+    for (let reads = 0; reads < BURST && this.#reading && !this.#gate.isShut && !this.#closed; reads++) {
       const want = Math.min(this.#handler.wanted ?? BUFFER_LENGTH, BUFFER_LENGTH);
       const got = native.receiveMessage(this.#fd.number, this.#buffer, 0, want, received);
       if (got === -Errno.EINTR) continue;
@@ -165,7 +175,7 @@ export class StreamSocket {
   }
 
   #deliver(length: number): void {
-    const fds = Array.from(received.subarray(2, 2 + received[0]!), (number) => new Fd(number));
+    const fds = receivedFds(received, this.#group);
     try {
       if (received[1] !== 0) {
         const message = 'file descriptors were lost on the way; raise the limit of open files';
@@ -177,6 +187,7 @@ export class StreamSocket {
       this.#lose(error);
     } finally {
       closeAll(fds);
+      if (fds.length > 0 && !this.#closed) this.#gate.check();
     }
   }
 }

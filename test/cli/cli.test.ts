@@ -10,6 +10,7 @@ import t, { type Test } from 'tap';
 import { DevstateError } from '../../src/errors.js';
 import { load, save } from '../../src/operations/index.js';
 import { Devstate, devstate, serveNvme } from '../e2e/harness/devstate-process.js';
+import { openFds } from '../support/closes.js';
 
 t.setTimeout(300_000);
 
@@ -297,7 +298,7 @@ t.test('a real blob, cut at every length and flipped at every byte', async (t) =
   const before = join(directory, 'before.bin');
   await save({ migrationSocket, output: blob, afterwards: 'run' });
   const good = readFileSync(blob);
-  const fdsBefore = readdirSync('/proc/self/fd').length;
+  const fdsBefore = openFds();
   const outcome = async (bytes: Uint8Array, name = 'bad.bin'): Promise<string> => {
     const input = join(directory, name);
     writeFileSync(input, bytes);
@@ -325,8 +326,7 @@ t.test('a real blob, cut at every length and flipped at every byte', async (t) =
   await Promise.all(Array.from({ length: 8 }, (_, index) => worker(`bad${index}.bin`)));
   t.same(unnamed, []);
   // Node closes the file of a stream that was given up in its own time.
-  while (readdirSync('/proc/self/fd').length > fdsBefore)
-    await new Promise((resolve) => setTimeout(resolve, 5));
+  while (openFds() > fdsBefore) await new Promise((resolve) => setTimeout(resolve, 5));
   t.pass('no descriptor leaks');
   t.equal(await outcome(good), 'loaded');
   await save({ migrationSocket, output: before, afterwards: 'run' });

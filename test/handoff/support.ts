@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the tests of the handoff share: givers and receivers that record what becomes of them, and fds of every kind. */
 
-import { readdirSync } from 'node:fs';
 import {
   type Adopted,
   type Bundle,
@@ -13,10 +12,11 @@ import {
 } from '../../src/handoff/index.js';
 import { check, native } from '../../src/native/index.js';
 import { closeAll, Fd, socketPair } from '../../src/transport/index.js';
+import { openNumbers } from '../support/closes.js';
 
 /** Numbers of the open files of this process. Two calls compare: the directory's own is in both. */
 export function openFiles(): string[] {
-  return readdirSync('/proc/self/fd').sort();
+  return openNumbers().sort();
 }
 
 export function eventfd(): Fd {

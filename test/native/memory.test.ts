@@ -7,6 +7,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
 import { check, checkObject, Errno, type Mapping, native, Protection, Seal } from '../../src/native/index.js';
+import { settleCloses } from '../support/closes.js';
 
 const PAGE = 4096;
 
@@ -29,6 +30,7 @@ function windowOf(mapping: Mapping, offset = 0, length = mapping.length): Uint8A
 
 /** Ranges of this process that map the memory file `name`. */
 function mappedRanges(name: string): number {
+  settleCloses();
   const lines = readFileSync('/proc/self/maps', 'utf8').split('\n');
   return lines.filter((line) => line.includes(`/memfd:${name} `)).length;
 }

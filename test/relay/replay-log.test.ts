@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the relay remembers of a VMM, and what it would tell another server. */
 
-import { readdirSync } from 'node:fs';
 import t from 'tap';
 import { ConfigLog } from '../../src/relay/config-log.js';
 import { ConfigShadow } from '../../src/relay/config-shadow.js';
@@ -17,13 +16,14 @@ import {
   IrqSetFlag,
   PciIrq,
 } from '../../src/wire/index.js';
+import { openFds } from '../support/closes.js';
 import { eventfd, memfd } from '../support/memory.js';
 
 const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_MASK, ACTION_UNMASK, ACTION_TRIGGER } = IrqSetFlag;
 const NO_DATA = new Uint8Array(0);
 const ASSIGN = DATA_EVENTFD | ACTION_TRIGGER;
 
-const fds = (): number => readdirSync('/proc/self/fd').length;
+const fds = openFds;
 
 t.test('interrupts: the last word on each vector, in as few messages as there may be', async (t) => {
   const before = fds();

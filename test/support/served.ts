@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A scratch device served on real sockets, with clients that the test's end closes. */
 
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -12,6 +12,7 @@ import {
 } from '../../src/client/index.js';
 import { DeviceRuntime, type RuntimeOptions } from '../../src/device/index.js';
 import { type ServedDevice, Server, type ServerOptions } from '../../src/server/index.js';
+import { openFds } from './closes.js';
 import { RawClient } from './raw-client.js';
 import { ScratchDevice, type ScratchOptions } from './scratch-device.js';
 
@@ -101,9 +102,10 @@ export async function until(condition: () => boolean | Promise<boolean>): Promis
 
 /** Open file descriptors and mappings of memory files of this process. */
 export function resources(): { fds: number; maps: number } {
+  const fds = openFds();
   const maps = readFileSync('/proc/self/maps', 'latin1').split('\n');
   return {
-    fds: readdirSync('/proc/self/fd').length,
+    fds,
     maps: maps.filter((line) => line.includes('memfd:')).length,
   };
 }

@@ -3,7 +3,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import type { DevstateError } from '../../src/errors.js';
 import { check, native } from '../../src/native/index.js';
 import {
@@ -127,10 +127,7 @@ export function markedFds(count: number, mark: number): Fd[] {
   );
 }
 
-/** Open descriptors of this process. */
-export function openFds(): number {
-  return readdirSync('/proc/self/fd').length;
-}
+export { openFds } from '../support/closes.js';
 
 /** A turn of the event loop, in which what is ready is read: between two immediates it polls. */
 export function turn(): Promise<void> {

@@ -2,20 +2,13 @@
 /** The image file: creation, sizes, locks between processes, I/O, leaks. */
 
 import { spawnSync } from 'node:child_process';
-import {
-  chmodSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  statSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
 import { allows } from '../../../src/formats/index.js';
+import { openFds } from '../../support/closes.js';
 import { imageFolder } from './rig.js';
 
 const MIB = 1024 * 1024;
@@ -201,7 +194,7 @@ t.test('closing waits for what is under way', async (t) => {
 
 t.test('no descriptor leaks', async (t) => {
   const path = join(imageFolder(t), 'disk');
-  const open = () => readdirSync('/proc/self/fd').length;
+  const open = () => openFds();
   await ImageFile.open({ path, lock: true, size: MIB }).close();
   const before = open();
   for (let i = 0; i < 200; i++) {

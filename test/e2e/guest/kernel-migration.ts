@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import type { Command } from 'commander';
 import { checkCommand } from '../../../src/cli/check.js';
@@ -24,6 +24,7 @@ import {
 import { Cdev } from '../../../src/vfio/index.js';
 import { openKernelMigration } from '../../../src/vfio/migration/index.js';
 import { Feature, FeatureFlag, MigrationFlag, MigrationState } from '../../../src/wire/index.js';
+import { openFds } from '../../support/closes.js';
 import {
   drainPort,
   fillPort,
@@ -290,7 +291,7 @@ await check('check: whether one could go on in the other', async () => {
 });
 
 await check('nothing is left open', async () => {
-  const count = (): number => readdirSync('/proc/self/fd').length;
+  const count = (): number => openFds();
   const before = count();
   for (let i = 0; i < 5; i++) {
     await save({ vfioDevice: a.inGroup, output: 'a2.state', precopy: true, afterwards });

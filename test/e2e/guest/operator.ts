@@ -4,7 +4,7 @@
  * a station of its own, at the path it is started with; `../vfio-transfer.ts` and its like are the managers.
  */
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { asDevstateError, type DevstateError } from '../../../src/errors.js';
 import {
@@ -29,6 +29,7 @@ import {
   VfioAssignment,
   VfioStation,
 } from '../../../src/vfio/index.js';
+import { openFds } from '../../support/closes.js';
 import { Edu } from './edu.js';
 
 /** Where its memory is for the device, which reaches 28 bits of addresses. */
@@ -243,7 +244,7 @@ const commands: Record<string, (argument: never) => unknown> = {
       Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1]);
     const space = station?.assignment?.space;
     return {
-      fds: readdirSync('/proc/self/fd').length,
+      fds: openFds(),
       locked: kilobytes('VmLck'),
       pinned: kilobytes('VmPin'),
       limit: memoryLock().limit,

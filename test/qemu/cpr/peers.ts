@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The two ends of a CPR channel in the place of QEMUs: a source that sends any bytes, a destination that keeps what it is given. */
-import { existsSync, fstatSync, readdirSync } from 'node:fs';
+import { existsSync, fstatSync } from 'node:fs';
 import { join } from 'node:path';
 import { type CprRelayOptions, type CprReport, relayCprChannel } from '../../../src/qemu/index.js';
 import { closeAll, connect, type Fd, Listener, StreamSocket } from '../../../src/transport/index.js';
 import { cprState, type Device, type Entry, entry } from '../../formats/qemu-cpr/states.js';
 import { socketFolder, type Test, until } from '../../support/served.js';
 
-export const openFds = (): number => readdirSync('/proc/self/fd').length;
+export { openFds } from '../../support/closes.js';
 /** Which file a descriptor is, whatever its number. */
 export const inodeOf = (fd: Fd): string => {
   const { dev, ino } = fstatSync(fd.number);

@@ -61,6 +61,7 @@ export const ERROR_CODES = {
   DEVSTATE_E_QTEST: ExitCode.failed,
   /** QEMU has no PCI device with the given id. */
   DEVSTATE_E_PCI_DEVICE: ExitCode.incompatible,
+  DEVSTATE_E_PCI_CONFIG_ACCESS: ExitCode.incompatible,
   /** QEMU's view of a PCI device cannot be captured, or does not fit the device it is replayed to. */
   DEVSTATE_E_PCI_VIEW: ExitCode.failed,
   /** QEMU's migration failed or was cancelled. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
+export { type ConfigAccess, type ConfigEcam, type ConfigPorts, findConfigAccess } from './config-access.js';
 export * from './cpr/index.js';
 export { privateFiles } from './memory.js';
 export * from './migration.js';
@@ -25,9 +26,11 @@ export {
   replayPciView,
   requireMessageSignalled,
   restoreCommand,
+  runConfig,
   silenceIntx,
 } from './pci-replay.js';
 export { type MsixEntry, PciView } from './pci-view.js';
+export { proveConfigAccess } from './prove-config-access.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
 export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';
 export * from './replace.js';

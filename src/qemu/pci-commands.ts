@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The qtest commands that read and write a device as its guest would: configuration space through the port pair
- * 0xcf8/0xcfc, the MSI-X table through its BAR. Pure: values in, commands out.
+ * The qtest commands that read and write a device as its guest would: configuration space by the way that the
+ * machine has, the MSI-X table through its BAR. Pure: values in, commands out.
  */
+import { DevstateError } from '../errors.js';
+import type { ConfigAccess, ConfigEcam } from './config-access.js';
 import { Command, Msi, Msix, Register } from './pci-config.js';
 import { type MsixEntry, msixTableAddress, type PciView } from './pci-view.js';
 import type { QtestCommand, ReadOperation, WriteOperation } from './qtest.js';
@@ -12,27 +14,39 @@ export interface PciLocation {
   readonly bus: number;
   readonly slot: number;
   readonly function: number;
+  /** The way there. */
+  readonly config: ConfigAccess;
 }
 
-/** I/O port of the latch that selects a register. */
-export const ADDRESS_PORT = 0xcf8;
-const DATA_PORT = 0xcfc;
+/** A function's address, without the way there. */
+type BusAddress = Omit<PciLocation, 'config'>;
 
 export type Width = 'b' | 'w' | 'l';
 
-/** The value for 0xcf8 that selects the dword of configuration space that holds byte `offset`. */
-export function configAddress({ bus, slot, function: func }: PciLocation, offset: number): number {
+/** The latch's value for the dword of configuration space that holds byte `offset`. */
+export function configAddress({ bus, slot, function: func }: BusAddress, offset: number): number {
   return (0x80000000 | (bus << 16) | (slot << 11) | (func << 8) | (offset & 0xfc)) >>> 0;
 }
 
-function select(location: PciLocation, offset: number): QtestCommand {
-  return { operation: 'outl', address: ADDRESS_PORT, value: configAddress(location, offset) };
+/** Guest-physical address of byte `offset` of configuration space. @throws DEVSTATE_E_PCI_DEVICE for a bus beyond the ECAM */
+export function ecamAddress(
+  { base, size }: ConfigEcam,
+  { bus, slot, function: func }: BusAddress,
+  offset: number,
+): number {
+  const within = bus * 2 ** 20 + slot * 2 ** 15 + func * 2 ** 12 + offset;
+  if (within < size) return base + within;
+  const message = `bus ${bus} is beyond the machine's ECAM, which covers ${size / 2 ** 20} buses`;
+  throw new DevstateError('DEVSTATE_E_PCI_DEVICE', message);
 }
 
-/** Commands that read a configuration register; the value is the last one's. */
+/** Commands that read a configuration register; its value is the last one's. */
 export function configRead(location: PciLocation, offset: number, width: Width): QtestCommand[] {
+  const { config } = location;
+  if (config.kind === 'ecam')
+    return [{ operation: `read${width}`, address: ecamAddress(config, location, offset) }];
   const operation: ReadOperation = `in${width}`;
-  return [select(location, offset), { operation, address: DATA_PORT + (offset & 3) }];
+  return [select(config.address, location, offset), { operation, address: config.data + (offset & 3) }];
 }
 
 /** Commands that write a configuration register. */
@@ -42,8 +56,26 @@ export function configWrite(
   width: Width,
   value: number,
 ): QtestCommand[] {
+  const { config } = location;
+  if (config.kind === 'ecam')
+    return [{ operation: `write${width}`, address: ecamAddress(config, location, offset), value }];
   const operation: WriteOperation = `out${width}`;
-  return [select(location, offset), { operation, address: DATA_PORT + (offset & 3), value }];
+  return [
+    select(config.address, location, offset),
+    { operation, address: config.data + (offset & 3), value },
+  ];
+}
+
+function select(latch: number, location: BusAddress, offset: number): QtestCommand {
+  return { operation: 'outl', address: latch, value: configAddress(location, offset) };
+}
+
+/** The values of the registers that {@link configRead}s, and nothing else, have read. */
+export function configValues(commands: readonly QtestCommand[], values: readonly number[]): number[] {
+  return values.filter((_, index) => {
+    const command = commands[index];
+    return command !== undefined && !('value' in command);
+  });
 }
 
 /** Commands that read the whole MSI-X table, four values per entry; none if the table cannot matter. */
@@ -67,7 +99,7 @@ export function msixTableReads(view: PciView, location: PciLocation): QtestComma
 
 /** The MSI-X entries in the values that {@link msixTableReads} gave for `commands`. */
 export function msixEntries(commands: readonly QtestCommand[], values: readonly number[]): MsixEntry[] {
-  const words = values.filter((_, index) => commands[index]?.operation === 'readl');
+  const words = configValues(commands, values);
   const entries: MsixEntry[] = [];
   for (let index = 0; index < words.length; index += 4) {
     const [addressLow = 0, addressHigh = 0, data = 0, vectorControl = 0] = words.slice(index, index + 4);

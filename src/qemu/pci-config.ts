@@ -6,7 +6,7 @@
  */
 import { DevstateError } from '../errors.js';
 
-/** Size of the configuration space that the port pair 0xcf8/0xcfc reaches. */
+/** Size of the configuration space that every machine reaches; what a view needs is all in there. */
 export const CONFIG_SPACE_SIZE = 256;
 
 /** Offsets in a type 0 header. */

@@ -2,6 +2,7 @@
 /** Finds a device among those that QEMU's `query-pci` lists, behind bridges as well. */
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
+import { findConfigAccess } from './config-access.js';
 import type { PciLocation } from './pci-commands.js';
 import type { QmpClient } from './qmp.js';
 
@@ -40,7 +41,8 @@ export interface PciDevice extends PciLocation {
 /**
  * The device with QEMU's id `qdevId`, as the guest's (or firmware's) bus numbers stand now: a bridge whose secondary
  * bus has no number yet hides what is behind it.
- * Throws DEVSTATE_E_PCI_DEVICE if there is none.
+ * Throws DEVSTATE_E_PCI_DEVICE if there is none, DEVSTATE_E_PCI_CONFIG_ACCESS if its machine has no known way to its
+ * configuration space.
  */
 export async function findPciDevice(
   qmp: QmpClient,
@@ -54,7 +56,8 @@ export async function findPciDevice(
     if (device.qdev_id === qdevId) {
       const { bus, slot, function: func, id } = device;
       const interruptPin = device.irq_pin;
-      return { bus, slot, function: func, vendorId: id.vendor, deviceId: id.device, interruptPin };
+      const config = await findConfigAccess(qmp, qdevId, options);
+      return { bus, slot, function: func, config, vendorId: id.vendor, deviceId: id.device, interruptPin };
     }
     if (device.qdev_id !== '') known.push(device.qdev_id);
     queue.push(...(device.pci_bridge?.devices ?? []));

@@ -3,19 +3,19 @@
  * Captures QEMU's view of a vfio-user device at the source and replays it at the destination.
  *
  *     capture (source, at pre-switchover)          replay (destination, before `cont`)
- *       configuration space by 0xcf8/0xcfc           BARs, ROM BAR, interrupt line
+ *       configuration space                          BARs, ROM BAR, interrupt line
  *       MSI-X table by reading its BAR               COMMAND                             → BARs are mapped
  *                                                    MSI-X table by writing its BAR
  *                                                    MSI registers, MSI, MSI-X control   → vectors are wired
  *
- * The address latch behind 0xcf8 is guest state (a vCPU may be stopped between its two accesses): it is put back after
- * every use.
+ * Where a PC's port pair leads there, its address latch is guest state (a vCPU may be stopped between its two accesses):
+ * it is put back after every use.
  */
 import { DevstateError } from '../errors.js';
 import { type Expectation, effectsOf, identityOf, requireSame, requireSameModel } from './pci-checks.js';
 import {
-  ADDRESS_PORT,
   configRead,
+  configValues,
   configWrite,
   flipCommands,
   msixEntries,
@@ -28,10 +28,18 @@ import type { PciDevice } from './pci-location.js';
 import { changingRegisters, decodeConfig, type PciView, usesIntx } from './pci-view.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 
-/** Runs `commands` with the guest's 0xcf8 latch put back afterwards; their values. */
-async function withLatch(qtest: QtestAccess, commands: readonly QtestCommand[]): Promise<number[]> {
-  const [latch = 0] = await qtest.run([{ operation: 'inl', address: ADDRESS_PORT }]);
-  const restore: QtestCommand = { operation: 'outl', address: ADDRESS_PORT, value: latch };
+/**
+ * Runs commands for the device at `location`; their values. Where they go by a latch, the guest's value of it is put back
+ * afterwards.
+ */
+export async function runConfig(
+  qtest: QtestAccess,
+  { config }: PciLocation,
+  commands: readonly QtestCommand[],
+): Promise<number[]> {
+  if (config.kind === 'ecam') return qtest.run(commands);
+  const [latch = 0] = await qtest.run([{ operation: 'inl', address: config.address }]);
+  const restore: QtestCommand = { operation: 'outl', address: config.address, value: latch };
   const values = await qtest.run([...commands, restore]);
   return values.slice(0, -1);
 }
@@ -56,7 +64,7 @@ async function readInto(
   config: Uint8Array,
 ): Promise<void> {
   const reads = offsets.flatMap((offset) => configRead(location, offset, 'l'));
-  const values = everySecond(await withLatch(qtest, reads));
+  const values = configValues(reads, await runConfig(qtest, location, reads));
   const registers = new DataView(config.buffer, config.byteOffset, config.length);
   for (const [index, offset] of offsets.entries()) registers.setUint32(offset, values[index] ?? 0, true);
 }
@@ -78,7 +86,7 @@ export async function capturePciView(
   if (like !== undefined) requireSameModel(decodeConfig(like), view);
   const reads = msixTableReads(view, location);
   if (view.msix === undefined || reads.length === 0) return view;
-  const entries = msixEntries(reads, await withLatch(qtest, reads));
+  const entries = msixEntries(reads, await runConfig(qtest, location, reads));
   return { ...view, msix: { ...view.msix, entries } };
 }
 
@@ -89,13 +97,14 @@ export async function capturePciView(
  */
 export async function replayPciView(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<void> {
   const checks = identityOf(view);
-  const found = await readAll(qtest, location, checks);
-  requireSame(checks, found, 'the device at the destination is another one');
+  const there = await readAll(qtest, location, checks);
+  requireSame(checks, there, 'the device at the destination is another one');
   const kept = effectsOf(view);
   const commands = replayCommands(view, location);
   const readBack = kept.flatMap(({ offset, width }) => configRead(location, offset, width));
-  const values = await withLatch(qtest, [...commands, ...readBack]);
-  requireSame(kept, everySecond(values.slice(commands.length)), 'the device did not keep what was replayed');
+  const values = await runConfig(qtest, location, [...commands, ...readBack]);
+  const found = configValues(readBack, values.slice(commands.length));
+  requireSame(kept, found, 'the device did not keep what was replayed');
 }
 
 /**
@@ -107,7 +116,7 @@ export async function muteInterrupts(
   location: PciLocation,
   view: PciView,
 ): Promise<void> {
-  await withLatch(qtest, flipCommands(view, location));
+  await runConfig(qtest, location, flipCommands(view, location));
 }
 
 /**
@@ -130,7 +139,7 @@ export function requireMessageSignalled({ interruptPin }: PciDevice, view: PciVi
  */
 export async function silenceIntx(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<void> {
   const silent = view.command | Command.interruptDisable;
-  await withLatch(qtest, configWrite(location, Register.command, 'w', silent));
+  await runConfig(qtest, location, configWrite(location, Register.command, 'w', silent));
 }
 
 /** Writes the captured COMMAND register back, after {@link silenceIntx}, when the source goes on. */
@@ -139,7 +148,7 @@ export async function restoreCommand(
   location: PciLocation,
   view: PciView,
 ): Promise<void> {
-  await withLatch(qtest, configWrite(location, Register.command, 'w', view.command));
+  await runConfig(qtest, location, configWrite(location, Register.command, 'w', view.command));
 }
 
 async function readAll(
@@ -148,10 +157,5 @@ async function readAll(
   checks: readonly Expectation[],
 ): Promise<number[]> {
   const reads = checks.flatMap(({ offset, width }) => configRead(location, offset, width));
-  return everySecond(await withLatch(qtest, reads));
-}
-
-/** Values of the data accesses among pairs of select and access. */
-function everySecond(values: readonly number[]): number[] {
-  return values.filter((_, index) => index % 2 === 1);
+  return configValues(reads, await runConfig(qtest, location, reads));
 }

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The pure parts of the PCI view, and its capture and replay on a model machine; qemu.test.ts does it on QEMU. */
 import t from 'tap';
-import { configAddress, configRead, configWrite } from '../../src/qemu/pci-commands.js';
+import type { ConfigAccess, ConfigEcam } from '../../src/qemu/config-access.js';
+import {
+  configAddress,
+  configRead,
+  configValues,
+  configWrite,
+  ecamAddress,
+} from '../../src/qemu/pci-commands.js';
 import { memoryBarBase, walkCapabilities } from '../../src/qemu/pci-config.js';
 import {
   capturePciView,
@@ -18,7 +25,17 @@ import {
   type QtestCommand,
 } from '../../src/qemu/qtest.js';
 
-const HERE = { bus: 1, slot: 5, function: 2 };
+const PORTS: ConfigAccess = { kind: 'ports', address: 0xcf8, data: 0xcfc };
+const ECAM: ConfigEcam = { kind: 'ecam', base: 0x4010000000, size: 0x10000000 };
+const HERE = { bus: 1, slot: 5, function: 2, config: PORTS };
+/** The same device of a machine that has an ECAM and no ports. */
+const THERE = { ...HERE, config: ECAM };
+const WAYS = [
+  { way: 'ports', at: HERE },
+  { way: 'ECAM', at: THERE },
+];
+/** Where THERE's 4 KiB are. */
+const FUNCTION = 0x401012a000;
 const BROKEN = { code: 'DEVSTATE_E_PCI_VIEW' };
 const TABLE = 0xfebf2000;
 const MSI = 0x50;
@@ -85,13 +102,12 @@ class Machine implements QtestAccess {
     if (command.address >= 0xcfc && command.address < 0xd00) {
       const offset = (this.latch & 0xfc) + command.address - 0xcfc;
       if (this.latch >>> 8 !== configAddress(HERE, 0) >>> 8) return 0xffffffff;
-      const bytes = this.config.subarray(offset, offset + width);
-      if (value === undefined) return bytes.reduce((sum, byte, index) => sum + byte * 2 ** (8 * index), 0);
-      for (let index = 0; index < width; index++) {
-        const keep = offset === 0x10 ? (this.stuck.bar0 >>> (8 * index)) & 0xff : 0;
-        bytes[index] = ((bytes[index] ?? 0) & keep) | ((value >>> (8 * index)) & 0xff & ~keep);
-      }
-      return 0;
+      return this.#register(offset, width, value);
+    }
+    if (command.address >= ECAM.base && command.address < ECAM.base + ECAM.size) {
+      const offset = command.address - FUNCTION;
+      if (offset < 0 || offset >= 256) return 0xffffffff;
+      return this.#register(offset, width, value);
     }
     const registers = new DataView(this.config.buffer);
     const mapped = (registers.getUint16(4, true) & 2) !== 0;
@@ -100,6 +116,16 @@ class Machine implements QtestAccess {
     if (!mapped || offset < 0 || offset >= 32) return value === undefined ? 0xffffffff : 0;
     if (value === undefined) return this.table.getUint32(offset, true);
     this.table.setUint32(offset, value, true);
+    return 0;
+  }
+
+  #register(offset: number, width: number, value: number | undefined): number {
+    const bytes = this.config.subarray(offset, offset + width);
+    if (value === undefined) return bytes.reduce((sum, byte, index) => sum + byte * 2 ** (8 * index), 0);
+    for (let index = 0; index < width; index++) {
+      const keep = offset === 0x10 ? (this.stuck.bar0 >>> (8 * index)) & 0xff : 0;
+      bytes[index] = ((bytes[index] ?? 0) & keep) | ((value >>> (8 * index)) & 0xff & ~keep);
+    }
     return 0;
   }
 }
@@ -141,6 +167,21 @@ t.test('configuration accesses name bus, slot, function and dword', async (t) =>
     { operation: 'outl', address: 0xcf8, value: 0x80012a40 },
     { operation: 'outw', address: 0xcfe, value: 0x8001 },
   ]);
+  t.same(configRead(THERE, 0x3d, 'b'), [{ operation: 'readb', address: FUNCTION + 0x3d }]);
+  t.same(configWrite(THERE, 0x42, 'w', 0x8001), [
+    { operation: 'writew', address: FUNCTION + 0x42, value: 0x8001 },
+  ]);
+  const last = { bus: 255, slot: 31, function: 7 };
+  t.equal(ecamAddress(ECAM, last, 0xfff), ECAM.base + ECAM.size - 1);
+  t.throws(() => ecamAddress({ ...ECAM, size: 0x1000000 }, { ...last, bus: 16 }, 0), {
+    code: 'DEVSTATE_E_PCI_DEVICE',
+    message: /bus 16 is beyond the machine's ECAM, which covers 16 buses/,
+  });
+  for (const { way, at } of WAYS) {
+    const commands = [...configRead(at, 0, 'l'), ...configRead(at, 4, 'w')];
+    const values = commands.map((command, index) => ('value' in command ? 0 : index + 1));
+    t.equal(configValues(commands, values).length, 2, `${way}: a value for each read`);
+  }
 });
 
 t.test('capability lists', async (t) => {
@@ -203,72 +244,82 @@ t.test('what a configuration space says', async (t) => {
   t.same(msi(0x181), { ...common, control: 0x181, addressHigh: 0x11, data: 0x22, mask: 0x33 });
 });
 
-t.test('capture reads the table and leaves no trace', async (t) => {
-  const cases: [string, (registers: DataView) => void, typeof ENTRIES][] = [
-    ['in use', () => {}, ENTRIES],
-    ['MSI-X off, decoding on', (registers) => registers.setUint16(MSIX + 2, 1, true), ENTRIES],
-    ['MSI-X on, decoding off', (registers) => registers.setUint16(4, 0x0500, true), ENTRIES],
-    [
-      'both off',
-      (registers) => {
-        registers.setUint16(4, 0x0500, true);
-        registers.setUint16(MSIX + 2, 1, true);
-      },
-      [],
-    ],
-    ['BAR not set', (registers) => registers.setUint32(0x10, 4, true), []],
-  ];
-  for (const [name, change, entries] of cases) {
-    const machine = machineWithTable(change);
-    const before = machine.config.slice();
-    const view = await capturePciView(machine, HERE);
-    t.same(view.msix?.entries, entries, name);
-    t.same(machine.config, before, `${name}: configuration unchanged`);
-    t.equal(machine.latch, 0x80001234, `${name}: latch restored`);
-  }
-  const plain = await capturePciView(new Machine(config((registers) => registers.setUint16(6, 0))), HERE);
-  t.equal(plain.msix, undefined);
-  await t.rejects(capturePciView(machineWithTable(), { ...HERE, slot: 6 }), BROKEN, 'no device there');
-});
-
-t.test('replay makes another device the same', async (t) => {
-  const cases: [string, (registers: DataView) => void][] = [
-    ['MSI-X', () => {}],
-    ['MSI-X on, decoding off', (registers) => registers.setUint16(4, 0x0500, true)],
-    ['MSI 32', withMsi(0x001)],
-    ['MSI 64 maskable', withMsi(0x181)],
-    ['MSI 32 maskable', withMsi(0x101)],
-    ['none', (registers) => registers.setUint16(6, 0)],
-  ];
-  for (const [name, change] of cases) {
-    const source = machineWithTable(change);
-    const view = await capturePciView(source, HERE);
-    const fresh = new Machine(
-      config((registers) => {
-        change(registers);
-        registers.setUint16(4, 0, true);
-        registers.setUint16(MSIX + 2, 1, true);
-        for (let offset = 0x10; offset < 0x34; offset += 4) {
-          registers.setUint32(offset, registers.getUint32(offset, true) & 0xf, true);
-        }
-        registers.setUint8(0x3c, 0);
-        if (name.startsWith('MSI ')) {
-          registers.setUint16(MSI + 2, registers.getUint16(MSI + 2, true) & ~1, true);
-          registers.setUint32(MSI + 4, 0, true);
-        }
-      }),
-    );
-    await replayPciView(fresh, HERE, view);
-    const writes = fresh.log.filter((command) => 'value' in command && command.address !== 0xcf8);
-    t.equal(fresh.latch, 0x80001234, `${name}: latch restored`);
-    t.same(await capturePciView(fresh, HERE), view, name);
-    if (view.msix !== undefined) {
-      t.match(writes.filter(({ operation }) => operation === 'outw').at(-1), { value: view.msix.control });
-      const table = writes.findIndex(({ operation }) => operation === 'writel');
-      t.ok(table > 0 && table < writes.length - 1, `${name}: table before its control`);
+for (const { way, at } of WAYS)
+  t.test(`capture reads the table and leaves no trace, by ${way}`, async (t) => {
+    const cases: [string, (registers: DataView) => void, typeof ENTRIES][] = [
+      ['in use', () => {}, ENTRIES],
+      ['MSI-X off, decoding on', (registers) => registers.setUint16(MSIX + 2, 1, true), ENTRIES],
+      ['MSI-X on, decoding off', (registers) => registers.setUint16(4, 0x0500, true), ENTRIES],
+      [
+        'both off',
+        (registers) => {
+          registers.setUint16(4, 0x0500, true);
+          registers.setUint16(MSIX + 2, 1, true);
+        },
+        [],
+      ],
+      ['BAR not set', (registers) => registers.setUint32(0x10, 4, true), []],
+    ];
+    for (const [name, change, entries] of cases) {
+      const machine = machineWithTable(change);
+      const before = machine.config.slice();
+      const view = await capturePciView(machine, at);
+      t.same(view.msix?.entries, entries, name);
+      t.same(machine.config, before, `${name}: configuration unchanged`);
+      t.equal(machine.latch, 0x80001234, `${name}: latch restored`);
     }
-  }
-});
+    const plain = await capturePciView(new Machine(config((registers) => registers.setUint16(6, 0))), at);
+    t.equal(plain.msix, undefined);
+    await t.rejects(capturePciView(machineWithTable(), { ...at, slot: 6 }), BROKEN, 'no device there');
+  });
+
+for (const { way, at } of WAYS)
+  t.test(`replay makes another device the same, by ${way}`, async (t) => {
+    const cases: [string, (registers: DataView) => void][] = [
+      ['MSI-X', () => {}],
+      ['MSI-X on, decoding off', (registers) => registers.setUint16(4, 0x0500, true)],
+      ['MSI 32', withMsi(0x001)],
+      ['MSI 64 maskable', withMsi(0x181)],
+      ['MSI 32 maskable', withMsi(0x101)],
+      ['none', (registers) => registers.setUint16(6, 0)],
+    ];
+    for (const [name, change] of cases) {
+      const source = machineWithTable(change);
+      const view = await capturePciView(source, at);
+      const fresh = new Machine(
+        config((registers) => {
+          change(registers);
+          registers.setUint16(4, 0, true);
+          registers.setUint16(MSIX + 2, 1, true);
+          for (let offset = 0x10; offset < 0x34; offset += 4) {
+            registers.setUint32(offset, registers.getUint32(offset, true) & 0xf, true);
+          }
+          registers.setUint8(0x3c, 0);
+          if (name.startsWith('MSI ')) {
+            registers.setUint16(MSI + 2, registers.getUint16(MSI + 2, true) & ~1, true);
+            registers.setUint32(MSI + 4, 0, true);
+          }
+        }),
+      );
+      await replayPciView(fresh, at, view);
+      const writes = fresh.log.filter((command) => 'value' in command && command.address !== 0xcf8);
+      t.equal(fresh.latch, 0x80001234, `${name}: latch restored`);
+      if (way === 'ECAM')
+        t.notOk(
+          fresh.log.some(({ operation }) => /^(in|out)/.test(operation)),
+          `${name}: no port`,
+        );
+      t.same(await capturePciView(fresh, at), view, name);
+      if (view.msix !== undefined) {
+        t.match(writes.filter(({ operation }) => operation.endsWith('w')).at(-1), {
+          value: view.msix.control,
+        });
+        const isTable = ({ address }: QtestCommand): boolean => address >= TABLE && address < TABLE + 32;
+        const table = writes.findIndex(isTable);
+        t.ok(table > 0 && table < writes.length - 1, `${name}: table before its control`);
+      }
+    }
+  });
 
 t.test('replay refuses what does not fit, naming it', async (t) => {
   const view = await capturePciView(machineWithTable(withMsi(0x81)), HERE);
@@ -301,15 +352,16 @@ t.test('replay refuses what does not fit, naming it', async (t) => {
   });
 });
 
-t.test('INTx is silenced and restored by COMMAND', async (t) => {
-  const machine = machineWithTable((registers) => registers.setUint16(4, 0x0107, true));
-  const view = await capturePciView(machine, HERE);
-  await silenceIntx(machine, HERE, view);
-  t.equal((await capturePciView(machine, HERE)).command, 0x0507);
-  await restoreCommand(machine, HERE, view);
-  t.equal((await capturePciView(machine, HERE)).command, 0x0107);
-  t.equal(machine.latch, 0x80001234);
-});
+for (const { way, at } of WAYS)
+  t.test(`INTx is silenced and restored by COMMAND, by ${way}`, async (t) => {
+    const machine = machineWithTable((registers) => registers.setUint16(4, 0x0107, true));
+    const view = await capturePciView(machine, at);
+    await silenceIntx(machine, at, view);
+    t.equal((await capturePciView(machine, at)).command, 0x0507);
+    await restoreCommand(machine, at, view);
+    t.equal((await capturePciView(machine, at)).command, 0x0107);
+    t.equal(machine.latch, 0x80001234);
+  });
 
 t.test('a device that interrupts by INTx is not for CPR', (t) => {
   const pin = { ...HERE, vendorId: 0x494f, deviceId: 0x0dc9, interruptPin: 1 };

@@ -94,7 +94,9 @@ if (found !== undefined) {
       'virtio-net-pci,id=net0,bus=port0',
     ];
     const vm = await start(t, { paused: true, extra: [...NVME, ...root] });
-    const expected = { bus: 0, slot: 5, function: 0, vendorId: 0x1b36, deviceId: 0x10, interruptPin: 1 };
+    const config = { kind: 'ports', address: 0xcf8, data: 0xcfc };
+    const ids = { vendorId: 0x1b36, deviceId: 0x10, interruptPin: 1 };
+    const expected = { bus: 0, slot: 5, function: 0, config, ...ids };
     t.same(await findPciDevice(vm.qmp, 'disk0'), expected);
     await t.rejects(findPciDevice(vm.qmp, 'disk1'), {
       code: 'DEVSTATE_E_PCI_DEVICE',

@@ -16,6 +16,7 @@ import { MigrationFlag, MigrationState, migrationStateName } from '../../wire/in
 import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
 import { askPeer, type FormatOptions, type Planned, planReasons, planState } from '../state-plan.js';
 import { createTransfer } from '../state-transfer.js';
+import { requireConfigAccess } from './config-access.js';
 import type { Run, RunDevice, Vm } from './run.js';
 import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
 
@@ -59,6 +60,7 @@ export async function check(
     }
     const source = await attach(sourceQmp, signal, cleanup);
     const destination = await attach(destinationQmp, signal, cleanup);
+    await requireConfigAccess(source, destination, devices, signal);
     return {
       options,
       signal,

@@ -6,6 +6,7 @@ import { DevstateError } from '../../errors.js';
 import {
   findPciDevice,
   MigrationWatch,
+  proveConfigAccess,
   QmpClient,
   Qtest,
   queryMigration,
@@ -61,6 +62,7 @@ export async function check(
     }
     const qtest = await Qtest.attach(qmp, { signal });
     cleanup.push(() => qtest.close());
+    for (const { id } of devices) await proveConfigAccess(qtest, await findPciDevice(qmp, id, { signal }));
     return {
       options,
       qmpPath,

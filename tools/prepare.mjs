@@ -2,7 +2,8 @@
 // Brings a fresh clone to a runnable state: dependencies, native addon, compiled TypeScript.
 // Each step runs only when its inputs are newer than its output, so it is cheap to call before every command.
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, rmSync, statSync, utimesSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -19,6 +20,12 @@ function run(what, command, args) {
   process.exit(1);
 }
 
+/** The parts of a package.json that decide what is installed. */
+function dependenciesOf(manifest) {
+  const { dependencies, devDependencies, optionalDependencies, overrides } = manifest;
+  return { dependencies, devDependencies, optionalDependencies, overrides };
+}
+
 /** Newest modification time, in ms, of the files under `path`; 0 if it does not exist. */
 function newest(path) {
   if (!existsSync(path)) return 0;
@@ -31,20 +38,22 @@ function newest(path) {
   return time;
 }
 
-// `npm install` and not `npm ci`, which refuses a lock file without the optional packages of other platforms, and
-// a registry mirror need not have those.
-const installed = 'node_modules/.package-lock.json';
-if (newest(installed) < Math.max(newest('package-lock.json'), newest('package.json'))) {
+// What is installed is what the lock file says. The stamp is of content and not of times, so that a checkout that only
+// touches the files installs nothing again.
+const stamp = 'node_modules/.devstate-installed';
+const wanted = createHash('sha256')
+  .update(readFileSync('package-lock.json'))
+  .update(JSON.stringify(dependenciesOf(JSON.parse(readFileSync('package.json', 'utf8')))))
+  .digest('hex');
+if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== wanted) {
   run('installing dependencies', 'npm', [
-    'install',
-    '--no-save',
+    'ci',
     '--ignore-scripts',
     '--no-audit',
     '--no-fund',
     '--loglevel=error',
   ]);
-  // npm leaves the file alone when there was nothing to do; the next run is to see that this one has looked.
-  utimesSync(installed, new Date(), new Date());
+  writeFileSync(stamp, wanted);
 }
 
 const addon = 'native/build/Release/devstate.node';

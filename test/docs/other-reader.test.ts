@@ -13,8 +13,8 @@ import { DevstateError } from '../../src/errors.js';
 import { RecordKeeper } from '../../src/formats/conversion/kept-record.js';
 import { decodeEnvelope, EnvelopeRecord, NVME_STANDARD } from '../../src/formats/index.js';
 import { encodeBlob, fixture, MINIMAL_HEADER } from '../formats/blobs.js';
+import { packageRoot } from '../support/package-root.js';
 import { socketFolder, type Test } from '../support/served.js';
-import { repositoryRoot } from './pages.js';
 
 t.setTimeout(120_000);
 
@@ -37,7 +37,7 @@ async function otherReader(t: Test, blobs: readonly Uint8Array[]): Promise<Said[
     writeFileSync(path, blob);
     return path;
   });
-  const program = join(repositoryRoot, 'examples/read-blob.py');
+  const program = join(packageRoot, 'examples/read-blob.py');
   const { stdout } = await run('python3', [program, ...paths], { maxBuffer: 1 << 28 });
   return stdout
     .trim()

@@ -1,17 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The pages of the documentation, and what is in them. */
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-
-function findRoot(): string {
-  let directory = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory);
-  return directory;
-}
-
-export const repositoryRoot = findRoot();
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { packageRoot } from '../support/package-root.js';
 
 export interface Page {
   /** Relative to the repository. */
@@ -22,12 +14,12 @@ export interface Page {
 /** README.md, and what is in `docs` and `formats`. */
 export function readPages(): Page[] {
   const inFolder = (folder: string) =>
-    readdirSync(join(repositoryRoot, folder))
+    readdirSync(join(packageRoot, folder))
       .filter((name) => name.endsWith('.md'))
       .map((name) => join(folder, name));
   return ['README.md', ...inFolder('docs'), ...inFolder('formats')].map((path) => ({
     path,
-    text: readFileSync(join(repositoryRoot, path), 'utf8'),
+    text: readFileSync(join(packageRoot, path), 'utf8'),
   }));
 }
 

@@ -5,8 +5,9 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { packageRoot } from '../support/package-root.js';
 import { socketFolder, type Test } from '../support/served.js';
-import { codeBlocks, readPages, repositoryRoot } from './pages.js';
+import { codeBlocks, readPages } from './pages.js';
 
 /** A folder with what `npm link` would put on the PATH, and an `npm` that has done all there is to do. */
 function programs(t: Test): string {
@@ -15,7 +16,7 @@ function programs(t: Test): string {
     writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`);
     chmodSync(join(folder, name), 0o755);
   };
-  add('devstate', `exec '${process.execPath}' '${repositoryRoot}/dist/src/cli/main.js' "$@"`);
+  add('devstate', `exec '${process.execPath}' '${packageRoot}/dist/src/cli/main.js' "$@"`);
   add('npm', 'exit 0');
   return folder;
 }
@@ -26,11 +27,11 @@ export async function runPage(t: Test, path: string): Promise<{ code: number | n
   const script = codeBlocks(text, 'sh').join('\n');
   const temporary = socketFolder(t);
   const shell = spawn('bash', ['-eu', '-c', script], {
-    cwd: repositoryRoot,
+    cwd: packageRoot,
     env: {
       ...process.env,
       PATH: `${programs(t)}:${process.env.PATH}`,
-      DEVSTATE_HOME: repositoryRoot,
+      DEVSTATE_HOME: packageRoot,
       TMPDIR: temporary,
     },
     stdio: ['ignore', 'pipe', 'pipe'],

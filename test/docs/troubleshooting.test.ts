@@ -4,9 +4,9 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { ERROR_CODES, ExitCode } from '../../src/errors.js';
-import { repositoryRoot } from './pages.js';
+import { packageRoot } from '../support/package-root.js';
 
-const page = readFileSync(`${repositoryRoot}/docs/troubleshooting.md`, 'utf8');
+const page = readFileSync(`${packageRoot}/docs/troubleshooting.md`, 'utf8');
 
 t.test('codes', async (t) => {
   const sections = page.split(/^### /m).slice(1);

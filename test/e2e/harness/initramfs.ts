@@ -4,15 +4,14 @@
  * The archive is cpio's "newc" format, as the kernel's Documentation/driver-api/early-userspace/buffer-format describes.
  */
 import { createHash } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { gzip } from 'node:zlib';
 import { cached } from '../../../tools/qemu/cache.js';
 import type { GuestParts } from '../../../tools/qemu/provision.js';
 import { run } from '../../../tools/qemu/run.js';
+import { packageRoot } from '../../support/package-root.js';
 
 const DIRECTORY = 0o040755;
 const PROGRAM = 0o100755;
@@ -89,7 +88,7 @@ export async function buildInitramfs(options: {
 
 /** Compiles a program of `test/e2e/guest/` statically; the path of the binary, in the cache under its source's hash. */
 export async function compileGuestProgram(name: string): Promise<string> {
-  const source = join(repositoryRoot(), 'test/e2e/guest', `${name}.c`);
+  const source = join(packageRoot, 'test/e2e/guest', `${name}.c`);
   const hash = createHash('sha256')
     .update(await readFile(source))
     .digest('hex')
@@ -98,13 +97,6 @@ export async function compileGuestProgram(name: string): Promise<string> {
     await run('cc', ['-static', '-O2', '-o', join(target, name), source]);
   });
   return join(entry, name);
-}
-
-/** The folder of this package. */
-export function repositoryRoot(): string {
-  let directory = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(directory, 'package.json'))) directory = dirname(directory);
-  return directory;
 }
 
 /** Every part of a newc archive starts at a multiple of 4. */

@@ -9,7 +9,8 @@ import { endReplace, QmpClient, Qtest, queryRunState } from '../qemu/index.js';
 import { openDeviceSocket } from './device-socket.js';
 import { connectIfThere, quit } from './migrate/destination-vm.js';
 import { returnToFirst } from './migrate/next-vmm.js';
-import { readNote } from './migrate/note.js';
+import { type ChangedSettings, readNote } from './migrate/note.js';
+import { putBackAt } from './migrate/qemu-settings.js';
 import { restoreSource } from './migrate/rollback.js';
 import { replay } from './migrate/view.js';
 import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
@@ -57,7 +58,8 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
       await finishExec({ qmp, qtest }, found);
       return await resultOf(qmp, found);
     }
-    const destination = await connectDestination(options);
+    const settings = found.map(({ note }) => note?.settings).find((one) => one !== undefined);
+    const destination = await connectDestination(options, qmp, settings);
     close.push(() => destination?.close());
     await requireHere(qmp, found);
     await requireUnclaimed(found, options.destQmp !== undefined);
@@ -65,20 +67,23 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     const signal = AbortSignal.timeout(QUIT_TIMEOUT_MS);
     for (const { id, source, note } of found) {
       await returnToFirst(source.device);
-      if (note?.muted === true) await replay({ qmp, qtest }, { id, view: note.view }, signal);
+      if (note?.muted === true && note.view !== undefined)
+        await replay({ qmp, qtest }, { id, view: note.view }, signal);
     }
 
     const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
-    // Without a note QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
-    const wasRunning = found.some(({ note }) => note?.running === true);
-    const problems = await restoreSource({ qmp, qtest, devices, wasRunning });
+    // Without a view QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
+    const wasRunning = found.some(({ note }) => note?.view !== undefined && note.running);
+    const restored = await restoreSource({ qmp, qtest, devices, wasRunning, settings });
+    const problems = [...restored.problems, ...restored.remarks];
     if (problems.length > 0) {
       throw new DevstateError(
         'DEVSTATE_E_ROLLBACK',
         `the source could not be put back: ${problems.join('; ')}`,
       );
     }
-    await endReplace(qmp);
+    // A note of an older manager does not say in which mode QEMU was.
+    if (found.some(({ note }) => note !== undefined && note.settings === undefined)) await endReplace(qmp);
     return await resultOf(qmp, found);
   } finally {
     for (const end of close.reverse()) end();
@@ -125,14 +130,24 @@ async function requireHere(qmp: QmpClient, found: readonly LeftDevice[]): Promis
   throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }
 
-/** A destination that is there and does not run the VM. @throws when it does, or that cannot be told */
-async function connectDestination({ destQmp }: RecoverOptions): Promise<QmpClient | undefined> {
+/**
+ * A destination that is there and does not run the VM.
+ * @throws when it does, or that cannot be told; if it does, the migration has succeeded but for the settings, which are
+ * put back at both ends
+ */
+async function connectDestination(
+  { destQmp }: RecoverOptions,
+  source: QmpClient,
+  settings: ChangedSettings | undefined,
+): Promise<QmpClient | undefined> {
   if (destQmp === undefined) return undefined;
   const qmp = await connectIfThere(destQmp, AbortSignal.timeout(QUIT_TIMEOUT_MS));
   if (qmp === undefined) return undefined; // nobody there: it cannot run anything
   try {
     const { running } = await queryRunState(qmp);
     if (!running) return qmp;
+    await putBackAt('destination', qmp, settings);
+    await putBackAt('source', source, settings);
   } catch (error) {
     qmp.close();
     throw error;

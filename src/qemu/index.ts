@@ -34,3 +34,4 @@ export { proveConfigAccess } from './prove-config-access.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
 export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';
 export * from './replace.js';
+export * from './settings.js';

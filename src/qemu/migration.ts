@@ -3,7 +3,7 @@
  * QEMU's own part of a live migration, driven over QMP: RAM and the devices that QEMU itself emulates.
  *
  *     source                                     destination (started with -S -incoming defer)
- *     configureSource                            configureDestination, startIncoming
+ *     sourceSettings                             destinationSettings, stopVm, startIncoming
  *     startMigration
  *       setup → active → STOP → pre-switchover   (here the caller saves what QEMU does not migrate)
  *     continueMigration
@@ -15,6 +15,7 @@
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
+import type { WantedSettings } from './settings.js';
 
 interface Cancellable {
   readonly signal?: AbortSignal | undefined;
@@ -71,37 +72,23 @@ export interface MigrationProgress {
   };
 }
 
-/** Prepares the QEMU that the VM leaves. */
-export async function configureSource(
-  qmp: QmpClient,
-  options: Cancellable & {
-    /** Bound for QEMU's own part of the pause, in ms: it switches over once it expects to keep it. */
-    readonly downtimeMs: number;
-    /** Bound for its rate, bytes per second; 0 is none. QEMU's default is 128 MiB/s. */
-    readonly bytesPerSecond?: number;
-  },
-): Promise<void> {
-  const { signal } = options;
-  await setCapabilities(qmp, { events: true, 'return-path': true, 'pause-before-switchover': true }, signal);
+/** What the QEMU needs that the VM leaves. */
+export function sourceSettings(options: {
+  /** Bound for QEMU's own part of the pause, in ms: it switches over once it expects to keep it. */
+  readonly downtimeMs: number;
+  /** Bound for its rate, bytes per second; 0 is none. QEMU's default is 128 MiB/s. */
+  readonly bytesPerSecond?: number;
+}): WantedSettings {
   const rate = options.bytesPerSecond === undefined ? {} : { 'max-bandwidth': options.bytesPerSecond };
-  const parameters = { 'downtime-limit': options.downtimeMs, ...rate };
-  await qmp.execute('migrate-set-parameters', { arguments: parameters, signal });
+  return {
+    capabilities: { events: true, 'return-path': true, 'pause-before-switchover': true },
+    parameters: { mode: 'normal', 'downtime-limit': options.downtimeMs, ...rate },
+  };
 }
 
-/** Prepares the QEMU that the VM comes to. */
-export async function configureDestination(qmp: QmpClient, options: Cancellable = {}): Promise<void> {
-  // While it waits, `stop` means: do not run when you have everything. As -S does, which may have been forgotten.
-  await stopVm(qmp, options);
-  await setCapabilities(qmp, { events: true, 'return-path': true }, options.signal);
-}
-
-export async function setCapabilities(
-  qmp: QmpClient,
-  wanted: Readonly<Record<string, boolean>>,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const capabilities = Object.entries(wanted).map(([capability, state]) => ({ capability, state }));
-  await qmp.execute('migrate-set-capabilities', { arguments: { capabilities }, signal });
+/** What the QEMU needs that the VM comes to. */
+export function destinationSettings(): WantedSettings {
+  return { capabilities: { events: true, 'return-path': true }, parameters: {} };
 }
 
 /** Makes the destination listen at `uri` (e.g. `unix:/run/vm/migration` or `tcp:0:4444`). */

@@ -9,8 +9,8 @@
  * The rest is as in a migration: `pre-switchover`, `continueMigration`, `completed`.
  */
 import { z } from 'zod';
-import { setCapabilities } from './migration.js';
 import type { QmpClient } from './qmp.js';
+import type { WantedSettings } from './settings.js';
 
 interface Cancellable {
   readonly signal?: AbortSignal | undefined;
@@ -63,22 +63,17 @@ export async function vfioUserDevices(
   return ids;
 }
 
-/** Prepares the QEMU that is to be replaced. @param command the new one's command line, for cpr-exec */
-export async function configureReplace(
-  qmp: QmpClient,
-  mode: ReplaceMode,
-  command: readonly string[],
-  options: Cancellable = {},
-): Promise<void> {
-  const { signal } = options;
+/** What the QEMU needs that is to be replaced. @param command the new one's command line, for cpr-exec */
+export function replaceSettings(mode: ReplaceMode, command: readonly string[]): WantedSettings {
   const exec = mode === 'cpr-exec' ? { 'cpr-exec-command': command } : {};
-  await qmp.execute('migrate-set-parameters', { arguments: { mode, ...exec }, signal });
-  // A file does not answer.
-  const wanted = { events: true, 'pause-before-switchover': true, 'return-path': mode === 'cpr-transfer' };
-  await setCapabilities(qmp, wanted, signal);
+  return {
+    // A file does not answer.
+    capabilities: { events: true, 'pause-before-switchover': true, 'return-path': mode === 'cpr-transfer' },
+    parameters: { mode, ...exec },
+  };
 }
 
-/** The QEMU stays, and can be migrated as any other. */
+/** The QEMU stays, and can be migrated as any other. For who does not know in which mode it was before. */
 export async function endReplace(qmp: QmpClient, options: Cancellable = {}): Promise<void> {
   await qmp.execute('migrate-set-parameters', { arguments: { mode: 'normal' }, signal: options.signal });
 }

@@ -7,9 +7,9 @@ import t, { type Test } from 'tap';
 import {
   cancelMigration,
   capturePciView,
-  configureDestination,
-  configureSource,
+  changeSettings,
   continueMigration,
+  destinationSettings,
   findPciDevice,
   MigrationWatch,
   PciView,
@@ -23,6 +23,7 @@ import {
   restoreCommand,
   resumeVm,
   silenceIntx,
+  sourceSettings,
   startIncoming,
   startMigration,
   stopVm,
@@ -243,8 +244,8 @@ if (found !== undefined) {
   const pair = async (t: Test) => {
     const [source, destination] = await Promise.all([start(t, {}), start(t, { incoming: true })]);
     const uri = `unix:${destination.path('migration')}`;
-    await configureSource(source.qmp, { downtimeMs: 300 });
-    await configureDestination(destination.qmp);
+    await changeSettings(source.qmp, sourceSettings({ downtimeMs: 300 }));
+    await changeSettings(destination.qmp, destinationSettings());
     await startIncoming(destination.qmp, uri);
     const watches = {
       source: new MigrationWatch(source.qmp),
@@ -302,7 +303,7 @@ if (found !== undefined) {
     await watches.destination.waitForAny(['failed']);
     t.ok((await queryMigration(destination.qmp)).error, 'a failed destination stays and tells why');
     const next = await start(t, { incoming: true });
-    await configureDestination(next.qmp);
+    await changeSettings(next.qmp, destinationSettings());
     const uriOfNext = `unix:${next.path('migration')}`;
     await startIncoming(next.qmp, uriOfNext);
     const watch = new MigrationWatch(source.qmp);

@@ -71,6 +71,7 @@ export async function check(
       warnings: p2pWarnings(devices),
       report,
       phase: 'check',
+      settings: undefined,
       sourceSpent: false,
       mayRunThere: false,
     };

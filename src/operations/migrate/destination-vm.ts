@@ -11,6 +11,8 @@ import { delay } from '../waiting.js';
 
 /** How long to wait before looking again whether a QEMU that is ending has ended, ms. */
 const LOOK_AGAIN_MS = 20;
+/** How long a process that was killed may take to end, ms. */
+const ENDING_MS = 2000;
 
 /** What connecting to a socket fails with when no process listens there. */
 const NOBODY_THERE: readonly (number | undefined)[] = [constants.errno.ENOENT, constants.errno.ECONNREFUSED];
@@ -76,9 +78,22 @@ export async function start(
   }
 }
 
+/** Like {@link connectIfThere}. One that is ending may take a connection still, and drop it: it is given time to end. */
+async function connectAgain(path: string, signal: AbortSignal): Promise<QmpClient | undefined> {
+  const deadline = performance.now() + ENDING_MS;
+  for (;;) {
+    try {
+      return await connectIfThere(path, signal);
+    } catch (error) {
+      if (performance.now() >= deadline) throw error;
+    }
+    await delay(LOOK_AGAIN_MS);
+  }
+}
+
 /** Whether the VM runs, by whatever connection can be had. */
 async function askAnew(qmp: QmpClient, signal: AbortSignal): Promise<boolean> {
-  const again = await connectIfThere(qmp.path, signal);
+  const again = await connectAgain(qmp.path, signal);
   if (again === undefined) return false;
   try {
     return (await queryRunState(again, { signal })).running;

@@ -12,6 +12,7 @@ import { start } from './destination-vm.js';
 import { copyMemory } from './dirty-pages.js';
 import { clearNote } from './note.js';
 import { runDestinations } from './p2p.js';
+import { putBackAt } from './qemu-settings.js';
 import { forEachDevice, type Run, Stopwatch, timed, together } from './run.js';
 import { replay } from './view.js';
 
@@ -38,6 +39,8 @@ export async function land(run: Run): Promise<LandTimes> {
   const [{ pagesMs, pageBytes }, replayMs] = await together([
     copyPages(run, new Stopwatch()),
     timed(replayAll(run, 'v2')),
+    // While there is other work: once it runs the VM, nobody may be left to do it.
+    putBackAt('destination', run.destination.qmp, run.settings).catch(warn(run)),
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
@@ -90,10 +93,18 @@ export async function commit(run: Run): Promise<void> {
   await forEachDevice(run, async ({ source: from }) => {
     await from.device.setState(MigrationState.STOP);
     await from.device.stopLogging();
-    await clearNote(from.device);
-  }).catch((error: unknown) => {
-    run.warnings.push(`the source was not tidied up: ${error instanceof Error ? error.message : error}`);
-  });
+  }).catch(warn(run, 'the source was not tidied up: '));
+  await putBackAt('source', run.source.qmp, run.settings).catch(warn(run));
+  await forEachDevice(run, ({ source: from }) => clearNote(from.device)).catch(
+    warn(run, 'the source was not tidied up: '),
+  );
+}
+
+/** Keeps an error that is no reason to go back. */
+function warn({ warnings }: Pick<Run, 'warnings'>, prefix = ''): (error: unknown) => void {
+  return (error) => {
+    warnings.push(`${prefix}${error instanceof Error ? error.message : error}`);
+  };
 }
 
 /** Going back is possible as long as the VM has surely not run there: it may have written to its disks. */

@@ -6,15 +6,21 @@
 
 import { z } from 'zod';
 import type { MigrationClient } from '../../client/index.js';
-import { PciView } from '../../qemu/index.js';
+import { PciView, SettingsChange } from '../../qemu/index.js';
+
+/** What was changed of the migration settings of two QEMUs. */
+const ChangedSettings = z.object({ source: SettingsChange, destination: SettingsChange });
+export type ChangedSettings = z.infer<typeof ChangedSettings>;
 
 const Note = z.object({
   /** QEMU's id of the device. */
   id: z.string(),
   /** The ids of all devices that migrate with it. */
   devices: z.array(z.string()),
-  /** QEMU's view of it as it was, COMMAND included. */
-  view: PciView,
+  /** QEMU's view of it as it was, COMMAND included; from when the VM has stopped. */
+  view: PciView.exactOptional(),
+  /** Notes of older managers have none. */
+  settings: ChangedSettings.exactOptional(),
   /** Whether the VM ran. */
   running: z.boolean(),
   /** QEMU was about to execute another program (cpr-exec). */

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Phase *precopy*: the VM runs, QEMU sends RAM, the devices log their DMA and send what they can send early. */
 
-import {
-  configureDestination,
-  configureSource,
-  queryMigration,
-  startIncoming,
-  startMigration,
-} from '../../qemu/index.js';
+import { queryMigration, startIncoming, startMigration } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { selectFormats } from '../state-plan.js';
 import { delay, unlessAborted } from '../waiting.js';
 import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
+import { prepareQemus } from './qemu-settings.js';
 import { rehearse } from './rehearse.js';
 import { forEachDevice, type Run } from './run.js';
 
@@ -26,12 +21,7 @@ const COPY_RATE = 500_000;
 export async function precopy(run: Run): Promise<void> {
   const { signal, options, source, destination } = run;
   run.phase = 'precopy';
-  await configureSource(source.qmp, {
-    downtimeMs: options.downtimeMs,
-    bytesPerSecond: options.bytesPerSecond,
-    signal,
-  });
-  await configureDestination(destination.qmp, { signal });
+  await prepareQemus(run);
   // The destination takes state from the beginning, so that one that does not fit is refused while the VM runs.
   await forEachDevice(run, async ({ plan, source: from, destination: to }) => {
     await selectFormats(plan, from.device, to.device);

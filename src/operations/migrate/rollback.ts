@@ -23,7 +23,8 @@ import { Errno, MigrationState } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import { delay, within } from '../waiting.js';
 import { quit } from './destination-vm.js';
-import { clearNote } from './note.js';
+import { type ChangedSettings, clearNote } from './note.js';
+import { putBackAt } from './qemu-settings.js';
 import type { Run } from './run.js';
 
 /** How long the source's QEMU may take to end its migration, ms. */
@@ -94,7 +95,9 @@ export async function rollback(run: Run): Promise<Rollback> {
     view: silenced ? view : undefined,
   }));
   const { qmp, qtest } = run.source;
-  return { problems: await restoreSource({ qmp, qtest, devices, wasRunning: run.wasRunning }), remarks };
+  const { wasRunning, settings } = run;
+  const restored = await restoreSource({ qmp, qtest, devices, wasRunning, settings });
+  return { problems: restored.problems, remarks: [...remarks, ...restored.remarks] };
 }
 
 export interface SourceToRestore {
@@ -108,10 +111,18 @@ export interface SourceToRestore {
   }[];
   /** Whether the VM ran before. If QEMU's migration had completed it does not run again by itself. */
   readonly wasRunning: boolean;
+  /** What was changed of QEMU's migration settings, if anything was. */
+  readonly settings: ChangedSettings | undefined;
 }
 
-/** Lets the source's devices and VM run again, from wherever a migration left them. @returns what could not be done */
-export async function restoreSource({ qmp, qtest, devices, wasRunning }: SourceToRestore): Promise<string[]> {
+/** Lets the source's devices and VM run again, from wherever a migration left them. */
+export async function restoreSource({
+  qmp,
+  qtest,
+  devices,
+  wasRunning,
+  settings,
+}: SourceToRestore): Promise<Rollback> {
   const attempts = new Attempts();
   for (const { id, source } of devices)
     await attempts.try(`device ${id} does not run again`, () => runAgain(source));
@@ -125,15 +136,21 @@ export async function restoreSource({ qmp, qtest, devices, wasRunning }: SourceT
     });
   }
   // A VM without its devices must not run: the guest would see its disk fail.
-  if (attempts.problems.length > 0) return attempts.problems;
+  if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
   await attempts.try('the source VM does not run again', () => restoreVm(qmp, wasRunning));
   // The notes are for whoever tries again.
-  if (attempts.problems.length > 0) return attempts.problems;
-  for (const { id, source } of devices) {
+  if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
+  for (const { id, source } of devices)
     await attempts.try(`device ${id}: its dirty log was not stopped`, () => source.device.stopLogging());
-    await attempts.try(`device ${id}: its note was not cleared`, () => clearNote(source.device));
+  try {
+    await putBackAt('source', qmp, settings);
+  } catch (error) {
+    const what = error instanceof Error ? error.message : String(error);
+    return { problems: attempts.problems, remarks: [`${what}; devstate recover tries it again`] };
   }
-  return attempts.problems;
+  for (const { id, source } of devices)
+    await attempts.try(`device ${id}: its note was not cleared`, () => clearNote(source.device));
+  return { problems: attempts.problems, remarks: [] };
 }
 
 /** @throws when QEMU is gone. While it waits for a destination that does not answer it lives, and can say only that. */

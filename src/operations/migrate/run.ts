@@ -6,6 +6,7 @@ import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index
 import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
 import type { StateTransfer } from '../state-transfer.js';
+import type { ChangedSettings } from './note.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
 /** One QEMU. */
@@ -74,6 +75,8 @@ export interface Run {
   readonly warnings: string[];
   readonly report: (progress: MigrateProgress) => void;
   phase: Phase;
+  /** What was changed of the QEMUs' migration settings; undefined as long as nothing was. */
+  settings: ChangedSettings | undefined;
   /** The destination has all that the source's device servers can give. */
   sourceSpent: boolean;
   /** The destination was told to run the VM, and nobody can tell whether it does. */

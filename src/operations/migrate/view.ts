@@ -12,7 +12,7 @@ import {
   silenceIntx,
 } from '../../qemu/index.js';
 import { unlessAborted, within } from '../waiting.js';
-import { writeNote } from './note.js';
+import { type ChangedSettings, writeNote } from './note.js';
 import { forEachDevice, type RunDevice, type Vm } from './run.js';
 
 /** How long the source's QEMU may take to show its view of a device, ms. */
@@ -23,6 +23,7 @@ export interface CapturedVm {
   readonly source: Pick<Vm, 'qmp' | 'qtest'>;
   readonly devices: readonly Pick<RunDevice, 'id' | 'source' | 'like' | 'view' | 'silenced'>[];
   readonly wasRunning: boolean;
+  readonly settings: ChangedSettings | undefined;
   /** QEMU is about to be replaced by another one, or to execute another program. */
   readonly replaced?: 'transfer' | 'exec';
   readonly signal: AbortSignal;
@@ -48,7 +49,12 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
     // From here on the source needs help to go on, should we die.
     const { id, view } = device;
     const [muted, exec] = [run.replaced === 'transfer', run.replaced === 'exec'];
-    const how = { ...(muted ? { muted } : {}), ...(exec ? { exec } : {}) };
+    const { settings } = run;
+    const how = {
+      ...(settings === undefined ? {} : { settings }),
+      ...(muted ? { muted } : {}),
+      ...(exec ? { exec } : {}),
+    };
     await writeNote(device.source.device, { id, devices, view, running: run.wasRunning, ...how });
     run.signal.throwIfAborted();
     device.silenced = true;

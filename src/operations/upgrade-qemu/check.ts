@@ -75,6 +75,7 @@ export async function check(
       report,
       scratch: new Scratch(),
       phase: 'check',
+      settings: undefined,
       process: undefined,
       destination: undefined,
       executed: false,

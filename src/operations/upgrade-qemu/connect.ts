@@ -5,13 +5,16 @@
  */
 
 import {
-  configureReplace,
+  applySettings,
+  destinationSettings,
   execArguments,
-  setCapabilities,
+  planSettings,
+  replaceSettings,
   startExec,
   startTransfer,
   transferArguments,
 } from '../../qemu/index.js';
+import { changeSource } from '../migrate/qemu-settings.js';
 import { forEachDevice } from '../migrate/run.js';
 import { connectQemu, startQemu } from './new-qemu.js';
 import type { UpgradeRun } from './run.js';
@@ -25,7 +28,7 @@ const MAX_WAIT_MS = 600_000;
 export async function start(run: UpgradeRun): Promise<void> {
   run.phase = 'start';
   run.report({ phase: 'start' });
-  const { options, source, scratch, signal } = run;
+  const { options, scratch, signal } = run;
   const timeoutMs = Math.min(options.timeoutMs + MARGIN_MS, MAX_WAIT_MS);
   await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'await', timeoutMs }));
   const command = [...options.command];
@@ -35,7 +38,7 @@ export async function start(run: UpgradeRun): Promise<void> {
       run.process = process;
     });
   } else command.push(...execArguments(scratch.state));
-  await configureReplace(source.qmp, options.mode, command, { signal });
+  await changeSource(run, replaceSettings(options.mode, command));
 }
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`; the new process can be asked by then. */
@@ -58,5 +61,11 @@ export async function connectDestination(run: UpgradeRun): Promise<void> {
   if (run.options.mode === 'cpr-exec') return;
   const destination = await connectQemu(run.qmpPath, run.process, run.signal);
   run.destination = destination;
-  await setCapabilities(destination.qmp, { events: true, 'return-path': true }, run.signal);
+  const { qmp } = destination;
+  const { signal } = run;
+  const settings = destinationSettings();
+  const planned = await planSettings(qmp, settings, { signal });
+  // No note has them: they are put back before the VM runs there, and a QEMU in which it does not run is ended.
+  if (run.settings !== undefined) run.settings = { ...run.settings, destination: planned };
+  await applySettings(qmp, settings, planned, { signal });
 }

@@ -45,7 +45,7 @@ export async function finishExec(
     await device.setNextVmm({ action: 'promote' });
   });
   await forEachDevice({ devices }, async ({ id, note }) => {
-    if (note !== undefined) await replay(vm, { id, view: note.view }, signal);
+    if (note?.view !== undefined) await replay(vm, { id, view: note.view }, signal);
   });
   const both = devices.map(({ id, source }) => ({ id, source, destination: source }));
   await runDestinations({ devices: both, signal });

@@ -9,6 +9,7 @@ import { continueMigration, queryMigration } from '../../qemu/index.js';
 import { quit, start } from '../migrate/destination-vm.js';
 import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
+import { putBackAt } from '../migrate/qemu-settings.js';
 import { forEachDevice, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
 import { capture, locate, replay } from '../migrate/view.js';
 import { delay } from '../waiting.js';
@@ -56,7 +57,12 @@ export async function land(
   const stopwatch = new Stopwatch();
   await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'promote' }));
   const promoteMs = stopwatch.lap();
-  await forEachDevice(run, (device) => replay(destination, device, signal));
+  await together([
+    forEachDevice(run, (device) => replay(destination, device, signal)),
+    putBackAt('destination', destination.qmp, run.settings).catch((error: unknown) => {
+      run.warnings.push(error instanceof Error ? error.message : String(error));
+    }),
+  ]);
   const replayMs = stopwatch.lap();
   signal.throwIfAborted();
   await runDestinations({ devices: run.devices, signal });

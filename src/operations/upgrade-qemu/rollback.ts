@@ -5,7 +5,6 @@
  *     new QEMU ends → devices stop → the old connections have them again → devices run → COMMAND is put back → VM runs
  */
 
-import { endReplace } from '../../qemu/index.js';
 import { returnToFirst } from '../migrate/next-vmm.js';
 import { type Rollback, restoreSource } from '../migrate/rollback.js';
 import { replay } from '../migrate/view.js';
@@ -55,12 +54,8 @@ export async function rollback(run: UpgradeRun): Promise<Rollback> {
     source,
     view: silenced ? view : undefined,
   }));
-  problems.push(...(await restoreSource({ qmp, qtest, devices, wasRunning: run.wasRunning })));
-  const remarks: string[] = [];
-  await endReplace(qmp, { signal }).catch((error: unknown) => {
-    remarks.push(`the old QEMU's migration mode could not be set back to normal: ${words(error)}`);
-  });
-  return { problems, remarks };
+  const { wasRunning, settings } = run;
+  return restoreSource({ qmp, qtest, devices, wasRunning, settings });
 }
 
 function words(error: unknown): string {

@@ -8,6 +8,7 @@ import type { PciView } from '../../qemu/index.js';
 import type { NextVmmStatus } from '../../wire/index.js';
 import type { DetachedProcess } from '../detached-process.js';
 import type { DeviceSocket } from '../device-socket.js';
+import type { ChangedSettings } from '../migrate/note.js';
 import type { Vm } from '../migrate/run.js';
 import type { UpgradeQemuOptions, UpgradeQemuPhase, UpgradeQemuProgress } from './types.js';
 
@@ -36,6 +37,8 @@ export interface UpgradeRun {
   readonly report: (progress: UpgradeQemuProgress) => void;
   readonly scratch: Scratch;
   phase: UpgradeQemuPhase;
+  /** What was changed of the QEMUs' migration settings; undefined as long as nothing was. */
+  settings: ChangedSettings | undefined;
   /** The new process, with cpr-transfer. */
   process: DetachedProcess | undefined;
   /** The new QEMU, once it can be asked. */

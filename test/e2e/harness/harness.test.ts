@@ -5,11 +5,12 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import {
-  configureDestination,
-  configureSource,
+  changeSettings,
   continueMigration,
+  destinationSettings,
   MigrationWatch,
   resumeVm,
+  sourceSettings,
   startIncoming,
   startMigration,
 } from '../../../src/qemu/index.js';
@@ -131,8 +132,8 @@ t.test('guests', async (t) => {
     t.teardown(() => Promise.all([source.kill(), destination.kill()]));
     await source.console.waitFor(/^count 20$/);
     const uri = `unix:${destination.path('migration')}`;
-    await configureSource(source.qmp, { downtimeMs: 300, bytesPerSecond: 0 });
-    await configureDestination(destination.qmp);
+    await changeSettings(source.qmp, sourceSettings({ downtimeMs: 300, bytesPerSecond: 0 }));
+    await changeSettings(destination.qmp, destinationSettings());
     await startIncoming(destination.qmp, uri);
     const from = new MigrationWatch(source.qmp);
     const to = new MigrationWatch(destination.qmp);

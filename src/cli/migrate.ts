@@ -5,12 +5,14 @@ import { Command } from 'commander';
 import { type DevicePair, type MigrateResult, migrate } from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
 import {
+  collect,
   deviceCollector,
   type FormatCommandOptions,
   formatOptions,
   outputOption,
   parsePositive,
   parseSize,
+  unprovenOption,
 } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { createProgress } from './progress.js';
@@ -21,6 +23,8 @@ interface MigrateCommandOptions extends FormatCommandOptions {
   destQmp: string;
   uri: string;
   device: DevicePair[];
+  without: string[];
+  unproven: string[];
   downtimeMs: number;
   timeoutS: number;
   bandwidth?: number;
@@ -39,6 +43,13 @@ export function migrateCommand(): Command {
       deviceCollector(['source', 'dest']),
       [],
     )
+    .option(
+      '--without <device>',
+      'leave a vfio-user device of the VM behind: its guest loses it (repeatable)',
+      collect,
+      [],
+    )
+    .addOption(unprovenOption())
     .option('--downtime-ms <ms>', "bound for QEMU's own part of the pause", parsePositive, 300)
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
     .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);
@@ -54,6 +65,8 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       destQmp: options.destQmp,
       uri: options.uri,
       devices: options.device,
+      without: options.without,
+      unproven: options.unproven,
       downtimeMs: options.downtimeMs,
       timeoutMs: options.timeoutS * 1000,
       bytesPerSecond: options.bandwidth ?? 0,

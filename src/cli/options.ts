@@ -73,6 +73,16 @@ export function deviceCollector<Key extends string>(keys: readonly Key[]) {
   };
 }
 
+/** For a device whose server cannot take part in the proof that it is the one QEMU talks to. */
+export function unprovenOption(): Option {
+  return new Option(
+    '--unproven <device>',
+    "take a device's sockets as named although its servers cannot prove that they are this VM's (repeatable)",
+  )
+    .argParser(collect)
+    .default([]);
+}
+
 /** What `servedProtocolOptions` give. */
 export interface ServedProtocolOptions {
   migration: MigrationProtocols;

@@ -15,6 +15,7 @@ export interface UpgradeQemuCommandOptions {
   sourceQmp?: string;
   qmp?: string;
   device: KeptDevice[];
+  unproven: string[];
   mode: 'cpr-transfer' | 'cpr-exec';
   timeoutS: number;
   log?: string;
@@ -22,7 +23,7 @@ export interface UpgradeQemuCommandOptions {
 }
 
 export async function runUpgradeQemu(command: string[], options: UpgradeQemuCommandOptions): Promise<void> {
-  const { sourceQmp, qmp, device, mode, timeoutS, log, output } = options;
+  const { sourceQmp, qmp, device, unproven, mode, timeoutS, log, output } = options;
   if (sourceQmp === undefined) {
     const message = "required option '--source-qmp <path>' not specified; see --help";
     throw new DevstateError('DEVSTATE_E_USAGE', message);
@@ -31,6 +32,7 @@ export async function runUpgradeQemu(command: string[], options: UpgradeQemuComm
     mode,
     sourceQmp,
     devices: device,
+    unproven,
     command,
     timeoutMs: timeoutS * 1000,
     ...(qmp === undefined ? {} : { qmp }),

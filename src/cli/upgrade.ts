@@ -12,7 +12,7 @@ import {
   upgradeRelay,
 } from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
-import { deviceCollector, outputOption, parsePositive } from './options.js';
+import { deviceCollector, outputOption, parsePositive, unprovenOption } from './options.js';
 import { formatMs, printColumns, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
 import { runUpgradeQemu, type UpgradeQemuCommandOptions } from './upgrade-qemu.js';
@@ -53,6 +53,7 @@ export function upgradeCommand(): Command {
       deviceCollector(['server']),
       [],
     )
+    .addOption(unprovenOption())
     .addOption(
       new Option('--mode <mode>', 'a new process, or a new program in the process')
         .choices(['cpr-transfer', 'cpr-exec'])
@@ -91,7 +92,7 @@ const HANDOFF_OPTIONS = ['startS', 'freezeMs', 'adoptMs'] as const;
 const APPLICABLE: Readonly<Record<Target['option'], readonly string[]>> = {
   '--migration-socket': [...HANDOFF_OPTIONS, 'format', 'allowLossy'],
   '--control': HANDOFF_OPTIONS,
-  '--qemu': ['sourceQmp', 'qmp', 'device', 'mode', 'timeoutS'],
+  '--qemu': ['sourceQmp', 'qmp', 'device', 'unproven', 'mode', 'timeoutS'],
 };
 
 /** An option that would be without effect is a mistake. @throws DEVSTATE_E_USAGE */

@@ -10,17 +10,21 @@ import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } 
 import type { MigrationEnd, MigrationProtocol, ValueAccess } from '../migration/index.js';
 import {
   Command,
+  type ConfigReads,
+  type ConfigReadsRequest,
   DMA_LOGGING_REPORT_LENGTH,
   DMA_LOGGING_START_LENGTH,
   type DmaLoggingReport,
   type DmaLoggingStart,
   type DmaMapEntry,
+  decodeConfigReads,
   decodeDmaMapEntries,
   decodeFormatOffers,
   decodeValue,
   decodeValueNames,
   dirtyBitmapLength,
   dmaTransferHeaderLength,
+  encodeConfigReadsRequest,
   encodeDmaLoggingReport,
   encodeDmaLoggingStart,
   encodeDmaTransfer,
@@ -34,6 +38,7 @@ import {
   formatFeatureBits,
   formatFeatureNames,
   HEADER_LENGTH,
+  MAX_CONFIG_READS_LENGTH,
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
@@ -266,6 +271,20 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   async setNextVmm(request: NextVmmRequest): Promise<void> {
     const data = new TextEncoder().encode(JSON.stringify(request));
     await this.explained(this.setFeature(Feature.DEVSTATE_NEXT_VMM, data));
+  }
+
+  /** Whether the server tells which reads of configuration space its VMM has sent. */
+  canWitness(): Promise<boolean> {
+    return this.probeFeature(Feature.DEVSTATE_CONFIG_READS, FeatureFlag.GET);
+  }
+
+  /** The reads of configuration space that a VMM has sent. @throws DEVSTATE_E_REFUSED (ENOTCONN) when no such VMM is connected */
+  async configReads(request: ConfigReadsRequest): Promise<ConfigReads> {
+    const data = encodeConfigReadsRequest(request);
+    const reply = await this.explained(
+      this.getFeature(Feature.DEVSTATE_CONFIG_READS, MAX_CONFIG_READS_LENGTH, data),
+    );
+    return decoded(() => decodeConfigReads(viewOf(reply), 0, reply.length));
   }
 
   note(): Promise<Uint8Array> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Migration without I/O: the state machine, save and load sessions, the dirty log. */
 
+export { ConfigReadLog } from './config-read-log.js';
 export { DirtyLog, dirtyRanges, MIN_LOG_PAGE_SIZE } from './dirty-log.js';
 export { type FormatChooser, LoadSession } from './load-session.js';
 export type {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Everything devstate does with a QEMU: its monitor, its migration, and the view it has of a PCI device. */
 export { type ConfigAccess, type ConfigEcam, type ConfigPorts, findConfigAccess } from './config-access.js';
+export { makeConfigReads } from './config-reads.js';
 export * from './cpr/index.js';
 export { privateFiles } from './memory.js';
 export * from './migration.js';
@@ -19,6 +20,7 @@ export {
 } from './passed-fds.js';
 export type { PciLocation } from './pci-commands.js';
 export { findPciDevice, type PciDevice } from './pci-location.js';
+export { withLocation } from './pci-reach.js';
 export {
   capturePciView,
   muteInterrupts,
@@ -34,4 +36,14 @@ export { proveConfigAccess } from './prove-config-access.js';
 export { type QemuVersion, QmpClient, QmpCommandError, type QmpEvent } from './qmp.js';
 export { Qtest, type QtestAccess, type QtestCommand } from './qtest.js';
 export * from './replace.js';
+export { isSameQemu } from './same-qemu.js';
 export * from './settings.js';
+export {
+  connectedSocket,
+  deviceName,
+  deviceType,
+  listVfioUserDevices,
+  VFIO_USER_TYPE,
+  type VfioUserDevice,
+} from './vfio-user-devices.js';
+export { queryVmIdentity, type VmIdentity } from './vm-identity.js';

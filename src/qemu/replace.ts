@@ -46,23 +46,6 @@ export async function replaceObstacles(
   return reasons;
 }
 
-const Children = z.array(z.object({ name: z.string(), type: z.string() }));
-
-/** The ids of all vfio-user devices; undefined for one without an id. */
-export async function vfioUserDevices(
-  qmp: QmpClient,
-  options: Cancellable = {},
-): Promise<(string | undefined)[]> {
-  const ids: (string | undefined)[] = [];
-  for (const path of ['/machine/peripheral', '/machine/peripheral-anon']) {
-    const { signal } = options;
-    const children = await qmp.execute('qom-list', { arguments: { path }, schema: Children, signal });
-    for (const { name, type } of children)
-      if (type === 'child<vfio-user-pci>') ids.push(path.endsWith('anon') ? undefined : name);
-  }
-  return ids;
-}
-
 /** What the QEMU needs that is to be replaced. @param command the new one's command line, for cpr-exec */
 export function replaceSettings(mode: ReplaceMode, command: readonly string[]): WantedSettings {
   const exec = mode === 'cpr-exec' ? { 'cpr-exec-command': command } : {};

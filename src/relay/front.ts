@@ -2,8 +2,19 @@
 /** One VMM's connection, as its requests go out and replies come back; who serves it may change. */
 
 import { asDevstateError, type DevstateError } from '../errors.js';
+import { ConfigReadLog } from '../migration/index.js';
 import { type Fd, type Frame, MessageSocket } from '../transport/index.js';
-import { Errno, HeaderFlag, messageFlags, vfioUserFraming } from '../wire/index.js';
+import {
+  Command,
+  Errno,
+  HEADER_LENGTH,
+  HeaderFlag,
+  messageCommand,
+  messageFlags,
+  PciRegion,
+  REGION_ACCESS_LENGTH,
+  vfioUserFraming,
+} from '../wire/index.js';
 import { type BackEnd, RELAY_LIMITS } from './back-end.js';
 import type { InFlight, Origin } from './in-flight.js';
 import { encodeReply, type Message, NO_FDS } from './messages.js';
@@ -26,6 +37,8 @@ export class Front implements Origin {
   readonly socket: MessageSocket;
   /** Of servers, that this VMM has yet to answer. */
   readonly commands = new ServerCommands();
+  /** Which reads of configuration space this VMM has sent. */
+  readonly configReads = new ConfigReadLog();
   user: FrontUser;
   readonly #host: FrontHost;
 
@@ -42,7 +55,19 @@ export class Front implements Origin {
   #message(frame: Frame): void {
     const isReply = (messageFlags(frame.view) & HeaderFlag.TYPE_MASK) === HeaderFlag.TYPE_REPLY;
     if (isReply) this.commands.answer(frame);
-    else this.user.request(this, frame);
+    else {
+      this.#witness(frame);
+      this.user.request(this, frame);
+    }
+  }
+
+  /** Whoever serves the VMM, and whenever: what it has sent has arrived here. */
+  #witness({ view, length }: Frame): void {
+    if (messageCommand(view) !== Command.REGION_READ || length < HEADER_LENGTH + REGION_ACCESS_LENGTH) return;
+    if (view.getUint32(HEADER_LENGTH + 8, true) !== PciRegion.CONFIG) return;
+    // An offset that is no safe integer is none in configuration space either.
+    if (view.getUint32(HEADER_LENGTH + 4, true) !== 0) return;
+    this.configReads.note(view.getUint32(HEADER_LENGTH, true), view.getUint32(HEADER_LENGTH + 12, true));
   }
 
   reply(request: InFlight, frame: Frame): void {

@@ -8,10 +8,12 @@
  *     GET_INFO, GET_REGION_INFO, access to the region of v1          the server's
  *     DMA_READ, DMA_WRITE, DEVSTATE_DMA_MAPS                         answered here: the relay has the memory's fds
  *     DEVSTATE_NOTE, DEVSTATE_LAST_ERROR                             kept here
+ *     DEVSTATE_CONFIG_READS                                          answered here: the VMM's messages come through here
  *     DEVSTATE_NEXT_VMM                                              done here: the server keeps its one VMM, the relay
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
+import type { ConfigReadLog } from '../migration/index.js';
 import { type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
   Command,
@@ -21,12 +23,14 @@ import {
   type DeviceState,
   DeviceStateBit,
   DMA_MAP_ENTRY_LENGTH,
+  decodeConfigReadsRequest,
   decodeDmaTransfer,
   decodeFeatureHeader,
   decodeRegionAccess,
   decodeVersion,
   dmaTransferHeaderLength,
   Errno,
+  encodeConfigReads,
   encodeDmaMapEntries,
   encodeDmaTransfer,
   encodeFeatureHeader,
@@ -48,6 +52,7 @@ import {
   RequestError,
   DeviceState as StateOfV1,
   vfioUserFraming,
+  type WitnessedVmm,
 } from '../wire/index.js';
 import { type BackEnd, RELAY_LIMITS } from './back-end.js';
 import type { DmaMaps } from './dma-maps.js';
@@ -75,6 +80,8 @@ export interface Managed {
   readonly nextVmm: NextVmm;
   /** Bytes that one manager leaves for the next. */
   note: Uint8Array;
+  /** The reads of configuration space that a VMM has sent; undefined when there is no such VMM. */
+  configReadsOf(vmm: WitnessedVmm): ConfigReadLog | undefined;
   /** The device is about to be told to stop. */
   stopping(): void;
 }
@@ -280,7 +287,10 @@ export class ManagerConnection implements Origin {
     }
     const mayBeSet = feature === Feature.DEVSTATE_NOTE || feature === Feature.DEVSTATE_NEXT_VMM;
     const isKnown =
-      mayBeSet || feature === Feature.DEVSTATE_DMA_MAPS || feature === Feature.DEVSTATE_LAST_ERROR;
+      mayBeSet ||
+      feature === Feature.DEVSTATE_DMA_MAPS ||
+      feature === Feature.DEVSTATE_LAST_ERROR ||
+      feature === Feature.DEVSTATE_CONFIG_READS;
     if (!isKnown || ((flags & SET) !== 0 && !mayBeSet))
       throw new RequestError(Errno.ENOTTY, `the relay has no device feature 0x${feature.toString(16)}`);
     if ((flags & PROBE) !== 0) return bytes.slice(HEADER_LENGTH, length);
@@ -296,7 +306,7 @@ export class ManagerConnection implements Origin {
       return bytes.slice(HEADER_LENGTH, length);
     }
     if ((flags & GET) === 0) throw new RequestError(Errno.EINVAL, 'DEVICE_FEATURE neither GET nor SET');
-    const value = this.#value(feature);
+    const value = this.#value(feature, frame);
     if (argsz < FEATURE_LENGTH + value.length)
       throw new RequestError(Errno.EINVAL, `argsz ${argsz}: ${FEATURE_LENGTH + value.length} are needed`);
     const payload = new Uint8Array(FEATURE_LENGTH + value.length);
@@ -305,11 +315,17 @@ export class ManagerConnection implements Origin {
     return payload;
   }
 
-  #value(feature: number): Uint8Array {
+  #value(feature: number, { view, length }: Frame): Uint8Array {
     if (feature === Feature.DEVSTATE_NOTE) return this.#managed.note;
     if (feature === Feature.DEVSTATE_LAST_ERROR) return new TextEncoder().encode(this.#lastError);
     if (feature === Feature.DEVSTATE_NEXT_VMM)
       return new TextEncoder().encode(this.#managed.nextVmm.status());
+    if (feature === Feature.DEVSTATE_CONFIG_READS) {
+      const { since, vmm } = decodeConfigReadsRequest(view, HEADER_LENGTH + FEATURE_LENGTH, length);
+      const log = this.#managed.configReadsOf(vmm);
+      if (log === undefined) throw new RequestError(Errno.ENOTCONN, 'no such VMM is connected');
+      return encodeConfigReads(log.report(since));
+    }
     const entries = this.#managed.memory.entries();
     const value = new Uint8Array(entries.length * DMA_MAP_ENTRY_LENGTH);
     encodeDmaMapEntries(new DataView(value.buffer), 0, entries);

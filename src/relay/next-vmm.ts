@@ -64,6 +64,11 @@ export class NextVmm {
     this.#host = host;
   }
 
+  /** The VMM that is to have the device, or has just got it. */
+  get second(): Front | undefined {
+    return this.#second;
+  }
+
   get underWay(): boolean {
     return this.#state.phase !== 'none' || this.#busy;
   }

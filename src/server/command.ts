@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a command handler works with. */
 
+import type { ConfigReadLog } from '../migration/index.js';
 import type { Fd } from '../transport/index.js';
-import type { Capabilities } from '../wire/index.js';
+import type { Capabilities, WitnessedVmm } from '../wire/index.js';
 import type { Reply } from './reply.js';
 import type { MigrationPort, ServedDevice } from './served-device.js';
 
@@ -30,6 +31,9 @@ export interface NextVmmPort {
   request(text: string): Promise<void>;
 }
 
+/** The reads of configuration space that a VMM of this server has sent; undefined when there is no such VMM. */
+export type ConfigReadsOf = (vmm: WitnessedVmm) => ConfigReadLog | undefined;
+
 export interface ServerContext {
   readonly role: Role;
   readonly device: ServedDevice;
@@ -42,6 +46,10 @@ export interface ServerContext {
   readonly handOver: HandOver | undefined;
   /** Undefined where nobody may ask for it, or VMMs can only come one after the other. */
   readonly nextVmm: NextVmmPort | undefined;
+  /** Where the reads of configuration space on this connection are noted; undefined for a manager's. */
+  readonly configReads: ConfigReadLog | undefined;
+  /** Undefined where nobody may ask for it. */
+  readonly configReadsOf: ConfigReadsOf | undefined;
   /** Why the last command of this connection was refused; an errno alone helps nobody. */
   readonly lastError: string;
 }

@@ -11,6 +11,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
+import { ConfigReadLog } from '../migration/index.js';
 import type { Parts } from '../native/index.js';
 import {
   closeAll,
@@ -39,7 +40,15 @@ import {
   vfioUserFraming,
 } from '../wire/index.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
-import type { CommandHandler, HandOver, NextVmmPort, Request, Role, ServerContext } from './command.js';
+import type {
+  CommandHandler,
+  ConfigReadsOf,
+  HandOver,
+  NextVmmPort,
+  Request,
+  Role,
+  ServerContext,
+} from './command.js';
 import { commandsFor } from './commands.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
 import { type DmaTerms, MessageDmaPeer, noDmaByMessages, proposedTerms } from './dma-peer.js';
@@ -74,6 +83,8 @@ export interface ConnectionOptions {
   readonly handOver?: HandOver;
   /** Has another VMM take the place of the present one, for a manager that asks for it. */
   readonly nextVmm?: NextVmmPort;
+  /** Which reads of configuration space VMMs have sent, for a manager that asks. */
+  readonly configReadsOf?: ConfigReadsOf;
   /** Whether a VMM that leaves leaves the device as it is, because another one is to have it. */
   readonly keeps?: (device: ServedDevice) => boolean;
   /** What is agreed on, received and answered is kept there. For one connection at a time. */
@@ -114,6 +125,8 @@ export class Connection implements ServerContext {
   lastError = '';
   readonly handOver: HandOver | undefined;
   readonly nextVmm: NextVmmPort | undefined;
+  readonly configReads: ConfigReadLog | undefined;
+  readonly configReadsOf: ConfigReadsOf | undefined;
 
   readonly #options: ConnectionOptions;
   readonly #socket: ConnectionSocket;
@@ -152,6 +165,8 @@ export class Connection implements ServerContext {
     }
     this.handOver = options.handOver;
     this.nextVmm = options.nextVmm;
+    this.configReads = options.role === 'vmm' ? new ConfigReadLog() : undefined;
+    this.configReadsOf = options.configReadsOf;
     if (frozen !== undefined) this.#adopt(frozen);
     if (this.#negotiated) return;
     this.#versionTimer = setTimeout(() => {

@@ -15,6 +15,7 @@ import {
   encodeDmaUnmap,
   encodeRegionAccess,
   HEADER_LENGTH,
+  PciRegion,
   REGION_ACCESS_LENGTH,
   type RegionAccess,
   RegionInfoFlag,
@@ -92,6 +93,7 @@ export const regionRead: CommandHandler = (context, { view, at, end }, reply) =>
   decodeRegionAccess(view, at, end, access);
   requireAccess(context, RegionInfoFlag.READ, context.maxTransfer);
   const { offset, region, count } = access;
+  if (region === PciRegion.CONFIG) context.configReads?.note(offset, count);
   reply.allocate(REGION_ACCESS_LENGTH + count);
   encodeRegionAccess(reply.view, HEADER_LENGTH, offset, region, count);
   if (count === 0) return;

@@ -4,6 +4,7 @@
 import {
   DMA_LOGGING_REPORT_LENGTH,
   DMA_MAP_ENTRY_LENGTH,
+  decodeConfigReadsRequest,
   decodeDmaLoggingReport,
   decodeDmaLoggingStart,
   decodeFeatureHeader,
@@ -12,6 +13,7 @@ import {
   decodeValueName,
   dirtyBitmapLength,
   Errno,
+  encodeConfigReads,
   encodeDmaLoggingReport,
   encodeDmaMapEntries,
   encodeFeatureHeader,
@@ -231,6 +233,19 @@ const features = new Map<number, FeatureHandlers>([
         replyWithBytes(reply, request, new TextEncoder().encode(nextVmm?.status())),
       set: ({ nextVmm }, { bytes, end }, data) =>
         nextVmm?.request(new TextDecoder().decode(bytes.subarray(data, end))),
+    },
+  ],
+  [
+    Feature.DEVSTATE_CONFIG_READS,
+    {
+      managerOnly: true,
+      exists: ({ configReadsOf }) => configReadsOf !== undefined,
+      get: ({ configReadsOf }, request, data, reply) => {
+        const { since, vmm } = decodeConfigReadsRequest(request.view, data, request.end);
+        const log = configReadsOf?.(vmm);
+        if (log === undefined) throw new RequestError(Errno.ENOTCONN, 'no such VMM is connected');
+        replyWithBytes(reply, request, encodeConfigReads(log.report(since)));
+      },
     },
   ],
   [

@@ -41,6 +41,11 @@ export class NextVmm {
     this.#host = host;
   }
 
+  /** The VMM that is to have the device, or has just got it. */
+  get second(): Connection | undefined {
+    return this.#second;
+  }
+
   /** One VMM follows another: none may come in between. */
   get underWay(): boolean {
     return this.#state.phase !== 'none' || this.#releasing !== undefined;

@@ -8,8 +8,8 @@ import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { type HandoffReport, parseHandoffJson, Takeover } from '../handoff/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
-import { Errno, RequestError } from '../wire/index.js';
-import type { HandOver, NextVmmPort } from './command.js';
+import { Errno, RequestError, WitnessedVmm } from '../wire/index.js';
+import type { ConfigReadsOf, HandOver, NextVmmPort } from './command.js';
 import {
   Connection,
   type ConnectionOptions,
@@ -273,8 +273,11 @@ export class Server {
       request: (text) => this.#requestNextVmm(text),
     };
     // What a journal keeps is one VMM's and one server's: a successor comes after a crash, not beside it.
-    if (this.#options.crash !== undefined) return {};
+    const configReadsOf: ConfigReadsOf = (vmm) =>
+      (vmm === WitnessedVmm.PRESENT ? this.#vmm : this.#nextVmm.second)?.configReads;
+    if (this.#options.crash !== undefined) return { configReadsOf };
     return {
+      configReadsOf,
       ...(device.handoff === undefined ? {} : { handOver }),
       ...(device.openUnderstudy === undefined ? {} : { nextVmm }),
     };

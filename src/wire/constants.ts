@@ -130,6 +130,8 @@ export const Feature = {
   DEVSTATE_HANDOFF: 0xd507,
   /** GET: how far the VMM's succession is, as JSON. SET: its next step, as JSON (migration socket only). */
   DEVSTATE_NEXT_VMM: 0xd508,
+  /** GET: which reads of configuration space its VMM has sent (migration socket only). */
+  DEVSTATE_CONFIG_READS: 0xd509,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** vfio-user message layouts: encode and decode, nothing else. Pure: knows no socket and no device. */
 
+export * from './config-reads.js';
 export * from './constants.js';
 export * from './device-info.js';
 export * from './dirty-pages.js';

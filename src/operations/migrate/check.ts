@@ -17,6 +17,7 @@ import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
 import { askPeer, type FormatOptions, type Planned, planReasons, planState } from '../state-plan.js';
 import { createTransfer } from '../state-transfer.js';
 import { requireConfigAccess } from './config-access.js';
+import { identifyQemus, proveMigration } from './identity.js';
 import type { Run, RunDevice, Vm } from './run.js';
 import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
 
@@ -41,26 +42,26 @@ export async function check(
   try {
     const sourceQmp = await openQmp(options.sourceQmp, signal, cleanup);
     const destinationQmp = await openQmp(options.destQmp, signal, cleanup);
-    const reasons: string[] = [];
+    const qemus = { source: { qmp: sourceQmp }, destination: { qmp: destinationQmp } };
+    const { censuses, reasons, remarks } = await identifyQemus(qemus, options, signal);
     const devices: RunDevice[] = [];
+    const misfits: string[] = [];
     for (const pair of options.devices) {
       const { device, planned } = await openPair(pair, options, cleanup);
       devices.push(device);
-      reasons.push(...planReasons(planned).map((reason) => `device ${device.id}: ${reason}`));
+      misfits.push(...planReasons(planned).map((reason) => `device ${device.id}: ${reason}`));
     }
     const runState = await queryRunState(sourceQmp, { signal });
     reasons.push(...(await checkSourceVm(runState.status, devices)));
     await checkQemus(sourceQmp, destinationQmp, signal, reasons);
-    for (const device of devices) reasons.push(...(await checkDevice(device, sourceQmp, signal)));
-    if (reasons.length > 0) {
-      throw new DevstateError(
-        'DEVSTATE_E_INCOMPATIBLE',
-        `the migration was refused before it began: ${reasons.join('; ')}`,
-      );
-    }
+    for (const device of devices) misfits.push(...(await checkDevice(device, sourceQmp, signal)));
+    if (reasons.length > 0) refuse([...reasons, ...misfits]);
     const source = await attach(sourceQmp, signal, cleanup);
     const destination = await attach(destinationQmp, signal, cleanup);
     await requireConfigAccess(source, destination, devices, signal);
+    // First what was mixed up: it may be why the rest does not fit.
+    const unproven = await proveMigration({ source, destination }, devices, censuses, options, signal);
+    refuse([...unproven, ...misfits]);
     return {
       options,
       signal,
@@ -68,7 +69,7 @@ export async function check(
       destination,
       devices,
       wasRunning: runState.running,
-      warnings: p2pWarnings(devices),
+      warnings: [...remarks, ...p2pWarnings(devices)],
       report,
       phase: 'check',
       settings: undefined,
@@ -81,6 +82,13 @@ export async function check(
   }
 }
 
+/** @throws DEVSTATE_E_INCOMPATIBLE unless there is no reason to refuse */
+function refuse(reasons: readonly string[]): void {
+  if (reasons.length === 0) return;
+  const message = `the migration was refused before it began: ${reasons.join('; ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
 function requireDistinct(options: MigrateOptions): void {
   const usage = (message: string): never => {
     throw new DevstateError('DEVSTATE_E_USAGE', message);
@@ -89,6 +97,12 @@ function requireDistinct(options: MigrateOptions): void {
     usage(`source and destination QMP are the same socket, ${options.destQmp}`);
   if (options.devices.length === 0)
     usage('no device to migrate: name each with --device ID,source=PATH,dest=PATH');
+  const { without = [], unproven = [], devices } = options;
+  const isNamed = (name: string): boolean => devices.some(({ id }) => id === name);
+  const left = without.find(isNamed);
+  if (left !== undefined) usage(`device ${left} is named to be migrated and to be left behind (--without)`);
+  const unknown = unproven.find((name) => !isNamed(name));
+  if (unknown !== undefined) usage(`--unproven ${unknown}: no device of this name is to be migrated`);
   const ids = new Set<string>();
   const sockets = new Set<string>();
   for (const { id, source, dest } of options.devices) {

@@ -18,6 +18,10 @@ export interface MigrateOptions extends FormatOptions {
   /** Where QEMU sends its own part, as the destination listens: `unix:/path`, `tcp:host:port`. */
   readonly uri: string;
   readonly devices: readonly DevicePair[];
+  /** vfio-user devices that stay behind: by id, or by QOM path for one without. */
+  readonly without?: readonly string[];
+  /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
+  readonly unproven?: readonly string[];
   /** Bound for QEMU's own part of the pause, ms. */
   readonly downtimeMs: number;
   /** Give up and go back when the VM has not arrived after this time, ms. */

@@ -12,10 +12,10 @@ import {
   queryMigration,
   queryRunState,
   replaceObstacles,
-  vfioUserDevices,
 } from '../../qemu/index.js';
 import { MigrationState, migrationStateName } from '../../wire/index.js';
 import { openDeviceSocket } from '../device-socket.js';
+import { type Claim, proveClaims, takeCensus } from '../identity/index.js';
 import { commandObstacles, qmpSockets } from './command-line.js';
 import { Scratch, type UpgradeDevice, type UpgradeRun } from './run.js';
 import type { KeptDevice, UpgradeQemuOptions, UpgradeQemuProgress } from './types.js';
@@ -54,15 +54,24 @@ export async function check(
     const migration = await queryMigration(qmp, { signal });
     if (!IDLE.includes(migration.status)) reasons.push(`the VM is migrating already (${migration.status})`);
     reasons.push(...(await replaceObstacles(qmp, options.mode, { signal })));
-    reasons.push(...(await unnamedDevices(qmp, options, signal)));
+    const { present, reasons: unnamed } = await takeCensus(
+      qmp,
+      'old',
+      {
+        ids: options.devices.map(({ id }) => id),
+        without: undefined,
+        usage: (id) => `--device ${id},server=PATH`,
+      },
+      signal,
+    );
+    reasons.push(...unnamed);
     for (const device of devices) reasons.push(...(await checkDevice(device, qmp, signal)));
-    if (reasons.length > 0) {
-      const message = `the upgrade was refused before it began: ${reasons.join('; ')}`;
-      throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
-    }
+    refuse(reasons);
     const qtest = await Qtest.attach(qmp, { signal });
     cleanup.push(() => qtest.close());
     for (const { id } of devices) await proveConfigAccess(qtest, await findPciDevice(qmp, id, { signal }));
+    const old = { name: 'the old QEMU', qmp, qtest, devices: present, isFresh: false };
+    refuse(await proveClaims(old, claimsOf(devices, options), [], signal));
     return {
       options,
       qmpPath,
@@ -85,6 +94,22 @@ export async function check(
     for (const close of cleanup.reverse()) close();
     throw error;
   }
+}
+
+/** @throws DEVSTATE_E_INCOMPATIBLE unless there is no reason to refuse */
+function refuse(reasons: readonly string[]): void {
+  if (reasons.length === 0) return;
+  const message = `the upgrade was refused before it began: ${reasons.join('; ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
+function claimsOf(devices: readonly UpgradeDevice[], { unproven = [] }: UpgradeQemuOptions): Claim[] {
+  return devices
+    .filter(({ id }) => !unproven.includes(id))
+    .map(({ id, source: { path, device } }) => ({
+      id,
+      socket: { path, role: `the server of device ${id}`, device },
+    }));
 }
 
 /** @returns the new QEMU's QMP socket */
@@ -149,20 +174,6 @@ async function openDevice(
     view: undefined,
     silenced: false,
   };
-}
-
-/** A device that is not named would be reset, or keep the new QEMU waiting for its server until that gives up. */
-async function unnamedDevices(
-  qmp: QmpClient,
-  { devices }: UpgradeQemuOptions,
-  signal: AbortSignal,
-): Promise<string[]> {
-  const named = new Set(devices.map(({ id }) => id));
-  const all = await vfioUserDevices(qmp, { signal });
-  return all.flatMap((id) => {
-    if (id === undefined) return ['the VM has a vfio-user device without an id: start it with id=NAME'];
-    return named.has(id) ? [] : [`the VM has the vfio-user device ${id} too: --device ${id},server=PATH`];
-  });
 }
 
 async function checkDevice(

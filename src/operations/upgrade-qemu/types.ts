@@ -18,6 +18,8 @@ export interface UpgradeQemuOptions {
   readonly qmp?: string;
   /** All vfio-user devices of the VM. */
   readonly devices: readonly KeptDevice[];
+  /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
+  readonly unproven?: readonly string[];
   /** The new QEMU's command line. */
   readonly command: readonly string[];
   /** File that a new process's output is appended to; default: our stderr. */

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Whether the devices that an operation was given are the vfio-user devices that a QEMU has. One that is left out stops
+ * answering its guest when the VM goes on elsewhere, so it must be left out on purpose.
+ */
+
+import {
+  deviceName,
+  deviceType,
+  listVfioUserDevices,
+  type QmpClient,
+  VFIO_USER_TYPE,
+  type VfioUserDevice,
+} from '../../qemu/index.js';
+
+export interface NamedDevices {
+  /** What takes part, by QEMU's id. */
+  readonly ids: readonly string[];
+  /** What is left out on purpose, by id, or by QOM path for a device without an id; undefined where nothing can be. */
+  readonly without: readonly string[] | undefined;
+  /** How a device is named to take part, for messages: `--device ID,source=PATH,dest=PATH`. */
+  readonly usage: (id: string) => string;
+}
+
+/** The vfio-user devices of one QEMU, and why those that were named are not all of them. */
+export interface DeviceCensus {
+  readonly present: readonly VfioUserDevice[];
+  readonly reasons: readonly string[];
+}
+
+/** @param where for messages: `source`, `destination` */
+export async function takeCensus(
+  qmp: QmpClient,
+  where: string,
+  { ids, without, usage }: NamedDevices,
+  signal?: AbortSignal,
+): Promise<DeviceCensus> {
+  const present = await listVfioUserDevices(qmp, { signal });
+  const names = present.map(deviceName);
+  const reasons: string[] = [];
+  for (const device of present) {
+    const name = deviceName(device);
+    if (ids.includes(name) || without?.includes(name) === true) continue;
+    const what = `the ${where} QEMU (${qmp.path}) has the vfio-user device ${name}, which is not named`;
+    const way = device.id === undefined ? 'start it with id=NAME and name it' : `name it with ${usage(name)}`;
+    const leave = without === undefined ? '' : `, or leave it behind with --without ${name}`;
+    reasons.push(`${what}: ${way}${leave}`);
+  }
+  for (const id of ids) {
+    if (names.includes(id)) continue;
+    const type = await deviceType(qmp, id, { signal });
+    const list = names.length === 0 ? 'it has none' : `it has ${names.join(', ')}`;
+    reasons.push(
+      type === undefined
+        ? `device ${id}: the ${where} QEMU (${qmp.path}) has no vfio-user device with this id (${list})`
+        : `device ${id}: the ${where} QEMU (${qmp.path}) has a ${type} under this id, not a ${VFIO_USER_TYPE} (${list})`,
+    );
+  }
+  return { present, reasons };
+}
+
+/** Names in `without` that no QEMU has: a mistyped one would leave behind nothing, and say nothing. */
+export function unknownWithout(without: readonly string[], ...ends: readonly DeviceCensus[]): string[] {
+  const known = new Set(ends.flatMap(({ present }) => present.map(deviceName)));
+  return without
+    .filter((name) => !known.has(name))
+    .map((name) => `--without ${name}: no QEMU has a vfio-user device of this name`);
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Proof that what an operator names belongs together. */
+
+export { createChallenge, judge, type Verdict } from './challenge.js';
+export { type DeviceCensus, type NamedDevices, takeCensus, unknownWithout } from './devices.js';
+export { type Claim, type Examined, type NamedSocket, proveClaims } from './prove.js';

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Reaching a device's configuration space where no firmware has numbered the buses yet: in a QEMU that waits for a
+ * migration every bridge is as after power-on, and what is behind one answers to no address.
+ *
+ *     root bus ── bridge ── bridge ── device        each bridge's QOM path is the parent of its bus's path
+ */
+
+import { dirname } from 'node:path';
+import { z } from 'zod';
+import { DevstateError } from '../errors.js';
+import { findConfigAccess } from './config-access.js';
+import { configRead, configWrite, type PciLocation } from './pci-commands.js';
+import { findPciDevice } from './pci-location.js';
+import { type QmpClient, QmpCommandError } from './qmp.js';
+import type { QtestAccess, QtestCommand } from './qtest.js';
+import { WITH_IDS } from './vfio-user-devices.js';
+
+interface Cancellable {
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Offset of primary, secondary and subordinate bus number in a bridge's header, a byte each. */
+const BUS_NUMBERS = 0x18;
+const HIGHEST_BUS = 0xff;
+/** Bridges between a root bus and a device. */
+const MAX_DEPTH = 32;
+
+/** A device or bridge as its bus knows it. */
+interface Place {
+  readonly slot: number;
+  readonly function: number;
+  readonly bus: string;
+}
+
+/**
+ * Runs `work` with the address of the device with QEMU's id `id`. Bridges that have no bus number get one for as long as
+ * it takes, if `mayNumber`: only in a VM whose guest has not run.
+ * @throws DEVSTATE_E_PCI_DEVICE when it has no address, and may not get one
+ */
+export async function withLocation<T>(
+  { qmp, qtest }: { readonly qmp: QmpClient; readonly qtest: QtestAccess },
+  id: string,
+  mayNumber: boolean,
+  work: (location: PciLocation) => Promise<T>,
+  options: Cancellable = {},
+): Promise<T> {
+  const numbered = await findPciDevice(qmp, id, options).catch((error: unknown) => {
+    const isMissing = error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE';
+    if (!isMissing || !mayNumber) throw error;
+    return undefined;
+  });
+  if (numbered !== undefined) return work(numbered);
+  const { bridges, root, device } = await chainOf(qmp, `${WITH_IDS}/${id}`, options);
+  const config = await findConfigAccess(qmp, id, options);
+  const undo: QtestCommand[] = [];
+  let bus = root;
+  try {
+    for (const [index, bridge] of bridges.entries()) {
+      const at: PciLocation = { bus, slot: bridge.slot, function: bridge.function, config };
+      const values = await qtest.run(configRead(at, BUS_NUMBERS, 'l'));
+      const numbers = values.at(-1) ?? 0;
+      let secondary = (numbers >>> 8) & 0xff;
+      if (secondary === 0) {
+        secondary = HIGHEST_BUS - (bridges.length - 1 - index);
+        undo.unshift(...numberCommands(at, numbers));
+        await qtest.run(numberCommands(at, bus | (secondary << 8) | (HIGHEST_BUS << 16)));
+      }
+      bus = secondary;
+    }
+    return await work({ bus, slot: device.slot, function: device.function, config });
+  } finally {
+    await qtest.run(undo);
+  }
+}
+
+/** Commands that write a bridge's three bus numbers, as they are in the low bytes of `numbers`. */
+function numberCommands(at: PciLocation, numbers: number): QtestCommand[] {
+  return [
+    ...configWrite(at, BUS_NUMBERS, 'w', numbers & 0xffff),
+    ...configWrite(at, BUS_NUMBERS + 2, 'b', (numbers >>> 16) & 0xff),
+  ];
+}
+
+/** The bridges from a root bus to a device, and the root bus's number. */
+async function chainOf(
+  qmp: QmpClient,
+  path: string,
+  options: Cancellable,
+): Promise<{ bridges: Place[]; root: number; device: Place }> {
+  const device = await placeOf(qmp, path, options);
+  if (device === undefined) throw unreachable(path);
+  const bridges: Place[] = [];
+  let top = path;
+  for (let bus = device.bus; bridges.length <= MAX_DEPTH; ) {
+    const bridge = await placeOf(qmp, dirname(bus), options);
+    if (bridge === undefined) break;
+    top = dirname(bus);
+    bridges.unshift(bridge);
+    bus = bridge.bus;
+  }
+  const root = await property(qmp, top, 'busnr', z.int().min(0).max(HIGHEST_BUS), options);
+  return { bridges, root: root ?? 0, device };
+}
+
+/** Undefined for what is no PCI device, such as a host bridge. */
+async function placeOf(qmp: QmpClient, path: string, options: Cancellable): Promise<Place | undefined> {
+  const address = await property(qmp, path, 'addr', z.int().min(0).max(0xff), options);
+  const bus = await property(qmp, path, 'parent_bus', z.string(), options);
+  if (address === undefined || bus === undefined || bus === '') return undefined;
+  return { slot: address >>> 3, function: address & 7, bus };
+}
+
+/** Undefined when the object has no such property, or it is of another kind. */
+async function property<T>(
+  qmp: QmpClient,
+  path: string,
+  name: string,
+  schema: z.ZodType<T>,
+  { signal }: Cancellable,
+): Promise<T | undefined> {
+  try {
+    const value = await qmp.execute('qom-get', { arguments: { path, property: name }, signal });
+    return schema.safeParse(value).data;
+  } catch (error) {
+    if (error instanceof QmpCommandError) return undefined;
+    throw error;
+  }
+}
+
+function unreachable(path: string): DevstateError {
+  const message = `QEMU has no PCI device ${path}`;
+  return new DevstateError('DEVSTATE_E_PCI_DEVICE', message);
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Whatever an operator mixes up, between two running VMs and two QEMUs that wait, is refused before anything changes, with
+ * the names of what does not belong together.
+ */
+
+import { symlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { queryMigration, queryRunState } from '../../src/qemu/index.js';
+import { devstate } from './harness/devstate-process.js';
+import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
+
+t.setTimeout(300_000);
+
+/** Two disks, one of them behind a port that no firmware has numbered at the destination. */
+const DISKS = ['05.0', 'behind-port'];
+
+interface Scene {
+  readonly lab: MigrationLab;
+  /** Two VMs that run, and a destination for each. */
+  readonly vms: readonly [LabVm, LabVm];
+  readonly destinations: readonly [LabVm, LabVm];
+}
+
+async function setScene(t: Test): Promise<Scene | undefined> {
+  const lab = await MigrationLab.create(t, { disks: DISKS });
+  if (lab === undefined) return undefined;
+  const serve = (vm: number, end: string, incoming: boolean): Promise<LabServer[]> =>
+    Promise.all(
+      DISKS.map((_, disk) =>
+        lab.serve(`vm${vm}-disk${disk}-${end}`, { disk, incoming, image: imageOf(lab, vm, disk) }),
+      ),
+    );
+  const start = async (vm: number): Promise<LabVm> =>
+    lab.startVm({ servers: await serve(vm, 'source', false) });
+  const vms = [await start(0), await start(1)] as const;
+  for (const vm of vms) await lab.guestWrites(vm);
+  const wait = async (vm: number): Promise<LabVm> =>
+    lab.startVm({ servers: await serve(vm, 'dest', true), incoming: true });
+  return { lab, vms, destinations: [await wait(0), await wait(1)] };
+}
+
+/** Of the first VM, the lab's own, so that it checks what was written. */
+function imageOf(lab: MigrationLab, vm: number, disk: number): string {
+  return vm === 0 ? lab.image(disk) : join(lab.directory, `other${disk}.img`);
+}
+
+function deviceArguments(sources: readonly string[], destinations: readonly string[]): string[] {
+  return sources.flatMap((source, disk) => [
+    '--device',
+    `disk${disk},source=${source},dest=${destinations[disk]}`,
+  ]);
+}
+
+const socketsOf = (vm: LabVm): string[] => vm.servers.map(({ migrationSocket }) => migrationSocket);
+
+t.test('what does not belong together is not migrated', async (t) => {
+  const scene = await setScene(t);
+  if (scene === undefined) return;
+  const { lab, vms, destinations } = scene;
+  const [vm, other] = vms;
+  const [destination, otherDestination] = destinations;
+  const from = socketsOf(vm);
+  const to = socketsOf(destination);
+  const foreign = socketsOf(other);
+
+  const migrate = (
+    devices: readonly string[],
+    { source = vm.qmpPath, dest = destination.qmpPath } = {},
+  ): ReturnType<typeof devstate> =>
+    devstate(
+      ...['migrate', '--source-qmp', source, '--dest-qmp', dest],
+      ...['--uri', `unix:${join(lab.directory, 'ram')}`, ...devices],
+    );
+
+  /** Every QEMU is as it was, and both guests go on. */
+  const nothingChanged = async (t: Test): Promise<void> => {
+    for (const one of vms) {
+      t.match(await queryRunState(one.qmp), { status: 'running' });
+      await lab.guestWrites(one);
+    }
+    for (const one of destinations) t.match(await queryRunState(one.qmp), { status: 'inmigrate' });
+    for (const one of [...vms, ...destinations]) t.equal((await queryMigration(one.qmp)).status, 'none');
+  };
+
+  const refused = (
+    name: string,
+    run: () => ReturnType<typeof devstate>,
+    ...words: readonly (string | RegExp)[]
+  ): Promise<unknown> =>
+    t.test(name, async (t) => {
+      const { code, stderr } = await run();
+      t.equal(code, 3, stderr);
+      for (const word of words) t.match(stderr, word);
+      await nothingChanged(t);
+    });
+
+  await refused(
+    'the source QEMU of another VM',
+    () => migrate(deviceArguments(from, to), { source: other.qmpPath }),
+    /device disk0: the source QEMU .* does not talk to the server behind .*vm0-disk0-source/,
+    /QEMU connected this device to \/.*vm1-disk0-source/,
+  );
+  await refused(
+    'the source server of another VM',
+    () => migrate(deviceArguments([from[0]!, foreign[1]!], to)),
+    /device disk1: the source QEMU .* does not talk to the server behind .*vm1-disk1-source/,
+  );
+  await refused(
+    'the destination server of another VM',
+    () => migrate(deviceArguments(from, [to[0]!, socketsOf(otherDestination)[1]!])),
+    /device disk1: the destination QEMU .* does not talk to the server behind .*vm1-disk1-dest/,
+  );
+  await refused(
+    'two devices exchanged at both ends',
+    () => migrate(deviceArguments([from[1]!, from[0]!], [to[1]!, to[0]!])),
+    /device disk0: .* arrived at .*vm0-disk0-source.*, named as the source of device disk1/,
+    /device disk1: .* arrived at .*vm0-disk1-source.*, named as the source of device disk0/,
+    /device disk0: .* arrived at .*vm0-disk0-dest.*, named as the destination of device disk1/,
+  );
+  await refused(
+    'two devices exchanged at the destination',
+    () => migrate(deviceArguments(from, [to[1]!, to[0]!])),
+    /device disk0: .* arrived at .*vm0-disk0-dest.*, named as the destination of device disk1/,
+  );
+  await refused(
+    'source and destination of a device exchanged',
+    () => migrate(deviceArguments([to[0]!, from[1]!], [from[0]!, to[1]!])),
+    /disk0/,
+  );
+  const path = join(lab.directory, 'other-name.mig');
+  await symlink(from[0]!, path);
+  await refused(
+    'one server by two paths',
+    () => migrate(deviceArguments(from, [path, to[1]!])),
+    /both lead to one server|does not talk to the server behind .*other-name/,
+  );
+  await refused(
+    'a device that is not named',
+    () => migrate(deviceArguments(from, to).slice(0, 2)),
+    /the source QEMU .* has the vfio-user device disk1, which is not named.*--without disk1/,
+    /the destination QEMU .* has the vfio-user device disk1, which is not named/,
+  );
+  await refused(
+    'a device that is no vfio-user device',
+    () => migrate(['--device', `root-port,source=${from[0]},dest=${to[0]}`]),
+    /device root-port: the source QEMU .* has a pcie-root-port under this id, not a vfio-user-pci/,
+  );
+  await refused(
+    'a device to be left behind that does not exist',
+    () => migrate([...deviceArguments(from, to), '--without', 'disk7']),
+    /--without disk7: no QEMU has a vfio-user device of this name/,
+  );
+
+  await t.test('what belongs together is', async (t) => {
+    const { code, stderr } = await migrate(deviceArguments(from, to));
+    t.equal(code, 0, stderr);
+    await lab.guestWrites(destination);
+    await lab.guestWrites(other);
+    t.same(await lab.finishAndCheck(destination), []);
+  });
+});

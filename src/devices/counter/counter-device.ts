@@ -29,6 +29,7 @@ import {
 import { CounterRing } from './ring.js';
 import {
   type CounterState,
+  counted,
   decodeState,
   encodeState,
   initialState,
@@ -193,13 +194,13 @@ export class CounterDevice implements Device {
     const state = this.#state;
     if (opcode === CounterOpcode.ADD) {
       state.value = BigInt.asUintN(64, state.value + operand);
-      state.additions++;
+      state.additions = counted(state.additions);
       return CounterStatus.DONE;
     }
     if (opcode !== CounterOpcode.COMPARE_AND_SWAP) return CounterStatus.INVALID;
     if (state.value !== expected) return CounterStatus.DIFFERENT;
     state.value = operand;
-    state.exchanges++;
+    state.exchanges = counted(state.exchanges);
     return CounterStatus.DONE;
   }
 

@@ -47,6 +47,11 @@ export function initialState(): CounterState {
   };
 }
 
+/** One more, up to what a state can hold. */
+export function counted(value: number): number {
+  return Math.min(value + 1, Number.MAX_SAFE_INTEGER);
+}
+
 /** Writes the payload to `bytes`, which are reused from one transaction to the next. */
 export function encodeState(state: CounterState, bytes = new Uint8Array(STATE_LENGTH)): Uint8Array {
   const view = new DataView(bytes.buffer, bytes.byteOffset, STATE_LENGTH);

@@ -25,7 +25,6 @@ import {
   alderToStandard,
   encodeAlderState,
   standardToAlder,
-  stateProblem,
 } from './alder/index.js';
 import { BirchRecord, birchToStandard, standardToBirch } from './birch/index.js';
 import { type NvmeParameters, resolveNvmeParameters } from './spec/index.js';
@@ -75,8 +74,7 @@ const alder: NvmeFormat = {
   },
   encode: (standardState, header) => {
     const parameters = parametersOf(header);
-    const { state, reasons } = standardToAlder(standardState, parameters);
-    const problem = reasons.length > 0 ? reasons.join('; ') : stateProblem(state, parameters);
+    const { state, problem } = standardToAlder(standardState, parameters);
     if (problem !== undefined) throw new DevstateError('DEVSTATE_E_CONVERSION', problem);
     return encodeAlderState(state, parameters);
   },

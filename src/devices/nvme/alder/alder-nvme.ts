@@ -67,7 +67,7 @@ import { MsixTable } from './msix-table.js';
 import { CompletionQueue, SubmissionQueue } from './queues.js';
 import { type RegisterListener, Registers } from './registers.js';
 import { alderToStandard, standardToAlder } from './standard.js';
-import { type ControllerState, stateProblem } from './state.js';
+import type { ControllerState } from './state.js';
 import { AlderStateFormat, type StatefulController } from './state-format.js';
 import { captureQueues, restoreQueues } from './state-queues.js';
 
@@ -440,9 +440,7 @@ class AlderNvme
   }
 
   restoreStandard(standard: NvmeState): void {
-    const { state, reasons } = standardToAlder(standard, this.parameters);
-    // Fields are looked at together only where each is what it should be.
-    const problem = reasons.length > 0 ? reasons.join('; ') : stateProblem(state, this.parameters);
+    const { state, problem } = standardToAlder(standard, this.parameters);
     if (problem !== undefined) throw new RequestError(Errno.EINVAL, `NVMe state refused: ${problem}`);
     if (this.busy) throw new RequestError(Errno.EBUSY, 'the controller is not quiesced');
     this.restoreState(state);

@@ -85,6 +85,7 @@ export class AsyncEvents {
       }
       pending.splice(index, 1);
       masked.push(event.type);
+      masked.sort((a, b) => a - b);
       this.deliver(
         requests.shift()!,
         Status.SUCCESS,

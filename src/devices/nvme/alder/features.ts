@@ -2,6 +2,7 @@
 /** Features (NVMe 1.4, section 5.21): current values, defaults, Set and Get. Values last until the controller is reset. */
 
 import {
+  ARBITRATION_WRITABLE,
   FEATURE_CHANGEABLE,
   FeatureId,
   FeatureSelect,
@@ -29,7 +30,7 @@ export interface FeatureValues {
 
 /** Features that are one dword, with the bits that exist. */
 const SIMPLE = new Map<number, { key: Exclude<keyof FeatureValues, 'coalescingDisabled'>; mask: number }>([
-  [FeatureId.ARBITRATION, { key: 'arbitration', mask: 0xffffff07 }],
+  [FeatureId.ARBITRATION, { key: 'arbitration', mask: ARBITRATION_WRITABLE }],
   [FeatureId.ERROR_RECOVERY, { key: 'errorRecovery', mask: 0x0000ffff }],
   [FeatureId.VOLATILE_WRITE_CACHE, { key: 'volatileWriteCache', mask: 0x1 }],
   [FeatureId.INTERRUPT_COALESCING, { key: 'interruptCoalescing', mask: 0xffff }],

@@ -11,6 +11,7 @@ import {
   errorLog,
   firmwareLog,
   LogPage,
+  nextErrorCount,
   type SmartCounters,
   smartLog,
 } from '../spec/index.js';
@@ -52,8 +53,10 @@ export class Health {
   }
 
   #log(entry: Omit<ErrorEntry, 'count'>): void {
-    const { errors } = this.#state;
-    errors.unshift({ count: ++this.#state.errorCount, ...entry });
+    const { errors, errorCount } = this.#state;
+    const count = nextErrorCount(errorCount);
+    this.#state.errorCount = count;
+    errors.unshift({ count, ...entry });
     if (errors.length > ERROR_LOG_ENTRIES) errors.pop();
   }
 

@@ -4,5 +4,4 @@
 export { type AlderNvmeOptions, createAlderNvme } from './alder-nvme.js';
 export { alderDescription } from './describe.js';
 export { alderToStandard, standardToAlder } from './standard.js';
-export { stateProblem } from './state.js';
 export { AlderRecord, AlderRecords, encodeAlderState } from './state-format.js';

@@ -8,6 +8,7 @@ import {
   CDW11_ATTRIBUTE_DEALLOCATE,
   CDW12_DEALLOCATE,
   CDW12_FUA,
+  counted,
   DSM_RANGE_SIZE,
   Dword,
   IoOpcode,
@@ -80,8 +81,8 @@ export class IoCommands {
   #read(command: Command): void {
     const extent = this.#extent(command, this.#maximumTransfer);
     const { counters } = this.#controller.health;
-    counters.readCommands++;
-    counters.bytesRead += extent.length;
+    counters.readCommands = counted(counters.readCommands);
+    counters.bytesRead = counted(counters.bytesRead, extent.length);
     const ranges = this.#collect(command, extent.length);
     const { memory } = this.#controller.host;
     if (Array.isArray(ranges) && extent.length <= DIRECT_READ_MAX) {
@@ -108,8 +109,9 @@ export class IoCommands {
   #write(command: Command): void {
     const extent = this.#extent(command, this.#maximumTransfer);
     const { health, host, image, engine } = this.#controller;
-    health.counters.writeCommands++;
-    health.counters.bytesWritten += extent.length;
+    const { counters } = health;
+    counters.writeCommands = counted(counters.writeCommands);
+    counters.bytesWritten = counted(counters.bytesWritten, extent.length);
     const ranges = this.#collect(command, extent.length);
     const durable = this.#isDurable(command);
     if (Array.isArray(ranges) && !durable && extent.length <= DIRECT_READ_MAX) {
@@ -137,7 +139,7 @@ export class IoCommands {
   async #compare(command: Command): Promise<void> {
     const { health, host, image, registers } = this.#controller;
     const extent = this.#extent(command, this.#maximumTransfer);
-    health.counters.readCommands++;
+    health.counters.readCommands = counted(health.counters.readCommands);
     const expected = await readFromPrps(host.memory, command, extent.length, registers.pageSize);
     const actual = new Uint8Array(extent.length);
     await image.read([actual], extent.position);
@@ -148,7 +150,7 @@ export class IoCommands {
     const { image, health } = this.#controller;
     // Takes no data, so MDTS does not bound it.
     const { position, length } = this.#extent(command, Number.MAX_SAFE_INTEGER);
-    health.counters.writeCommands++;
+    health.counters.writeCommands = counted(health.counters.writeCommands);
     const deallocate = (command.dword(Dword.CDW12) & CDW12_DEALLOCATE) !== 0;
     const durable = this.#isDurable(command);
     if (!deallocate || !image.punchHole(position, length)) await image.writeZeroes(position, length);
@@ -202,7 +204,7 @@ export class IoCommands {
       () => engine.complete(command, Status.SUCCESS),
       (error: unknown) => {
         if (!(error instanceof DevstateError)) return engine.completeError(command, error);
-        health.counters.mediaErrors++;
+        health.counters.mediaErrors = counted(health.counters.mediaErrors);
         host.log('error', `${error.message} (${error.code})`);
         engine.complete(command, ioStatus);
       },

@@ -18,6 +18,7 @@ import {
   pageSizeOf,
   READY_TIMEOUT,
   Register,
+  savedAddress,
   VERSION,
 } from '../spec/index.js';
 
@@ -171,8 +172,8 @@ export class Registers {
       csts: this.csts,
       interruptMask: this.interruptMask,
       aqa: this.#get(Register.AQA),
-      asq: this.adminSq,
-      acq: this.adminCq,
+      asq: savedAddress(this.adminSq),
+      acq: savedAddress(this.adminCq),
     };
   }
 

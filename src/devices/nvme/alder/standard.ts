@@ -2,10 +2,10 @@
 /** The controller's state ↔ the vendor-neutral `NvmeState`. By values alone: no controller is needed. */
 
 import type { NvmeFeature, NvmeIdentity, NvmeState } from '../../../formats/index.js';
-import { Cc, Csts, FeatureId, type NvmeParameters } from '../spec/index.js';
+import { Cc, Csts, ERROR_LOG_ENTRIES, FeatureId, type NvmeParameters } from '../spec/index.js';
 import { standardIdentity } from '../standard/identity.js';
 import { defaultFeatures, type FeatureValues } from './features.js';
-import type { ControllerState } from './state.js';
+import { type ControllerState, fieldProblem, stateProblem } from './state.js';
 
 /** THSEL 1 of Temperature Threshold. */
 const UNDER_TEMPERATURE = 0x100000;
@@ -93,13 +93,13 @@ function featuresOf(values: FeatureValues, parameters: NvmeParameters): NvmeFeat
 }
 
 /**
- * A state as this controller's. What its fields say about each other is for `stateProblem`.
- * @returns the state, and every reason why this controller cannot have it
+ * A state as this controller's.
+ * @returns the state, and why this controller cannot have it, if it cannot
  */
 export function standardToAlder(
   state: NvmeState,
   parameters: NvmeParameters,
-): { state: ControllerState; reasons: string[] } {
+): { state: ControllerState; problem: string | undefined } {
   const reasons = identityDifferences(state.identity, standardIdentity(parameters));
   for (const queue of [...state.submissionQueues, ...state.completionQueues]) {
     if (!queue.physicallyContiguous) reasons.push(`queue ${queue.id} is not physically contiguous (CAP.CQR)`);
@@ -115,68 +115,72 @@ export function standardToAlder(
   // A shutdown that is asked for and under way begins again here.
   const anew = (csts & Csts.SHST_MASK) === Csts.SHST_OCCURRING && (cc & Cc.SHN_MASK) !== 0;
   const { health, events } = state;
-  return {
-    state: {
-      config: state.pci.config,
-      msixTable: state.pci.msixTable,
-      registers: { ...state.registers, csts: anew ? csts - Csts.SHST_OCCURRING : csts },
-      submission: state.submissionQueues.map(
-        ({ id, base, entries, head, tail, completionQueue, priority }) => ({
-          id,
-          base,
-          size: entries,
-          head,
-          tail,
-          cq: completionQueue,
-          priority,
-        }),
-      ),
-      completion: state.completionQueues.map(
-        ({ id, base, entries, head, tail, phase, vector, interruptsEnabled }) => ({
-          id,
-          base,
-          size: entries,
-          head,
-          tail,
-          phase,
-          vector,
-          interruptsEnabled,
-          held: state.completions
-            .filter(({ submissionQueue }) => completionQueueOf.get(submissionQueue) === id)
-            .map(({ submissionQueue, commandId, status, result }) => ({
-              sq: submissionQueue,
-              cid: commandId,
-              status,
-              result,
-            })),
-        }),
-      ),
-      commands: state.commands.map(({ submissionQueue, entry }) => ({ sq: submissionQueue, entry })),
-      features: featureValues(state.features, parameters, reasons),
-      events: {
-        requests: [...events.requests],
-        pending: events.pending.map(({ logPage, ...event }) => ({ ...event, page: logPage })),
-        masked: [...events.masked],
+  const own: ControllerState = {
+    config: state.pci.config,
+    msixTable: state.pci.msixTable,
+    registers: { ...state.registers, csts: anew ? csts - Csts.SHST_OCCURRING : csts },
+    submission: state.submissionQueues.map(
+      ({ id, base, entries, head, tail, completionQueue, priority }) => ({
+        id,
+        base,
+        size: entries,
+        head,
+        tail,
+        cq: completionQueue,
+        priority,
+      }),
+    ),
+    completion: state.completionQueues.map(
+      ({ id, base, entries, head, tail, phase, vector, interruptsEnabled }) => ({
+        id,
+        base,
+        size: entries,
+        head,
+        tail,
+        phase,
+        vector,
+        interruptsEnabled,
+        held: state.completions
+          .filter(({ submissionQueue }) => completionQueueOf.get(submissionQueue) === id)
+          .map(({ submissionQueue, commandId, status, result }) => ({
+            sq: submissionQueue,
+            cid: commandId,
+            status,
+            result,
+          })),
+      }),
+    ),
+    commands: state.commands.map(({ submissionQueue, entry }) => ({ sq: submissionQueue, entry })),
+    features: featureValues(state.features, parameters, reasons),
+    events: {
+      requests: [...events.requests],
+      pending: events.pending.map(({ logPage, ...event }) => ({ ...event, page: logPage })),
+      masked: [...new Set(events.masked)].sort((a, b) => a - b),
+    },
+    health: {
+      counters: {
+        bytesRead: health.bytesRead,
+        bytesWritten: health.bytesWritten,
+        readCommands: health.readCommands,
+        writeCommands: health.writeCommands,
+        mediaErrors: health.mediaErrors,
       },
-      health: {
-        counters: {
-          bytesRead: health.bytesRead,
-          bytesWritten: health.bytesWritten,
-          readCommands: health.readCommands,
-          writeCommands: health.writeCommands,
-          mediaErrors: health.mediaErrors,
-        },
-        errorCount: health.errorCount,
-        errors: health.errors.map(({ submissionQueue, commandId, namespace, ...entry }) => ({
+      errorCount: health.errorCount,
+      // Of a longer log the newest entries are taken.
+      errors: health.errors
+        .slice(0, ERROR_LOG_ENTRIES)
+        .map(({ submissionQueue, commandId, namespace, ...entry }) => ({
           ...entry,
           sqid: submissionQueue,
           cid: commandId,
           nsid: namespace,
         })),
-      },
     },
-    reasons,
   };
+  // Fields are looked at together only where each is what it should be.
+  const problem =
+    reasons.length > 0 ? reasons.join('; ') : (fieldProblem(own) ?? stateProblem(own, parameters));
+  return { state: own, problem };
 }
 
 function featureValues(
@@ -201,7 +205,7 @@ function featureValues(
         reasons.push(`${name} asks for more than ${most + 1} queues`);
     } else reasons.push(`${name} with the value 0x${value.toString(16)} does not exist here`);
   }
-  values.coalescingDisabled.sort((a, b) => a - b);
+  values.coalescingDisabled = [...new Set(values.coalescingDisabled)].sort((a, b) => a - b);
   return values;
 }
 

@@ -8,6 +8,7 @@ import { z } from 'zod';
 import { CONFIG_SPACE_SIZE } from '../../../device/pci-config.js';
 import {
   AQA_WRITABLE,
+  ARBITRATION_WRITABLE,
   ASYNC_EVENT_LIMIT,
   Cc,
   Csts,
@@ -85,7 +86,7 @@ export const commandsSchema = z.strictObject({
 
 export const adminSchema = z.strictObject({
   features: z.strictObject({
-    arbitration: u32,
+    arbitration: bits(ARBITRATION_WRITABLE),
     powerManagement: bits(0xe0),
     temperatureOver: u16,
     temperatureUnder: u16,
@@ -114,7 +115,14 @@ export const adminSchema = z.strictObject({
     errorCount: size,
     errors: z
       .array(
-        z.strictObject({ count: size, sqid: u16, cid: u16, status: bits(STATUS_MASK), lba: size, nsid: u32 }),
+        z.strictObject({
+          count: size.min(1),
+          sqid: u16,
+          cid: u16,
+          status: bits(STATUS_MASK),
+          lba: size,
+          nsid: u32,
+        }),
       )
       .max(ERROR_LOG_ENTRIES),
   }),
@@ -128,24 +136,43 @@ export type ControllerState = z.infer<typeof functionSchema> &
   z.infer<typeof commandsSchema> &
   z.infer<typeof adminSchema>;
 
+const controllerSchema = z.strictObject({
+  ...functionSchema.shape,
+  ...queuesSchema.shape,
+  ...commandsSchema.shape,
+  ...adminSchema.shape,
+});
+
+/** The first field of a state that is out of its range here, in words; undefined if all are sound in themselves. */
+export function fieldProblem(state: ControllerState): string | undefined {
+  const issue = controllerSchema.safeParse(state).error?.issues[0];
+  return issue === undefined ? undefined : `${issue.path.join('.')}: ${issue.message}`;
+}
+
 /** What fields of a state, each sound in itself, contradict each other or this controller; undefined if nothing. */
 export function stateProblem(state: ControllerState, parameters: NvmeParameters): string | undefined {
   const { cc, csts, aqa, asq, acq } = state.registers;
-  if (((cc >>> 7) & 0xf) > MPS_MAX) return 'the page size is one this controller does not have';
   if (![0, Csts.SHST_COMPLETE].includes(csts & Csts.SHST_MASK)) return 'a shutdown is under way';
   if (state.msixTable.length !== parameters.msix_vectors * MSIX_ENTRY_SIZE)
     return 'the MSI-X table has another length';
   if (state.features.coalescingDisabled.some((vector) => vector >= parameters.msix_vectors)) {
     return 'a feature names an interrupt vector that does not exist';
   }
-  if (new Set(state.events.requests).size !== state.events.requests.length)
-    return 'two event requests have one identifier';
+  for (const [what, list] of [
+    ['two event requests have one identifier', state.events.requests],
+    ['a masked event type is there twice', state.events.masked],
+    ['a vector without coalescing is there twice', state.features.coalescingDisabled],
+  ] as const) {
+    if (new Set(list).size !== list.length) return what;
+  }
   const queues = [...state.submission, ...state.completion];
   if ((csts & Csts.RDY) === 0) {
     if (queues.length > 0 || state.commands.length > 0 || state.events.requests.length > 0)
       return 'a controller that is not ready has queues';
     return undefined;
   }
+  // A guest may write any page size while the controller is disabled, or try to enable it with that.
+  if (((cc >>> 7) & 0xf) > MPS_MAX) return 'the page size is one this controller does not have';
   const ids = new Set(state.submission.map(({ id }) => id));
   if (!state.commands.every(({ sq }) => ids.has(sq))) return 'a command is of a queue that is not there';
   return (
@@ -155,7 +182,11 @@ export function stateProblem(state: ControllerState, parameters: NvmeParameters)
   );
 }
 
-function queueProblem(state: QueuesState, parameters: NvmeParameters, pageSize: number): string | undefined {
+function queueProblem(
+  state: QueuesState & Pick<ControllerState, 'commands'>,
+  parameters: NvmeParameters,
+  pageSize: number,
+): string | undefined {
   const { submission, completion } = state;
   for (const list of [submission, completion]) {
     for (const [index, queue] of list.entries()) {
@@ -170,17 +201,25 @@ function queueProblem(state: QueuesState, parameters: NvmeParameters, pageSize: 
       if (queue.head >= queue.size || queue.tail >= queue.size) return `${name} has an index beyond its end`;
     }
   }
-  const submissionIds = new Set(submission.map((sq) => sq.id));
+  const completionQueueOf = new Map(submission.map(({ id, cq }) => [id, cq]));
   const completionIds = new Set(completion.map((cq) => cq.id));
+  const commandsOf = new Map<number | undefined, number>();
+  for (const { sq } of state.commands) {
+    const cq = completionQueueOf.get(sq);
+    commandsOf.set(cq, (commandsOf.get(cq) ?? 0) + 1);
+  }
   for (const sq of submission) {
     if (!completionIds.has(sq.cq) || (sq.id === 0) !== (sq.cq === 0))
       return `queue ${sq.id} has no completion queue`;
   }
   for (const cq of completion) {
     if (cq.vector >= parameters.msix_vectors) return `queue ${cq.id} has a vector that does not exist`;
+    // Each of its commands becomes a completion, which may have to be held back too.
+    if (cq.held.length + (commandsOf.get(cq.id) ?? 0) > HELD_LIMIT)
+      return `queue ${cq.id} has too many commands`;
     for (const held of cq.held) {
-      const sq = submissionIds.has(held.sq) ? submission.find((other) => other.id === held.sq) : undefined;
-      if (sq?.cq !== cq.id) return `queue ${cq.id} holds a completion of a queue that is not its own`;
+      if (completionQueueOf.get(held.sq) !== cq.id)
+        return `queue ${cq.id} holds a completion of a queue that is not its own`;
     }
   }
   return undefined;

@@ -4,6 +4,7 @@
 import {
   CapHigh,
   CapLow,
+  counted,
   FeatureId,
   MPS_MAX,
   type NvmeParameters,
@@ -91,8 +92,9 @@ export class ControllerImage {
     this.view.setUint32(at + 4, Math.floor(value / 2 ** 32), true);
   }
 
-  addU64(at: number, value: number): void {
-    this.setU64(at, this.u64(at) + value);
+  /** Adds to a counter, which stays at what a state can hold. */
+  count(at: number, value = 1): void {
+    this.setU64(at, counted(this.u64(at), value));
   }
 
   /** A span as bytes of the image itself. */

@@ -11,6 +11,7 @@ import {
   errorLog,
   firmwareLog,
   LogPage,
+  nextErrorCount,
   smartLog,
 } from '../spec/index.js';
 import type { ControllerImage } from './controller-image.js';
@@ -47,9 +48,10 @@ function logError(
   lba: number,
   nsid: number,
 ): void {
-  image.addU64(HealthCounter.ERRORS, 1);
+  const count = nextErrorCount(image.u64(HealthCounter.ERRORS));
+  image.setU64(HealthCounter.ERRORS, count);
   image.bytes.copyWithin(ERRORS_AT + ERROR_SIZE, ERRORS_AT, ERRORS_AT + ERRORS_SIZE - ERROR_SIZE);
-  writeError(image, 0, { count: image.u64(HealthCounter.ERRORS), sqid, cid, status, lba, nsid });
+  writeError(image, 0, { count, sqid, cid, status, lba, nsid });
 }
 
 /** Writes a slot of the error log. */

@@ -65,8 +65,8 @@ function read(birch: Birch, slot: number): number {
   const length = dataLength(birch, slot);
   const wrong = extentStatus(birch, slot, length, maximumTransfer(birch));
   if (wrong !== Status.SUCCESS) return wrong;
-  image.addU64(HealthCounter.READ_COMMANDS, 1);
-  image.addU64(HealthCounter.BYTES_READ, length);
+  image.count(HealthCounter.READ_COMMANDS);
+  image.count(HealthCounter.BYTES_READ, length);
   const position = dataPosition(birch, slot);
   const pointer = current;
   const status = locate(birch, slot, length, pointer);
@@ -102,8 +102,8 @@ function write(birch: Birch, slot: number): number {
   const length = dataLength(birch, slot);
   const wrong = extentStatus(birch, slot, length, maximumTransfer(birch));
   if (wrong !== Status.SUCCESS) return wrong;
-  image.addU64(HealthCounter.WRITE_COMMANDS, 1);
-  image.addU64(HealthCounter.BYTES_WRITTEN, length);
+  image.count(HealthCounter.WRITE_COMMANDS);
+  image.count(HealthCounter.BYTES_WRITTEN, length);
   const position = dataPosition(birch, slot);
   const durable = isDurable(birch, slot);
   const pointer = current;
@@ -141,7 +141,7 @@ function compare(birch: Birch, slot: number): number {
   const length = dataLength(birch, slot);
   const wrong = extentStatus(birch, slot, length, maximumTransfer(birch));
   if (wrong !== Status.SUCCESS) return wrong;
-  birch.image.addU64(HealthCounter.READ_COMMANDS, 1);
+  birch.image.count(HealthCounter.READ_COMMANDS);
   const position = dataPosition(birch, slot);
   const expected = new Uint8Array(length);
   return afterCopy(
@@ -163,7 +163,7 @@ function writeZeroes(birch: Birch, slot: number): number {
   // No data are transferred, so MDTS is no bound.
   const wrong = extentStatus(birch, slot, length, Number.MAX_SAFE_INTEGER);
   if (wrong !== Status.SUCCESS) return wrong;
-  image.addU64(HealthCounter.WRITE_COMMANDS, 1);
+  image.count(HealthCounter.WRITE_COMMANDS);
   const position = dataPosition(birch, slot);
   const deallocate = (image.dword(slot, Dword.CDW12) & CDW12_DEALLOCATE) !== 0;
   const durable = isDurable(birch, slot);
@@ -254,7 +254,7 @@ function later(birch: Birch, slot: number, work: Promise<number>, ioStatus: numb
 
 function failure(birch: Birch, error: unknown, ioStatus: number): number {
   if (!(error instanceof DevstateError)) return statusOf(birch.host, error);
-  birch.image.addU64(HealthCounter.MEDIA_ERRORS, 1);
+  birch.image.count(HealthCounter.MEDIA_ERRORS);
   birch.host.log('error', `${error.message} (${error.code})`);
   return ioStatus;
 }

@@ -29,7 +29,7 @@
  * ```
  */
 
-import { FeatureId } from '../spec/index.js';
+import { ARBITRATION_WRITABLE, FeatureId } from '../spec/index.js';
 
 /** Changes with every change of this file that moves, adds or redefines a byte. */
 export const LAYOUT_VERSION = 1;
@@ -98,7 +98,7 @@ export const EUI64_LENGTH = 8;
 
 /** Features that are one u32: where, and which of its bits exist. */
 export const FEATURE_WORDS: readonly { id: number; name: string; at: number; mask: number }[] = [
-  { id: FeatureId.ARBITRATION, name: 'arbitration', at: 0x140, mask: 0xffffff07 },
+  { id: FeatureId.ARBITRATION, name: 'arbitration', at: 0x140, mask: ARBITRATION_WRITABLE },
   { id: FeatureId.POWER_MANAGEMENT, name: 'power_management', at: 0x144, mask: 0xe0 },
   { id: FeatureId.ERROR_RECOVERY, name: 'error_recovery', at: 0x148, mask: 0xffff },
   { id: FeatureId.VOLATILE_WRITE_CACHE, name: 'volatile_write_cache', at: 0x14c, mask: 0x1 },

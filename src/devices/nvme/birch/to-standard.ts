@@ -13,7 +13,7 @@ import type {
   NvmeState,
   NvmeSubmissionQueue,
 } from '../../../formats/index.js';
-import { FeatureId, NSID, Register, SQ_ENTRY_SIZE } from '../spec/index.js';
+import { FeatureId, NSID, Register, SQ_ENTRY_SIZE, savedAddress } from '../spec/index.js';
 import { type ControllerImage, commandAt, completionAt, submissionAt } from './controller-image.js';
 import { coalescingDisabled, FeatureBit, queueCount } from './features.js';
 import { readErrors } from './health.js';
@@ -69,8 +69,8 @@ export function imageToStandard(image: ControllerImage): NvmeState {
       csts: image.register(Register.CSTS),
       interruptMask: image.register(Register.INTMS),
       aqa: image.register(Register.AQA),
-      asq: image.u64(REGISTERS_AT + Register.ASQ),
-      acq: image.u64(REGISTERS_AT + Register.ACQ),
+      asq: savedAddress(image.u64(REGISTERS_AT + Register.ASQ)),
+      acq: savedAddress(image.u64(REGISTERS_AT + Register.ACQ)),
     },
     submissionQueues: presentQueues(image, submissionAt, submissionQueue),
     completionQueues: presentQueues(image, completionAt, completionQueue),

@@ -2,6 +2,7 @@
 /** NVMe 1.4 as the model `devstate.org/nvme` presents it: numbers, layouts, parameters. Holds no state. */
 
 export * from './commands.js';
+export * from './counters.js';
 export * from './identify.js';
 export * from './identity.js';
 export * from './log-pages.js';

@@ -15,6 +15,9 @@ export const Register = {
   ACQ: 0x30,
 } as const;
 
+/** Bits that exist of feature Arbitration: HPW, MPW, LPW, AB. */
+export const ARBITRATION_WRITABLE = 0xffffff07;
+
 /** Bytes of the register file proper; what lies between it and the doorbells reads as zero. */
 export const REGISTER_FILE_SIZE = 0x1000;
 /** First doorbell. Stride 4 (CAP.DSTRD 0): submission tail of queue n at `8n`, completion head at `8n + 4`. */

@@ -16,10 +16,8 @@ void OnEnvironmentEnd(napi_async_cleanup_hook_handle, void* data) {
 napi_value Init(napi_env env, napi_value exports) {
   auto* data = new AddonData;
   data->env = env;
-  if (napi_set_instance_data(env, data, DeleteData, nullptr) != napi_ok ||
-      napi_add_async_cleanup_hook(env, OnEnvironmentEnd, data, &data->cleanup) != napi_ok) {
-    return devstate::Failed(env, "the addon's data cannot be kept");
-  }
+  napi_set_instance_data(env, data, DeleteData, nullptr);
+  napi_add_async_cleanup_hook(env, OnEnvironmentEnd, data, &data->cleanup);
   devstate::InitAsync(env, exports);
   devstate::InitCounted(env, exports);
   devstate::InitCrc32c(env, exports);

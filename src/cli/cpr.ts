@@ -5,8 +5,8 @@ import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
 import { withOutput } from '../operations/index.js';
 import { type CprReport, type DescriptorKind, relayCprChannel } from '../qemu/index.js';
-import { forceOption, outputOption, parsePositive } from './options.js';
-import { formatBytes, printColumns, printError, printJson, printWarning } from './output.js';
+import { outputOption, parsePositive } from './options.js';
+import { formatBytes, printColumns, printError, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
 
 interface CprCommandOptions {
@@ -15,7 +15,6 @@ interface CprCommandOptions {
   require: string[];
   passUnknown?: boolean;
   save?: string;
-  force?: boolean;
   timeoutS: number;
   output: 'text' | 'json';
 }
@@ -35,7 +34,6 @@ export function cprCommand(): Command {
     )
     .option('--pass-unknown', 'pass on what is of a version that is not known here, instead of refusing it')
     .option('--save <file>', 'write the list to this file, for devstate inspect')
-    .addOption(forceOption())
     .option(
       '--timeout-s <seconds>',
       'from when the source connects until the destination has loaded',
@@ -47,7 +45,7 @@ export function cprCommand(): Command {
 }
 
 async function cpr(options: CprCommandOptions): Promise<void> {
-  const { listen, forward, save, force } = options;
+  const { listen, forward, save } = options;
   if (listen === forward)
     throw new DevstateError(
       'DEVSTATE_E_USAGE',
@@ -57,15 +55,11 @@ async function cpr(options: CprCommandOptions): Promise<void> {
   const report =
     save === undefined
       ? await relay(options)
-      : await withOutput(
-          save,
-          async (output) => {
-            const taken = await relay(options);
-            output.write(taken.stream);
-            return taken;
-          },
-          { written: 'cpr-list', force, warn: printWarning },
-        );
+      : await withOutput(save, async (output) => {
+          const taken = await relay(options);
+          output.write(taken.stream);
+          return taken;
+        });
   const { stream, error, ...found } = report;
   if (options.output === 'json') {
     const failure = error === null ? null : { code: error.code, message: error.message };

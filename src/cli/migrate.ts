@@ -50,7 +50,7 @@ export function migrateCommand(): Command {
       [],
     )
     .addOption(unprovenOption())
-    .option('--downtime-ms <ms>', "bound for QEMU's own part of the pause", parsePositive, 300)
+    .option('--downtime-ms <ms>', 'the pause to aim at, all of it', parsePositive, 300)
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
     .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);
   for (const option of formatOptions()) command.addOption(option);
@@ -85,6 +85,13 @@ async function run(options: MigrateCommandOptions): Promise<void> {
   }
 }
 
+function expectedRow({ expected, downtime }: MigrateResult): [string, string][] {
+  if (expected === undefined) return [];
+  const { totalMs, fixedMs, pagesMs, qemuMs } = expected;
+  const parts = `pages ${formatMs(pagesMs)} (took ${formatMs(downtime.pagesMs)}), QEMU at most ${formatMs(qemuMs)}, rest ${formatMs(fixedMs)}`;
+  return [['Expected', `${formatMs(totalMs)}: ${parts}`]];
+}
+
 function printResult(result: MigrateResult): void {
   const { downtime, bytes } = result;
   const devstate = `devstate ${formatMs(downtime.devstateMs)}, QEMU ${formatMs(downtime.qemuMs)}`;
@@ -95,6 +102,7 @@ function printResult(result: MigrateResult): void {
     ],
     ['Time', formatMs(result.totalMs)],
     ['Downtime', `${formatMs(downtime.totalMs)} (${devstate})`],
+    ...expectedRow(result),
     ['RAM sent', formatBytes(bytes.ram)],
     ['Device state', `${formatBytes(bytes.precopy)} in pre-copy, ${formatBytes(bytes.stop)} at the stop`],
     ['Dirty pages', `${result.dirtyPages} written by devices (${formatBytes(bytes.pages)})`],

@@ -6,23 +6,16 @@ import {
   type InputFile,
   type OutputFile,
   type ReadProgress,
-  type WithOutputOptions,
   withInput,
   withOutput,
 } from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
-import { printWarning } from './output.js';
 import { untilSignalled } from './signals.js';
 
 type Work<T> = (input: InputFile, output: OutputFile, progress: ReadProgress) => Promise<T>;
 
 /** @throws DEVSTATE_E_CANCELLED when this process is told to end; the output is then as it was */
-export async function rewrite<T>(
-  inputPath: string,
-  outputPath: string,
-  { written, force }: Pick<WithOutputOptions, 'written' | 'force'>,
-  work: Work<T>,
-): Promise<T> {
+export async function rewrite<T>(inputPath: string, outputPath: string, work: Work<T>): Promise<T> {
   const view = readProgress();
   const cancelled = (): DevstateError =>
     new DevstateError('DEVSTATE_E_CANCELLED', `cancelled: ${outputPath} was not written`);
@@ -33,10 +26,7 @@ export async function rewrite<T>(
       if (signal.aborted) throw cancelled();
       view.update(done, total);
     };
-    const options = { written, force, inputs: [inputPath], warn: printWarning };
-    return withInput(inputPath, (input) =>
-      withOutput(outputPath, (output) => work(input, output, progress), options),
-    );
+    return withInput(inputPath, (input) => withOutput(outputPath, (output) => work(input, output, progress)));
   });
   return rewriting.finally(view.end);
 }

@@ -3,7 +3,7 @@
 
 import type { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
-import type { Frame } from '../transport/index.js';
+import type { Fd, Frame } from '../transport/index.js';
 import {
   Command,
   Errno,
@@ -47,6 +47,17 @@ export class FeatureClient {
       return frame.bytes.slice(start, frame.length);
     };
     return this.client.request(Command.DEVICE_FEATURE, [head, data], take, options);
+  }
+
+  /** Reads a feature that comes with fds, which are the caller's. */
+  protected getFeatureWithFds(feature: number, length: number): Promise<{ data: Uint8Array; fds: Fd[] }> {
+    const head = new Uint8Array(FEATURE_LENGTH);
+    encodeFeatureHeader(new DataView(head.buffer), 0, FEATURE_LENGTH + length, feature | FeatureFlag.GET);
+    return this.client.request(Command.DEVICE_FEATURE, [head], (frame) => {
+      requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
+      const data = frame.bytes.slice(HEADER_LENGTH + FEATURE_LENGTH, frame.length);
+      return { data, fds: frame.fds.map((fd) => fd.take()) };
+    });
   }
 
   /** Sets a feature; returns its data as the server changed them. */

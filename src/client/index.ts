@@ -4,5 +4,6 @@
 export { Client, type ClientOptions, type RegionWrite, type SendOptions } from './client.js';
 export type { DeviceDescription } from './device-description.js';
 export type { DmaHandler } from './dma-service.js';
+export { MappedGuestMemory } from './guest-memory.js';
 export { type HandoffRequest, MigrationClient } from './migration-client.js';
 export { RegionMigrationClient } from './region-migration-client.js';

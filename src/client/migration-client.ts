@@ -8,17 +8,19 @@ import { DevstateError } from '../errors.js';
 import { type FormatOffer, uuidFromBytes, uuidToBytes } from '../formats/index.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
 import type { MigrationEnd, MigrationProtocol, ValueAccess } from '../migration/index.js';
+import { closeAll, type Fd } from '../transport/index.js';
 import {
   Command,
   type ConfigReads,
   type ConfigReadsRequest,
-  DEFAULT_MAX_DMA_MAPS,
   DMA_LOGGING_REPORT_LENGTH,
   DMA_LOGGING_START_LENGTH,
+  type DmaFileEntry,
   type DmaLoggingReport,
   type DmaLoggingStart,
   type DmaMapEntry,
   decodeConfigReads,
+  decodeDmaFileEntries,
   decodeDmaMapEntries,
   decodeFormatOffers,
   decodeValue,
@@ -28,7 +30,6 @@ import {
   encodeConfigReadsRequest,
   encodeDmaLoggingReport,
   encodeDmaLoggingStart,
-  encodeDmaMapsRequest,
   encodeDmaTransfer,
   encodeFormatSelection,
   encodeMigrationData,
@@ -41,7 +42,6 @@ import {
   formatFeatureNames,
   HEADER_LENGTH,
   MAX_CONFIG_READS_LENGTH,
-  MAX_DMA_MAP_ENTRIES,
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
@@ -299,18 +299,19 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   }
 
   async dmaMaps(): Promise<DmaMapEntry[]> {
-    const all: DmaMapEntry[] = [];
-    for (;;) {
-      const request = encodeDmaMapsRequest({ first: all.length, most: MAX_DMA_MAP_ENTRIES });
-      const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH, request);
-      const entries = decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
-      for (const entry of entries) all.push(entry);
-      if (entries.length < MAX_DMA_MAP_ENTRIES) return all;
-      if (all.length > DEFAULT_MAX_DMA_MAPS)
-        throw new DevstateError(
-          'DEVSTATE_E_PROTOCOL',
-          'the server tells of more DMA ranges than there can be',
-        );
+    const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH);
+    return decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
+  }
+
+  /** The DMA ranges that are files, with the files, the caller's to close; undefined when the server gives none away. */
+  async dmaFiles(): Promise<{ readonly entries: DmaFileEntry[]; readonly fds: Fd[] } | undefined> {
+    if (!(await this.probeFeature(Feature.DEVSTATE_DMA_FILES, FeatureFlag.GET))) return undefined;
+    const { data, fds } = await this.getFeatureWithFds(Feature.DEVSTATE_DMA_FILES, MAX_FEATURE_LENGTH);
+    try {
+      return { entries: decoded(() => decodeDmaFileEntries(viewOf(data), 0, data.length)), fds };
+    } catch (error) {
+      closeAll(fds);
+      throw error;
     }
   }
 

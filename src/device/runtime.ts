@@ -32,6 +32,7 @@ import {
 } from '../wire/index.js';
 import { CrashRecords, journalSlots } from './crash-records.js';
 import type { Device, DeviceHost, HostJournal } from './device.js';
+import { dmaFiles } from './dma-files.js';
 import type { ServedProtocols } from './engine-port.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { DeviceHandoff } from './handoff.js';
@@ -176,6 +177,7 @@ export class DeviceRuntime implements ServedDevice {
           size: region.length,
           flags: (region.readable ? DmaMapFlag.READ : 0) | (region.writable ? DmaMapFlag.WRITE : 0),
         })),
+      dmaFiles: (limit) => dmaFiles(memory, limit),
       readMemory: (address, target) => memory.read(address, target),
       writeMemory: (address, source) => memory.write(address, source),
     };

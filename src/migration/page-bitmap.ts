@@ -22,6 +22,12 @@ export class PageBitmap {
     return this.#count;
   }
 
+  /** Removes all pages. */
+  clear(): void {
+    this.#chunks.clear();
+    this.#count = 0;
+  }
+
   /** Adds pages `first` to `last`. */
   add(first: number, last: number): void {
     for (let page = first; page <= last; ) {

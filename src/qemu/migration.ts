@@ -82,8 +82,13 @@ export function sourceSettings(options: {
   const rate = options.bytesPerSecond === undefined ? {} : { 'max-bandwidth': options.bytesPerSecond };
   return {
     capabilities: { events: true, 'return-path': true, 'pause-before-switchover': true },
-    parameters: { mode: 'normal', 'downtime-limit': options.downtimeMs, ...rate },
+    parameters: { mode: 'normal', 'downtime-limit': downtimeLimit(options.downtimeMs), ...rate },
   };
+}
+
+/** QEMU takes whole milliseconds, and at 0 never switches over. */
+export function downtimeLimit(ms: number): number {
+  return Math.max(1, Math.round(ms));
 }
 
 /** What the QEMU needs that the VM comes to. */

@@ -28,7 +28,15 @@ export const SettingsChange = z.object({
   /** Each capability that is switched, as it was. */
   capabilities: z.record(z.string(), z.boolean()),
   /** Each parameter that is changed: its value as it was, absent if QEMU showed none, and the mark of the wanted one. */
-  parameters: z.record(z.string(), z.object({ before: z.unknown().optional(), ours: z.string() })),
+  parameters: z.record(
+    z.string(),
+    z.object({
+      before: z.unknown().optional(),
+      ours: z.string(),
+      /** Marks of values that it was given later. */
+      later: z.array(z.string()).exactOptional(),
+    }),
+  ),
 });
 export type SettingsChange = z.infer<typeof SettingsChange>;
 
@@ -82,6 +90,24 @@ export async function planSettings(
   return change;
 }
 
+/**
+ * A change with further values: to be written down before they are applied, so that they are known as ours.
+ * @param now what the parameters are given now; those that `change` has not were the same before
+ */
+export function alsoOurs(
+  change: SettingsChange,
+  parameters: WantedSettings['parameters'],
+  now: WantedSettings['parameters'],
+): SettingsChange {
+  const more = { ...change.parameters };
+  for (const [name, value] of Object.entries(parameters)) {
+    const known = more[name] ?? { before: now[name], ours: markOf(now[name]) };
+    // The last two: whoever reads this may come before or after the value was given.
+    more[name] = { ...known, later: [markOf(now[name]), markOf(value)] };
+  }
+  return { ...change, parameters: more };
+}
+
 /** Changes what `change`, as planned for `wanted`, has. */
 export async function applySettings(
   qmp: QmpClient,
@@ -130,10 +156,11 @@ export async function putBackSettings(
   for (const [name, before] of Object.entries(change.capabilities)) {
     if ((now.capabilities.get(name) ?? before) !== before) capabilities[name] = before;
   }
-  for (const [name, { before = DEFAULTS[name], ours }] of Object.entries(change.parameters)) {
+  for (const [name, { before = DEFAULTS[name], ours, later = [] }] of Object.entries(change.parameters)) {
     const value = now.parameters.get(name);
     if (value === undefined || markOf(value) === markOf(before)) continue;
-    if (markOf(value) === ours && before !== undefined) parameters[name] = before;
+    const isOurs = [ours, ...later].includes(markOf(value));
+    if (isOurs && before !== undefined) parameters[name] = before;
     else kept.push(name);
   }
   await set(qmp, { capabilities, parameters }, options);

@@ -44,7 +44,6 @@ const replayLog = z.object({
       address: unsigned,
       size: unsigned,
       hasFd: z.boolean(),
-      file: unsigned.exactOptional(),
     }),
   ),
   interrupts: z.array(

@@ -24,7 +24,6 @@ import {
   DeviceStateBit,
   DMA_MAP_ENTRY_LENGTH,
   decodeConfigReadsRequest,
-  decodeDmaMapsRequest,
   decodeDmaTransfer,
   decodeFeatureHeader,
   decodeRegionAccess,
@@ -327,8 +326,7 @@ export class ManagerConnection implements Origin {
       if (log === undefined) throw new RequestError(Errno.ENOTCONN, 'no such VMM is connected');
       return encodeConfigReads(log.report(since));
     }
-    const { first, most } = decodeDmaMapsRequest(view, HEADER_LENGTH + FEATURE_LENGTH, length);
-    const entries = this.#managed.memory.entries().slice(first, first + most);
+    const entries = this.#managed.memory.entries();
     const value = new Uint8Array(entries.length * DMA_MAP_ENTRY_LENGTH);
     encodeDmaMapEntries(new DataView(value.buffer), 0, entries);
     return value;

@@ -2,12 +2,12 @@
 /** DEVICE_FEATURE: one table of features, each with what GET and SET do. */
 
 import {
+  DMA_FILE_ENTRY_LENGTH,
   DMA_LOGGING_REPORT_LENGTH,
   DMA_MAP_ENTRY_LENGTH,
   decodeConfigReadsRequest,
   decodeDmaLoggingReport,
   decodeDmaLoggingStart,
-  decodeDmaMapsRequest,
   decodeFeatureHeader,
   decodeFormatSelection,
   decodeNamedValue,
@@ -15,6 +15,7 @@ import {
   dirtyBitmapLength,
   Errno,
   encodeConfigReads,
+  encodeDmaFileEntries,
   encodeDmaLoggingReport,
   encodeDmaMapEntries,
   encodeFeatureHeader,
@@ -189,8 +190,7 @@ const features = new Map<number, FeatureHandlers>([
       exists: migrates,
       get: (context, request, _data, reply) => {
         const offers = requireMigration(context).formatOffers();
-        const at = startReply(reply, request, formatOffersLength(offers.length));
-        encodeFormatOffers(reply.view, at, offers);
+        encodeFormatOffers(reply.view, startReply(reply, request, formatOffersLength(offers.length)), offers);
       },
       set: (context, { view, end }, data) => {
         requireMigration(context).selectFormat(decodeFormatSelection(view, data, end));
@@ -254,11 +254,21 @@ const features = new Map<number, FeatureHandlers>([
     Feature.DEVSTATE_DMA_MAPS,
     {
       managerOnly: true,
-      get: ({ device }, request, data, reply) => {
-        const { first, most } = decodeDmaMapsRequest(request.view, data, request.end);
-        const maps = device.management.dmaMaps().slice(first, first + most);
-        const at = startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH);
-        encodeDmaMapEntries(reply.view, at, maps); // not before startReply: it may have moved the reply
+      get: ({ device }, request, _data, reply) => {
+        const maps = device.management.dmaMaps();
+        encodeDmaMapEntries(reply.view, startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH), maps);
+      },
+    },
+  ],
+  [
+    Feature.DEVSTATE_DMA_FILES,
+    {
+      managerOnly: true,
+      get: ({ device, peer }, request, _data, reply) => {
+        const { entries, files } = device.management.dmaFiles(peer.maxMsgFds);
+        const at = startReply(reply, request, entries.length * DMA_FILE_ENTRY_LENGTH);
+        encodeDmaFileEntries(reply.view, at, entries);
+        reply.fds = files;
       },
     },
   ],

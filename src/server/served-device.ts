@@ -6,6 +6,7 @@
 
 import type { Fd } from '../transport/index.js';
 import type {
+  DmaFileEntry,
   DmaLoggingReport,
   DmaLoggingStart,
   DmaMapEntry,
@@ -127,6 +128,8 @@ export interface ManagementPort {
   /** Bytes a manager has left for the next one. */
   note: Uint8Array;
   dmaMaps(): DmaMapEntry[];
+  /** The ranges that are mapped files, and at most `limit` files; the fds stay the device's. */
+  dmaFiles(limit: number): { readonly entries: DmaFileEntry[]; readonly files: Fd[] };
   /** Guest memory through the device's DMA maps. */
   readMemory(address: number, target: Uint8Array): void | Promise<void>;
   writeMemory(address: number, source: Uint8Array): void | Promise<void>;

@@ -132,6 +132,8 @@ export const Feature = {
   DEVSTATE_NEXT_VMM: 0xd508,
   /** GET: which reads of configuration space its VMM has sent (migration socket only). */
   DEVSTATE_CONFIG_READS: 0xd509,
+  /** GET: the DMA ranges that are files, with the files (migration socket only). */
+  DEVSTATE_DMA_FILES: 0xd50a,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

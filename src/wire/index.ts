@@ -6,6 +6,7 @@ export * from './constants.js';
 export * from './device-info.js';
 export * from './dirty-pages.js';
 export * from './dma.js';
+export * from './dma-files.js';
 export * from './errno.js';
 export * from './feature.js';
 export * from './format-offer.js';

@@ -38,6 +38,21 @@ const Result = z.strictObject({
     resumeMs: ms,
     devstateMs: ms,
   }),
+  expected: z.strictObject({
+    totalMs: ms.positive(),
+    fixedMs: ms.positive(),
+    pagesMs: ms,
+    qemuMs: ms.positive(),
+    devices: z.array(
+      z.strictObject({
+        id: z.string(),
+        pageBytes: count,
+        dirtyBytesPerSecond: count,
+        copyBytesPerSecond: count,
+        copiedBy: z.enum(['mapped', 'messages']),
+      }),
+    ),
+  }),
   bytes: z.strictObject({ ram: count.positive(), precopy: count, stop: count.positive(), pages: count }),
   dirtyPages: count,
   devices: z.array(
@@ -132,6 +147,9 @@ for (const { name, append, interrupts } of [
       const moved = migrate(t, lab, vm, next);
       const holders = await watchLock(lab, moved);
       results.push(await moved);
+      const [expected] = results.at(-1)?.expected?.devices ?? [];
+      t.equal(expected?.copiedBy, 'mapped');
+      t.ok((expected?.copyBytesPerSecond ?? 0) > 0, 'the rate of copying was measured');
       // In between nobody holds it, for a moment that is not always seen.
       holders.delete('');
       t.same([...holders], [from.name, to.name]);

@@ -182,6 +182,23 @@ t.test('DMA_MAP and DMA_UNMAP', async (t) => {
     { address: 0x40000, size: 0x4000, flags: 3 },
     { address: 0x50000, size: 0x1000, flags: 1 },
   ]);
+  const files = await manager.dmaFiles();
+  t.same(
+    files?.entries,
+    [
+      { address: 0x10000, size: 0x4000, offset: 0, flags: 3, file: 0 },
+      { address: 0x20000, size: 0x4000, offset: 0, flags: 3, file: 0 },
+      { address: 0x50000, size: 0x1000, offset: 0x3000, flags: 1, file: 1 },
+    ],
+    'what is mapped, not what is reached by pread or by messages',
+  );
+  t.equal(files?.fds.length, 2, 'one file, for reading and for writing');
+  closeAll(files?.fds ?? []);
+  t.equal(
+    await outcome(vmm.request(Command.DEVICE_FEATURE, [hex('08040000 0ad50100')], () => {})),
+    Errno.ENOTTY,
+    'not for the VMM',
+  );
   await manager.writeMemory(0x10ffe, Uint8Array.of(1, 2, 3));
   for (const address of [0x20ffe, 0x30ffe]) {
     const back = new Uint8Array(3);

@@ -53,6 +53,7 @@ export class ForeignDevice implements ServedDevice {
     note: new Uint8Array(0),
     describe: () => '',
     dmaMaps: () => [],
+    dmaFiles: () => ({ entries: [], files: [] }),
     readMemory: () => {},
     writeMemory: () => {},
   };

@@ -20,6 +20,7 @@ export class PlainServed implements ServedDevice {
     note: new Uint8Array(0),
     describe: () => '{"this": "is not a description"}',
     dmaMaps: () => [],
+    dmaFiles: () => ({ entries: [], files: [] }),
     readMemory: () => {},
     writeMemory: () => {},
   };

@@ -5,8 +5,6 @@ import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import type { Extraction } from '../../formats/index.js';
-import { whySystem } from '../../native/index.js';
-import { endOfLink } from './target.js';
 
 /** A file that was written. */
 export interface ExtractedFile {
@@ -27,7 +25,7 @@ export class DirectoryExtraction implements Extraction {
   /** @throws DEVSTATE_E_OUTPUT when the directory cannot be made */
   constructor(directory: string) {
     this.#directory = directory;
-    this.#try(() => makeDirectory(directory));
+    this.#try(() => mkdirSync(directory, { recursive: true }));
   }
 
   /** @throws DEVSTATE_E_OUTPUT, as do the functions that it returns */
@@ -69,12 +67,7 @@ export class DirectoryExtraction implements Extraction {
   }
 
   #error(cause: unknown): DevstateError {
-    const what = `cannot write to ${this.#directory}`;
-    return new DevstateError('DEVSTATE_E_OUTPUT', `${what}: ${whySystem(cause)}`, { cause });
+    const why = cause instanceof Error ? cause.message : String(cause);
+    return new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to ${this.#directory}: ${why}`, { cause });
   }
-}
-
-/** For this user only, if it is not there. A link is followed under the rules for files that are written. */
-function makeDirectory(path: string): void {
-  mkdirSync(endOfLink(path.replace(/(?<=.)\/+$/, '')), { recursive: true, mode: 0o700 });
 }

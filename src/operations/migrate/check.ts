@@ -18,6 +18,7 @@ import { askPeer, type FormatOptions, type Planned, planReasons, planState } fro
 import { createTransfer } from '../state-transfer.js';
 import { requireConfigAccess } from './config-access.js';
 import { identifyQemus, proveMigration } from './identity.js';
+import { PageCopier } from './page-copy.js';
 import type { Run, RunDevice, Vm } from './run.js';
 import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
 
@@ -73,6 +74,7 @@ export async function check(
       report,
       phase: 'check',
       settings: undefined,
+      pause: undefined,
       sourceSpent: false,
       mayRunThere: false,
     };
@@ -145,6 +147,8 @@ async function openPair(
     options,
   );
   const { plan } = planned;
+  const copier = new PageCopier(sockets.source.device, sockets.destination.device);
+  cleanup.push(() => copier.close());
   const device = {
     id,
     ...sockets,
@@ -155,6 +159,10 @@ async function openPair(
     silenced: false,
     dirty: new PageBitmap(),
     byMessage: false,
+    canSwitch: true,
+    copier,
+    viewMs: 0,
+    stateRate: 0,
     like: undefined,
     precopyBytes: 0,
     stopBytes: 0,

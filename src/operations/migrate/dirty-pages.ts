@@ -7,15 +7,12 @@
 import type { MigrationClient } from '../../client/index.js';
 import { dirtyRanges, type PageBitmap } from '../../migration/index.js';
 import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js';
-import { unlessAborted } from '../waiting.js';
 
 export const LOG_PAGE_SIZE = 4096;
 /** Guest memory that one report covers: its bitmap is 512 KiB. */
 const REPORT_LENGTH = 2 ** 34;
 /** Clean memory between dirty pages that is copied along. */
 const MAX_GAP = 64 * 1024;
-/** Copies under way at a time. */
-const COPIES_IN_FLIGHT = 4;
 
 /** Begins to log every write. */
 export async function startLog(device: MigrationClient): Promise<void> {
@@ -40,32 +37,6 @@ async function collectMap(device: MigrationClient, map: DmaMapEntry, dirty: Page
   }
 }
 
-/** Copies pages of guest memory from the stopped source to the stopped destination. @returns bytes copied */
-export async function copyMemory(
-  source: MigrationClient,
-  destination: MigrationClient,
-  pages: PageBitmap,
-  signal?: AbortSignal,
-): Promise<number> {
-  const length = Math.min(source.client.maxTransfer, destination.client.maxTransfer);
-  const ranges = mergeOverGaps(pages.ranges(LOG_PAGE_SIZE), await source.dmaMaps());
-  const pieces = splitRanges(ranges, length);
-  let bytes = 0;
-  const worker = async (): Promise<void> => {
-    let buffer = new Uint8Array(0);
-    for (let piece = pieces.next(); piece.done !== true; piece = pieces.next()) {
-      if (signal?.aborted === true) return;
-      if (buffer.length < piece.value.length) buffer = new Uint8Array(piece.value.length);
-      const data = buffer.subarray(0, piece.value.length);
-      await source.readMemory(piece.value.iova, data);
-      await destination.writeMemory(piece.value.iova, data);
-      bytes += data.length;
-    }
-  };
-  await unlessAborted(Promise.all(Array.from({ length: COPIES_IN_FLIGHT }, worker)), signal);
-  return bytes;
-}
-
 /**
  * Joins ranges with a small gap between them, where all of it is mapped. What lies in the gap is the same at both ends,
  * and copying it once more costs less than another message.
@@ -83,12 +54,4 @@ export function mergeOverGaps(ranges: readonly DmaRange[], maps: readonly DmaMap
     } else merged.push({ iova, length });
   }
   return merged;
-}
-
-function* splitRanges(ranges: readonly DmaRange[], length: number): Generator<DmaRange> {
-  for (const range of ranges) {
-    for (let at = 0; at < range.length; at += length) {
-      yield { iova: range.iova + at, length: Math.min(length, range.length - at) };
-    }
-  }
 }

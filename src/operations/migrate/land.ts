@@ -9,7 +9,7 @@ import { continueMigration } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';
 import { start } from './destination-vm.js';
-import { copyMemory } from './dirty-pages.js';
+import { LOG_PAGE_SIZE } from './dirty-pages.js';
 import { clearNote } from './note.js';
 import { runDestinations } from './p2p.js';
 import { putBackAt } from './qemu-settings.js';
@@ -69,8 +69,8 @@ async function load(run: Run, stopwatch: Stopwatch): Promise<number> {
 }
 
 async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
-  const copied = await forEachDevice(run, ({ source, destination, dirty }) =>
-    copyMemory(source.device, destination.device, dirty, run.signal),
+  const copied = await forEachDevice(run, ({ copier, dirty }) =>
+    copier.copy(dirty.ranges(LOG_PAGE_SIZE), run.signal),
   );
   run.sourceSpent = true;
   return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };

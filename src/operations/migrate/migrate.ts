@@ -137,6 +137,7 @@ async function summarise(
     phases,
     totalMs,
     downtime,
+    expected: run.pause?.expected,
     bytes: {
       ram,
       precopy: sum(({ precopyBytes }) => precopyBytes),

@@ -5,23 +5,21 @@ import { queryMigration, startIncoming, startMigration } from '../../qemu/index.
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { selectFormats } from '../state-plan.js';
 import { delay, unlessAborted } from '../waiting.js';
-import { collectDirty, LOG_PAGE_SIZE, startLog } from './dirty-pages.js';
+import { startLog } from './dirty-pages.js';
+import { PauseControl } from './pause.js';
 import { prepareQemus } from './qemu-settings.js';
 import { rehearse } from './rehearse.js';
-import { forEachDevice, type Run } from './run.js';
+import { forEachDevice, type Run, Stopwatch } from './run.js';
 
 /** How often devices are asked for more state and QEMU for its progress, ms. */
 const ROUND_MS = 200;
-/** How often the dirty logs are read, ms. */
-const LOG_ROUND_MS = 1000;
-/** What copying pages at the stop reaches, bytes per ms, on the careful side. */
-const COPY_RATE = 500_000;
+/** A round that moved less says nothing of the rate of longer ones: it is all round trips. */
+const RATE_BYTES = 64 * 1024;
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`. */
 export async function precopy(run: Run): Promise<void> {
   const { signal, options, source, destination } = run;
   run.phase = 'precopy';
-  await prepareQemus(run);
   // The destination takes state from the beginning, so that one that does not fit is refused while the VM runs.
   await forEachDevice(run, async ({ plan, source: from, destination: to }) => {
     await selectFormats(plan, from.device, to.device);
@@ -31,12 +29,16 @@ export async function precopy(run: Run): Promise<void> {
     if ((from.flags & MigrationFlag.PRE_COPY) !== 0) await from.device.setState(MigrationState.PRE_COPY);
   });
   await unlessAborted(rehearse(run), signal);
+  const pause = new PauseControl(run);
+  run.pause = pause;
+  await pause.begin();
+  await prepareQemus(run, pause.qemuMs);
   await startIncoming(destination.qmp, options.uri, { signal });
   await startMigration(source.qmp, options.uri, { signal });
-  await untilSwitchover(run);
+  await untilSwitchover(run, pause);
 }
 
-async function untilSwitchover(run: Run): Promise<void> {
+async function untilSwitchover(run: Run, pause: PauseControl): Promise<void> {
   const switchover = run.source.watch.waitFor('pre-switchover', { signal: run.signal });
   let reached = false;
   const ended = switchover.finally(() => {
@@ -44,15 +46,11 @@ async function untilSwitchover(run: Run): Promise<void> {
   });
   // Observed at the end; until then a rejection only ends the loop.
   ended.catch(() => {});
-  let nextLogRound = performance.now() + LOG_ROUND_MS;
   while (!reached) {
     await sendRound(run);
-    if (!reached && performance.now() >= nextLogRound) {
-      await boundDirty(run);
-      nextLogRound = performance.now() + LOG_ROUND_MS;
-    }
+    if (!reached) await pause.look();
     if (reached) break;
-    await reportProgress(run);
+    await reportProgress(run, pause);
     await Promise.race([ended.catch(() => {}), delay(ROUND_MS)]);
   }
   await switchover;
@@ -61,26 +59,14 @@ async function untilSwitchover(run: Run): Promise<void> {
 async function sendRound(run: Run): Promise<void> {
   await forEachDevice(run, async (device) => {
     if ((device.source.flags & MigrationFlag.PRE_COPY) === 0) return;
-    device.precopyBytes += await device.transfer.round(run.signal);
+    const round = new Stopwatch();
+    const bytes = await device.transfer.round(run.signal);
+    device.precopyBytes += bytes;
+    if (bytes >= RATE_BYTES) device.stateRate = bytes / round.elapsed;
   });
 }
 
-/**
- * Pages that a device has written are copied while the VM is stopped, so their number must not grow without bound. A
- * device that has written as many as half of the allowed pause can take writes by messages from then on: slower for the
- * guest, but QEMU notices those writes and sends the pages while the VM runs.
- */
-async function boundDirty(run: Run): Promise<void> {
-  const limit = (run.options.downtimeMs / 2) * (COPY_RATE / run.devices.length);
-  await forEachDevice(run, async (device) => {
-    if (device.byMessage) return;
-    await collectDirty(device.source.device, device.dirty);
-    if (device.dirty.count * LOG_PAGE_SIZE < limit) return;
-    device.byMessage = await device.source.device.writeByMessage(true);
-  });
-}
-
-async function reportProgress(run: Run): Promise<void> {
+async function reportProgress(run: Run, pause: PauseControl): Promise<void> {
   const { ram } = await queryMigration(run.source.qmp, { signal: run.signal });
   run.report({
     phase: 'precopy',
@@ -88,6 +74,7 @@ async function reportProgress(run: Run): Promise<void> {
     ramTotal: ram.totalBytes,
     ramTransferred: ram.transferredBytes,
     bitsPerSecond: ram.megabitsPerSecond * 1e6,
+    expectedPauseMs: pause.expected.totalMs,
     deviceBytes: run.devices.reduce((sum, { precopyBytes }) => sum + precopyBytes, 0),
   });
 }

@@ -6,8 +6,10 @@
 
 import { DevstateError } from '../../errors.js';
 import {
+  alsoOurs,
   applySettings,
   destinationSettings,
+  downtimeLimit,
   NO_CHANGE,
   planSettings,
   putBackSettings,
@@ -33,13 +35,13 @@ export interface SettingsOwner {
   settings: ChangedSettings | undefined;
 }
 
-/** Makes both QEMUs ready to migrate. */
-export async function prepareQemus(run: Run): Promise<void> {
+/** Makes both QEMUs ready to migrate. @param downtimeMs QEMU's own part of the pause */
+export async function prepareQemus(run: Run, downtimeMs: number): Promise<void> {
   const { options, destination, signal } = run;
   const { qmp } = destination;
   const settings = destinationSettings();
   const planned = await planSettings(qmp, settings, { signal });
-  await changeSource(run, sourceSettings(options), planned);
+  await changeSource(run, sourceSettings({ ...options, downtimeMs }), planned);
   // While it waits, `stop` means: do not run when you have everything. As -S does, which may have been forgotten.
   await stopVm(qmp, { signal });
   await applySettings(qmp, settings, planned, { signal });
@@ -62,6 +64,23 @@ export async function changeSource(
   await forEachDevice(run, ({ id, source }) => writeNote(source.device, { id, devices, running, settings }));
   run.settings = settings;
   await applySettings(qmp, wanted, settings.source, { signal });
+}
+
+/**
+ * Changes the bound for QEMU's own part of the pause while it migrates. The notes say first that this value is ours too.
+ */
+export async function changeDowntime(run: Run, before: number, downtimeMs: number): Promise<void> {
+  const { settings, signal, wasRunning: running } = run;
+  if (settings === undefined) return;
+  const wanted = { capabilities: {}, parameters: { 'downtime-limit': downtimeLimit(downtimeMs) } };
+  const source = alsoOurs(settings.source, wanted.parameters, { 'downtime-limit': downtimeLimit(before) });
+  const changed = { ...settings, source };
+  const devices = run.devices.map(({ id }) => id);
+  await forEachDevice(run, (device) =>
+    writeNote(device.source.device, { id: device.id, devices, running, settings: changed }),
+  );
+  run.settings = changed;
+  await applySettings(run.source.qmp, wanted, source, { signal });
 }
 
 /** A manager that was killed while the device still ran left the settings changed, and need not have been recovered from. */

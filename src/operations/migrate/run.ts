@@ -7,6 +7,8 @@ import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
 import type { StateTransfer } from '../state-transfer.js';
 import type { ChangedSettings } from './note.js';
+import type { PageCopier } from './page-copy.js';
+import type { PauseControl } from './pause.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
 /** One QEMU. */
@@ -35,6 +37,14 @@ export interface RunDevice {
   readonly dirty: PageBitmap;
   /** The device writes by messages now, which QEMU notices: `dirty` grows no more. */
   byMessage: boolean;
+  /** It has not been told yet to write by messages. */
+  canSwitch: boolean;
+  /** Brings the pages to the destination, and knows how fast. */
+  readonly copier: PageCopier;
+  /** How long capturing and replaying QEMU's view took in the rehearsal, ms; 0 if it could not be rehearsed. */
+  viewMs: number;
+  /** Bytes of its state per ms that pre-copy reached; 0 before. */
+  stateRate: number;
   precopyBytes: number;
   stopBytes: number;
 }
@@ -77,6 +87,8 @@ export interface Run {
   phase: Phase;
   /** What was changed of the QEMUs' migration settings; undefined as long as nothing was. */
   settings: ChangedSettings | undefined;
+  /** From pre-copy on. */
+  pause: PauseControl | undefined;
   /** The destination has all that the source's device servers can give. */
   sourceSpent: boolean;
   /** The destination was told to run the VM, and nobody can tell whether it does. */
@@ -124,6 +136,7 @@ export function closeRun(run: Run): void {
     vm.qmp.close();
   }
   for (const device of run.devices) {
+    device.copier.close();
     device.source.device.close();
     device.destination.device.close();
   }

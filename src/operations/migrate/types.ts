@@ -22,7 +22,7 @@ export interface MigrateOptions extends FormatOptions {
   readonly without?: readonly string[];
   /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
   readonly unproven?: readonly string[];
-  /** Bound for QEMU's own part of the pause, ms. */
+  /** The pause that is aimed at, all of it, ms. */
   readonly downtimeMs: number;
   /** Give up and go back when the VM has not arrived after this time, ms. */
   readonly timeoutMs: number;
@@ -41,6 +41,8 @@ export interface MigrateProgress {
   readonly ramTransferred?: number;
   /** QEMU's rate, bits per second. */
   readonly bitsPerSecond?: number;
+  /** What the pause would be now, ms. */
+  readonly expectedPauseMs?: number;
   /** Device state sent so far, bytes. */
   readonly deviceBytes?: number;
 }
@@ -61,6 +63,27 @@ export interface Downtime {
   readonly resumeMs: number;
   /** What devstate adds, by the clock: from `pre-switchover` to `migrate-continue`, and from `completed` to `cont`. */
   readonly devstateMs: number;
+}
+
+/** What the pause was expected to be when the VM was last looked at while it ran, from rates measured in this run; ms. */
+export interface ExpectedPause {
+  readonly totalMs: number;
+  /** QEMU's view of the devices, their log and last state. */
+  readonly fixedMs: number;
+  /** Copying the pages that devices wrote. */
+  readonly pagesMs: number;
+  /** What QEMU was given for its own part. */
+  readonly qemuMs: number;
+  readonly devices: readonly {
+    readonly id: string;
+    /** Pages to be copied, bytes, and how fast they became more. */
+    readonly pageBytes: number;
+    readonly dirtyBytesPerSecond: number;
+    /** 0 if it was not measured, because there is no memory that both ends have. */
+    readonly copyBytesPerSecond: number;
+    /** `mapped`: the manager has the memory of both ends; `messages`: it is read and written piece by piece. */
+    readonly copiedBy: 'mapped' | 'messages';
+  }[];
 }
 
 export interface MigratedDevice {
@@ -85,6 +108,7 @@ export interface MigrateResult {
   readonly phases: Readonly<Record<Exclude<Phase, 'rollback'>, number>>;
   readonly totalMs: number;
   readonly downtime: Downtime;
+  readonly expected: ExpectedPause | undefined;
   readonly bytes: {
     readonly ram: number;
     readonly precopy: number;

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * Copies pages of guest memory from one device's end to the other's, and measures how fast that is here and now.
+ *
+ *     both servers give their memory's files away   mapped in this process, copied from one to the other
+ *     else                                          DMA_READ and DMA_WRITE, several under way
+ */
+
+import { setImmediate } from 'node:timers/promises';
+import { MappedGuestMemory, type MigrationClient } from '../../client/index.js';
+import { DevstateError } from '../../errors.js';
+import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js';
+import { unlessAborted } from '../waiting.js';
+import { mergeOverGaps } from './dirty-pages.js';
+
+/** Copies by messages under way at a time: one is read while another is written, and both sockets stay busy. */
+const COPIES_IN_FLIGHT = 4;
+/** What is copied between two looks at the event loop, bytes: a few milliseconds also where every page faults. */
+const SLICE = 2 * 2 ** 20;
+/** How long a measurement may keep the source's server from serving the guest, ms; and the least that it copies, bytes. */
+const SAMPLE_MS = 10;
+const SAMPLE_BYTES = 256 * 1024;
+/** Samples that count: the latest, because the load of a machine changes. */
+const SAMPLES = 4;
+
+export class PageCopier {
+  readonly #source: MigrationClient;
+  readonly #destination: MigrationClient;
+  readonly #from: MappedGuestMemory;
+  readonly #to: MappedGuestMemory;
+  readonly #samples: { readonly bytes: number; readonly ms: number }[] = [];
+  #mapped = false;
+
+  constructor(source: MigrationClient, destination: MigrationClient) {
+    this.#source = source;
+    this.#destination = destination;
+    this.#from = new MappedGuestMemory(source);
+    this.#to = new MappedGuestMemory(destination);
+  }
+
+  /** How the last copy, or measurement, reached the memory. */
+  get way(): 'mapped' | 'messages' {
+    return this.#mapped ? 'mapped' : 'messages';
+  }
+
+  /** Bytes per ms that copying has lately reached; undefined before the first measurement. */
+  get bytesPerMs(): number | undefined {
+    const sum = (of: (sample: { bytes: number; ms: number }) => number): number =>
+      this.#samples.reduce((all, sample) => all + of(sample), 0);
+    const ms = sum((sample) => sample.ms);
+    return ms > 0 ? sum(({ bytes }) => bytes) / ms : undefined;
+  }
+
+  /**
+   * Measures without changing anything: memory of the source is read, and the destination's own written back to it.
+   * Only while the destination's QEMU takes nothing in yet.
+   */
+  async rehearse(): Promise<void> {
+    try {
+      await this.#rehearse();
+    } catch (error) {
+      // Memory without a file is reached by way of QEMU, which refuses until the guest has enabled bus mastering.
+      if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
+    }
+  }
+
+  async #rehearse(): Promise<void> {
+    const range = await this.#commonRange();
+    if (range === undefined) return;
+    await this.#reach();
+    const length = this.#pieceLength();
+    const scratch = new Uint8Array(length);
+    let bytes = 0;
+    let ms = 0;
+    // The first piece is for the code that runs for the first time.
+    for (let at = 0; at < range.length && (bytes < SAMPLE_BYTES || ms < SAMPLE_MS); at += length) {
+      const piece = { iova: range.iova + at, length: Math.min(length, range.length - at) };
+      const own = new Uint8Array(piece.length);
+      await this.#destination.readMemory(piece.iova, own);
+      const started = performance.now();
+      const [source, target] = this.#views(piece);
+      if (source !== undefined && target !== undefined) {
+        scratch.set(source);
+        target.set(own.subarray(0, target.length));
+      } else {
+        await this.#source.readMemory(piece.iova, scratch.subarray(0, piece.length));
+        await this.#destination.writeMemory(piece.iova, own);
+      }
+      if (at === 0) continue;
+      bytes += piece.length;
+      ms += performance.now() - started;
+    }
+    this.#measured(bytes, ms);
+  }
+
+  /**
+   * Copies a part of `ranges` while the VM runs, to see how fast that is with these. What is copied must be copied again
+   * when the VM stands: the device or QEMU may write it meanwhile.
+   */
+  async sample(ranges: readonly DmaRange[], signal: AbortSignal): Promise<void> {
+    if (ranges.length === 0) return;
+    await this.#reach();
+    const started = performance.now();
+    const pieces = split(ranges, Math.min(this.#pieceLength(), SAMPLE_BYTES));
+    let bytes = 0;
+    for (const piece of pieces) {
+      bytes += await this.#copyPiece(piece, new Uint8Array(piece.length));
+      if (signal.aborted || (bytes >= SAMPLE_BYTES && performance.now() - started >= SAMPLE_MS)) break;
+    }
+    this.#measured(bytes, performance.now() - started);
+  }
+
+  /** Copies `ranges`; the VM stands at both ends. @returns bytes copied */
+  async copy(ranges: readonly DmaRange[], signal?: AbortSignal): Promise<number> {
+    await this.#reach();
+    // A message costs more than the memory between two pages; what lies in the gap is the same at both ends.
+    const joined = this.#mapped ? ranges : mergeOverGaps(ranges, await this.#source.dmaMaps());
+    const started = performance.now();
+    const pieces = split(joined, this.#pieceLength());
+    let bytes = 0;
+    let sinceLook = 0;
+    const worker = async (): Promise<void> => {
+      let buffer = new Uint8Array(0);
+      for (let piece = pieces.next(); piece.done !== true; piece = pieces.next()) {
+        if (signal?.aborted === true) return;
+        if (!this.#mapped && buffer.length < piece.value.length) buffer = new Uint8Array(piece.value.length);
+        const copied = this.#copyMapped(piece.value) ?? (await this.#copyByMessages(piece.value, buffer));
+        bytes += copied;
+        sinceLook += copied;
+        if (sinceLook < SLICE) continue;
+        sinceLook = 0;
+        await setImmediate();
+      }
+    };
+    const workers = this.#mapped ? 1 : COPIES_IN_FLIGHT;
+    await unlessAborted(Promise.all(Array.from({ length: workers }, worker)), signal);
+    this.#requireWhole();
+    this.#measured(bytes, performance.now() - started);
+    return bytes;
+  }
+
+  close(): void {
+    this.#from.close();
+    this.#to.close();
+  }
+
+  /** VMMs move ranges about, so they are asked for before each use. */
+  async #reach(): Promise<void> {
+    this.#mapped = (await this.#from.refresh()) && (await this.#to.refresh());
+  }
+
+  async #commonRange(): Promise<DmaRange | undefined> {
+    const both = DmaMapFlag.READ | DmaMapFlag.WRITE;
+    const there = await this.#destination.dmaMaps();
+    const isCommon = ({ address, size, flags }: DmaMapEntry): boolean =>
+      flags === both &&
+      there.some((other) => other.address === address && other.size === size && other.flags === both);
+    const common = (await this.#source.dmaMaps()).filter(isCommon).sort((a, b) => b.size - a.size)[0];
+    return common === undefined ? undefined : { iova: common.address, length: common.size };
+  }
+
+  #pieceLength(): number {
+    return Math.min(this.#source.client.maxTransfer, this.#destination.client.maxTransfer);
+  }
+
+  #views({ iova, length }: DmaRange): [Uint8Array | undefined, Uint8Array | undefined] {
+    if (!this.#mapped) return [undefined, undefined];
+    const source = this.#from.view(iova, length, 'read');
+    const target = this.#to.view(iova, length, 'write');
+    return [source, target];
+  }
+
+  /** Undefined when a part of it is not mapped here. */
+  #copyMapped(piece: DmaRange): number | undefined {
+    if (!this.#mapped) return undefined;
+    for (let done = 0; done < piece.length; ) {
+      const [source, target] = this.#views({ iova: piece.iova + done, length: piece.length - done });
+      if (source === undefined || target === undefined) return undefined;
+      const length = Math.min(source.length, target.length);
+      target.set(source.subarray(0, length));
+      done += length;
+    }
+    return piece.length;
+  }
+
+  async #copyByMessages({ iova, length }: DmaRange, buffer: Uint8Array): Promise<number> {
+    const data = buffer.length < length ? new Uint8Array(length) : buffer.subarray(0, length);
+    await this.#source.readMemory(iova, data);
+    await this.#destination.writeMemory(iova, data);
+    return length;
+  }
+
+  async #copyPiece(piece: DmaRange, buffer: Uint8Array): Promise<number> {
+    return this.#copyMapped(piece) ?? (await this.#copyByMessages(piece, buffer));
+  }
+
+  /** @throws DEVSTATE_E_CONNECTION_CLOSED when zeros may have been copied in place of memory */
+  #requireWhole(): void {
+    if (!this.#from.faulted && !this.#to.faulted) return;
+    const message =
+      'the file of the guest memory was made shorter while it was copied; see whether both QEMUs still run';
+    throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message);
+  }
+
+  #measured(bytes: number, ms: number): void {
+    if (bytes < SAMPLE_BYTES / 4 || ms <= 0) return;
+    this.#samples.push({ bytes, ms });
+    if (this.#samples.length > SAMPLES) this.#samples.shift();
+  }
+}
+
+function* split(ranges: readonly DmaRange[], length: number): Generator<DmaRange> {
+  for (const range of ranges) {
+    for (let at = 0; at < range.length; at += length) {
+      yield { iova: range.iova + at, length: Math.min(length, range.length - at) };
+    }
+  }
+}

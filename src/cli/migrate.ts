@@ -25,6 +25,7 @@ interface MigrateCommandOptions extends FormatCommandOptions {
   device: DevicePair[];
   without: string[];
   unproven: string[];
+  imageUnchecked: string[];
   downtimeMs: number;
   timeoutS: number;
   bandwidth?: number;
@@ -50,6 +51,12 @@ export function migrateCommand(): Command {
       [],
     )
     .addOption(unprovenOption())
+    .option(
+      '--image-unchecked <device>',
+      "do not require that a device's servers work on one image: its storage is replicated (repeatable)",
+      collect,
+      [],
+    )
     .option('--downtime-ms <ms>', 'the pause to aim at, all of it', parsePositive, 300)
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
     .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);
@@ -67,6 +74,7 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       devices: options.device,
       without: options.without,
       unproven: options.unproven,
+      imageUnchecked: options.imageUnchecked,
       downtimeMs: options.downtimeMs,
       timeoutMs: options.timeoutS * 1000,
       bytesPerSecond: options.bandwidth ?? 0,

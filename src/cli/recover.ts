@@ -3,13 +3,15 @@
 
 import { Command } from 'commander';
 import { recover } from '../operations/index.js';
-import { deviceCollector, outputOption } from './options.js';
+import { collect, deviceCollector, outputOption, unprovenOption } from './options.js';
 import { printColumns, printJson } from './output.js';
 
 interface RecoverCommandOptions {
   sourceQmp: string;
   destQmp?: string;
   device: { id: string; source: string }[];
+  without: string[];
+  unproven: string[];
   output: 'text' | 'json';
 }
 
@@ -24,12 +26,21 @@ export function recoverCommand(): Command {
       deviceCollector(['source']),
       [],
     )
+    .option(
+      '--without <device>',
+      'a vfio-user device of the VM that did not migrate with it (repeatable)',
+      collect,
+      [],
+    )
+    .addOption(unprovenOption())
     .addOption(outputOption())
     .action(async (options: RecoverCommandOptions) => {
       const result = await recover({
         sourceQmp: options.sourceQmp,
         ...(options.destQmp === undefined ? {} : { destQmp: options.destQmp }),
         devices: options.device,
+        without: options.without,
+        unproven: options.unproven,
       });
       if (options.output === 'json') printJson(result);
       else {

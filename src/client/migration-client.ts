@@ -32,6 +32,7 @@ import {
   encodeDmaLoggingStart,
   encodeDmaTransfer,
   encodeFormatSelection,
+  encodeImageByte,
   encodeMigrationData,
   encodeNamedValue,
   Feature,
@@ -41,6 +42,8 @@ import {
   formatFeatureBits,
   formatFeatureNames,
   HEADER_LENGTH,
+  type ImagesReport,
+  imagesReport,
   MAX_CONFIG_READS_LENGTH,
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
@@ -288,6 +291,20 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
       this.getFeature(Feature.DEVSTATE_CONFIG_READS, MAX_CONFIG_READS_LENGTH, data),
     );
     return decoded(() => decodeConfigReads(viewOf(reply), 0, reply.length));
+  }
+
+  /** The images that the device works on, and whether others have byte `byte` of them locked; undefined when it does not say. */
+  async images(byte: number): Promise<ImagesReport['images'] | undefined> {
+    if (!(await this.probeFeature(Feature.DEVSTATE_IMAGES, FeatureFlag.GET))) return undefined;
+    const data = await this.explained(
+      this.getFeature(Feature.DEVSTATE_IMAGES, MAX_FEATURE_LENGTH, encodeImageByte(byte)),
+    );
+    return parsed(imagesReport, data, 'tells which images it works on').images;
+  }
+
+  /** Has the device's locks of its images leave a byte out; 0 for none. */
+  async leaveOut(byte: number): Promise<void> {
+    await this.explained(this.setFeature(Feature.DEVSTATE_IMAGES, encodeImageByte(byte)));
   }
 
   note(): Promise<Uint8Array> {

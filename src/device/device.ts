@@ -118,6 +118,8 @@ export interface DeviceValues {
  * held on one stays held.
  */
 export interface DeviceFiles {
+  /** The images among them, which have a lock with at most one holder. */
+  readonly images?: readonly DeviceImage[];
   /** What goes over. The caller closes the fds, which are duplicates. `data` becomes JSON. */
   handOver(): { readonly files: readonly BundleEntry[]; readonly data: unknown };
   /**
@@ -127,6 +129,17 @@ export interface DeviceFiles {
   adopt(take: (name: string, kind: FdKind) => Fd, data: unknown): void;
   /** The files are another process's: close them, and do nothing else with them. */
   letGo(): void;
+}
+
+/** A file with at most one user, who holds a lock over all of it. */
+export interface DeviceImage {
+  readonly path: string;
+  /** This process holds the lock. */
+  readonly locked: boolean;
+  /** Leaves byte `byte`, beyond the file's end, out of the lock that is held, and none that was left out before; undefined for none. */
+  leaveOut(byte: number | undefined): void;
+  /** Whether no other process has byte `byte` locked. */
+  isFree(byte: number): boolean;
 }
 
 export interface Device {

@@ -37,6 +37,7 @@ import type { ServedProtocols } from './engine-port.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { DeviceHandoff } from './handoff.js';
 import { journalOfNothing } from './host-journal.js';
+import { DeviceImages } from './images.js';
 import { Interrupts } from './interrupts.js';
 import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
@@ -170,6 +171,7 @@ export class DeviceRuntime implements ServedDevice {
         note = bytes;
         changed();
       },
+      images: device.files?.images === undefined ? undefined : new DeviceImages(device.files.images),
       describe: () => JSON.stringify(describe(device, this.#offer)),
       dmaMaps: () =>
         memory.regions.map((region) => ({

@@ -5,8 +5,10 @@
  */
 
 import { DevstateError } from '../errors.js';
-import { endReplace, QmpClient, Qtest, queryRunState } from '../qemu/index.js';
+import { endReplace, isSameQemu, QmpClient, Qtest, queryMigration, queryRunState } from '../qemu/index.js';
+import { WitnessedVmm } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
+import { proveClaims, takeCensus, unknownWithout } from './identity/index.js';
 import { connectIfThere, quit } from './migrate/destination-vm.js';
 import { returnToFirst } from './migrate/next-vmm.js';
 import { type ChangedSettings, readNote } from './migrate/note.js';
@@ -21,6 +23,10 @@ export interface RecoverOptions {
   readonly destQmp?: string;
   /** All that migrated with the VM. */
   readonly devices: readonly { readonly id: string; readonly source: string }[];
+  /** vfio-user devices that did not migrate with the VM: by id, or by QOM path for one without. */
+  readonly without?: readonly string[];
+  /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
+  readonly unproven?: readonly string[];
 }
 
 export interface RecoverResult {
@@ -31,6 +37,8 @@ export interface RecoverResult {
 
 /** How long the destination's QEMU may take to quit, ms. */
 const QUIT_TIMEOUT_MS = 30_000;
+/** How long it may take to prove that everything belongs together, ms. */
+const PROOF_TIMEOUT_MS = 30_000;
 
 /**
  * @throws DEVSTATE_E_USAGE, DEVSTATE_E_CONNECT, DEVSTATE_E_QMP_CONNECT before anything is changed;
@@ -54,6 +62,7 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
       found.push({ id, source, note: await readNote(device), vmms });
     }
     for (const one of found) requireOwnNote(one, options);
+    await requireProven({ qmp, qtest }, found, options);
     if (await hasExecuted(qmp, found)) {
       await finishExec({ qmp, qtest }, found);
       return await resultOf(qmp, found);
@@ -131,6 +140,56 @@ async function requireHere(qmp: QmpClient, found: readonly LeftDevice[]): Promis
 }
 
 /**
+ * That the servers are those of the source's devices, and that those are all.
+ * @throws DEVSTATE_E_INCOMPATIBLE
+ */
+async function requireProven(
+  vm: { readonly qmp: QmpClient; readonly qtest: Qtest },
+  found: readonly LeftDevice[],
+  { without = [], unproven = [] }: RecoverOptions,
+): Promise<void> {
+  const signal = AbortSignal.timeout(PROOF_TIMEOUT_MS);
+  const named = {
+    ids: found.map(({ id }) => id),
+    without,
+    usage: (id: string) => `--device ${id},source=PATH`,
+  };
+  const census = await takeCensus(vm.qmp, 'source', named, signal);
+  const reasons = [...census.reasons, ...unknownWithout(without, census)];
+  const claims = found
+    .filter(({ id }) => !unproven.includes(id))
+    .map(({ id, source: { path, device } }) => ({
+      id,
+      socket: { path, role: `the source of device ${id}`, device },
+    }));
+  // A replacement of QEMU may have been broken off before or after the devices had changed hands.
+  const vmms = [WitnessedVmm.PRESENT, WitnessedVmm.OTHER];
+  const source = { ...vm, name: 'the source QEMU', devices: census.present, isFresh: false, vmms };
+  if (reasons.length === 0) reasons.push(...(await proveClaims(source, claims, [], signal)));
+  if (reasons.length === 0) return;
+  const message = `nothing was recovered, nothing was changed: ${reasons.join('; ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
+/**
+ * That a QEMU which is to be ended is one that a VM was migrated to, or was to be.
+ * @throws DEVSTATE_E_INCOMPATIBLE
+ */
+async function requireDestination(source: QmpClient, destination: QmpClient): Promise<void> {
+  const signal = AbortSignal.timeout(PROOF_TIMEOUT_MS);
+  const refuse = (why: string): never => {
+    const message = `${destination.path} is not the destination's QEMU: ${why}; nothing was changed. Name the QEMU that the VM was to arrive in`;
+    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+  };
+  if (await isSameQemu(source, destination, { signal }))
+    refuse(`it is the source's, which is reached by ${source.path} too`);
+  const { status } = await queryRunState(destination, { signal });
+  if (status === 'inmigrate') return;
+  const migration = await queryMigration(destination, { signal });
+  if (migration.status === 'none') refuse(`no VM has been migrated to it (it is ${status})`);
+}
+
+/**
  * A destination that is there and does not run the VM.
  * @throws when it does, or that cannot be told; if it does, the migration has succeeded but for the settings, which are
  * put back at both ends
@@ -144,6 +203,7 @@ async function connectDestination(
   const qmp = await connectIfThere(destQmp, AbortSignal.timeout(QUIT_TIMEOUT_MS));
   if (qmp === undefined) return undefined; // nobody there: it cannot run anything
   try {
+    await requireDestination(source, qmp);
     const { running } = await queryRunState(qmp);
     if (!running) return qmp;
     await putBackAt('destination', qmp, settings);

@@ -23,7 +23,7 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
     set note(bytes) {
       session.facts.note = bytes;
     },
-    configReadsOf: (vmm) => (vmm === WitnessedVmm.PRESENT ? session.front : session.next.second)?.configReads,
+    configReadsOf: (vmm) => (vmm === WitnessedVmm.PRESENT ? session.front : session.next.other)?.configReads,
     stopping: () => session.keepConfig(),
   };
 }

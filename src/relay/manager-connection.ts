@@ -6,6 +6,7 @@
  *     VERSION                                                        answered here
  *     DEVICE_FEATURE of VFIO, MIG_DATA_*, DIRTY_PAGES, DEVICE_RESET  the server's
  *     GET_INFO, GET_REGION_INFO, access to the region of v1          the server's
+ *     DEVSTATE_IMAGES                                                the server's
  *     DMA_READ, DMA_WRITE, DEVSTATE_DMA_MAPS                         answered here: the relay has the memory's fds
  *     DEVSTATE_NOTE, DEVSTATE_LAST_ERROR                             kept here
  *     DEVSTATE_CONFIG_READS                                          answered here: the VMM's messages come through here
@@ -278,7 +279,8 @@ export class ManagerConnection implements Origin {
     const { INDEX_MASK, GET, SET, PROBE } = FeatureFlag;
     const feature = flags & INDEX_MASK;
     const data = HEADER_LENGTH + FEATURE_LENGTH;
-    if (feature < FIRST_OWN_FEATURE) {
+    // The images are the server's, if it is one of ours.
+    if (feature < FIRST_OWN_FEATURE || feature === Feature.DEVSTATE_IMAGES) {
       const sets = (flags & (SET | PROBE)) === SET && feature === Feature.MIG_DEVICE_STATE;
       if (sets && length >= data + 4 && view.getUint32(data, true) === MigrationState.STOP_COPY)
         this.#managed.stopping();

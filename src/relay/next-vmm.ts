@@ -64,9 +64,9 @@ export class NextVmm {
     this.#host = host;
   }
 
-  /** The VMM that is to have the device, or has just got it. */
-  get second(): Front | undefined {
-    return this.#second;
+  /** Beside the VMM that has the device: the one that is to have it next or, once promoted, the one that had it before. */
+  get other(): Front | undefined {
+    return this.#state.phase === 'promoted' ? this.#first : this.#second;
   }
 
   get underWay(): boolean {

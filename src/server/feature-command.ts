@@ -10,6 +10,7 @@ import {
   decodeDmaLoggingStart,
   decodeFeatureHeader,
   decodeFormatSelection,
+  decodeImageByte,
   decodeNamedValue,
   decodeValueName,
   dirtyBitmapLength,
@@ -27,7 +28,9 @@ import {
   FeatureFlag,
   formatOffersLength,
   HEADER_LENGTH,
+  MAX_IMAGE_BYTE,
   MIG_DEVICE_STATE_LENGTH,
+  MIN_IMAGE_BYTE,
   RequestError,
   requireBytes,
   writeU64,
@@ -35,7 +38,7 @@ import {
 import type { CommandHandler, Request, ServerContext } from './command.js';
 import { requireMigration } from './migration-commands.js';
 import type { Reply } from './reply.js';
-import type { ValuesPort } from './served-device.js';
+import type { ImagesPort, ValuesPort } from './served-device.js';
 
 /** Largest note a manager may leave. */
 export const MAX_NOTE_LENGTH = 64 * 1024;
@@ -251,6 +254,23 @@ const features = new Map<number, FeatureHandlers>([
     },
   ],
   [
+    // A relay asks as the VMM that it is to the server.
+    Feature.DEVSTATE_IMAGES,
+    {
+      exists: ({ device }) => device.management.images !== undefined,
+      get: (context, request, data, reply) => {
+        const { images } = requireImages(context).report(imageByte(request, data));
+        // A VMM has no need to know paths of the host.
+        const shown = context.role === 'manager' ? images : images.map(({ path: _, ...rest }) => rest);
+        replyWithBytes(reply, request, new TextEncoder().encode(JSON.stringify({ images: shown })));
+      },
+      set: (context, request, data) => {
+        const isNone = decodeImageByte(request.view, data, request.end) === 0;
+        requireImages(context).leaveOut(isNone ? undefined : imageByte(request, data));
+      },
+    },
+  ],
+  [
     Feature.DEVSTATE_DMA_MAPS,
     {
       managerOnly: true,
@@ -279,6 +299,20 @@ function requireValues(context: ServerContext): ValuesPort {
   const { values } = requireMigration(context);
   if (values === undefined) throw new RequestError(Errno.ENOTTY, 'the device has no state value by value');
   return values;
+}
+
+/** @throws RequestError ENOTTY when the device works on no image */
+function requireImages({ device }: ServerContext): ImagesPort {
+  const { images } = device.management;
+  if (images === undefined) throw new RequestError(Errno.ENOTTY, 'the device works on no image');
+  return images;
+}
+
+/** @throws RequestError EINVAL for a byte that could be one of an image */
+function imageByte({ view, end }: Request, data: number): number {
+  const byte = decodeImageByte(view, data, end);
+  if (byte >= MIN_IMAGE_BYTE && byte < MAX_IMAGE_BYTE) return byte;
+  throw new RequestError(Errno.EINVAL, `byte ${byte} is not far beyond the end of an image`);
 }
 
 /** The feature's handlers, for this connection. @throws RequestError ENOTTY when there is no such feature */

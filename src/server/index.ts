@@ -6,6 +6,7 @@ export { MAX_NOTE_LENGTH } from './feature-command.js';
 export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {
   DmaPeer,
+  ImagesPort,
   IoFd,
   ManagementPort,
   MigrationPort,

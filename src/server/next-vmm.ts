@@ -41,9 +41,9 @@ export class NextVmm {
     this.#host = host;
   }
 
-  /** The VMM that is to have the device, or has just got it. */
-  get second(): Connection | undefined {
-    return this.#second;
+  /** Beside the VMM that has the device: the one that is to have it next or, once promoted, the one that had it before. */
+  get other(): Connection | undefined {
+    return this.#state.phase === 'promoted' ? this.#first : this.#second;
   }
 
   /** One VMM follows another: none may come in between. */

@@ -13,6 +13,7 @@ import type {
   DmaMapRequest,
   DmaUnmapRequest,
   FormatSelection,
+  ImagesReport,
   MigrationState,
   MmapArea,
   SetIrqs,
@@ -117,8 +118,18 @@ export interface ValuesPort {
   set(name: string, value: StateValue): void;
 }
 
+/** The image files that a device works on, in order. */
+export interface ImagesPort {
+  /** @param byte beyond the end of any image, about which is asked */
+  report(byte: number): ImagesReport;
+  /** Has the locks that are held leave a byte out; undefined for none. @throws RequestError EBUSY when none is held */
+  leaveOut(byte: number | undefined): void;
+}
+
 /** What the migration socket offers beyond migration itself. */
 export interface ManagementPort {
+  /** Undefined for a device that works on no image. */
+  readonly images?: ImagesPort | undefined;
   /** How often the device was reset since it was made. */
   readonly resets: number;
   /** The VMM has an eventfd for INTx. */

@@ -274,7 +274,7 @@ export class Server {
     };
     // What a journal keeps is one VMM's and one server's: a successor comes after a crash, not beside it.
     const configReadsOf: ConfigReadsOf = (vmm) =>
-      (vmm === WitnessedVmm.PRESENT ? this.#vmm : this.#nextVmm.second)?.configReads;
+      (vmm === WitnessedVmm.PRESENT ? this.#vmm : this.#nextVmm.other)?.configReads;
     if (this.#options.crash !== undefined) return { configReadsOf };
     return {
       configReadsOf,

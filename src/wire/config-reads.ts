@@ -21,8 +21,8 @@ export const CONFIG_READS_KEPT = 4096;
 /** Room for every reply. */
 export const MAX_CONFIG_READS_LENGTH = HEAD_LENGTH + ENTRY_LENGTH * CONFIG_READS_KEPT;
 
-/** Whose reads: those of the VMM that has the device, or of the one that is to have it next (DEVSTATE_NEXT_VMM). */
-export const WitnessedVmm = { PRESENT: 0, NEXT: 1 } as const;
+/** Whose reads: those of the VMM that has the device, or of the other one while one follows another (DEVSTATE_NEXT_VMM). */
+export const WitnessedVmm = { PRESENT: 0, OTHER: 1 } as const;
 export type WitnessedVmm = (typeof WitnessedVmm)[keyof typeof WitnessedVmm];
 
 export interface ConfigReadsRequest {
@@ -56,7 +56,7 @@ export function encodeConfigReadsRequest({ since, vmm }: ConfigReadsRequest): Ui
 export function decodeConfigReadsRequest(view: DataView, at: number, end: number): ConfigReadsRequest {
   requireBytes(view, at, end, CONFIG_READS_REQUEST_LENGTH, 'DEVSTATE_CONFIG_READS');
   const vmm = view.getUint32(at + 8, true);
-  if (vmm !== WitnessedVmm.PRESENT && vmm !== WitnessedVmm.NEXT)
+  if (vmm !== WitnessedVmm.PRESENT && vmm !== WitnessedVmm.OTHER)
     throw new RequestError(Errno.EINVAL, `DEVSTATE_CONFIG_READS of VMM ${vmm}`);
   return { since: readU64(view, at), vmm };
 }

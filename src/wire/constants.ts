@@ -134,6 +134,8 @@ export const Feature = {
   DEVSTATE_CONFIG_READS: 0xd509,
   /** GET: the DMA ranges that are files, with the files (migration socket only). */
   DEVSTATE_DMA_FILES: 0xd50a,
+  /** GET: the image files that the device works on, as JSON. SET: a byte that their locks leave out. */
+  DEVSTATE_IMAGES: 0xd50b,
 } as const;
 
 /** `VFIO_MIGRATION_*`: what GET of Feature.MIGRATION reports. */

@@ -11,6 +11,7 @@ export * from './errno.js';
 export * from './feature.js';
 export * from './format-offer.js';
 export * from './header.js';
+export * from './images.js';
 export * from './irq.js';
 export * from './migration-data.js';
 export * from './migration-v1.js';

@@ -153,6 +153,32 @@ t.test('what does not belong together is not migrated', async (t) => {
     /--without disk7: no QEMU has a vfio-user device of this name/,
   );
 
+  await refused(
+    'a destination that works on the image of another VM',
+    () =>
+      migrate(deviceArguments(from, socketsOf(otherDestination)), {
+        dest: otherDestination.qmpPath,
+      }),
+    /device disk0: the destination works on another image \(.*other0.img\) than the source \(.*disk0.img\)/,
+    /--image-unchecked disk0/,
+  );
+  const recover = (sources: readonly string[], more: readonly string[] = []) =>
+    devstate(
+      ...['recover', '--source-qmp', vm.qmpPath, ...more],
+      ...sources.flatMap((source, disk) => ['--device', `disk${disk},source=${source}`]),
+    );
+  await refused(
+    'recovery with the server of another VM',
+    () => recover([from[0]!, foreign[1]!]),
+    /device disk1: the source QEMU .* does not talk to the server behind .*vm1-disk1-source/,
+  );
+  await refused('recovery without a device', () => recover([from[0]!]), /disk1, which is not named/);
+  await refused(
+    'recovery that would end the QEMU of another VM',
+    () => recover(from, ['--dest-qmp', other.qmpPath]),
+    /is not the destination's QEMU: no VM has been migrated to it \(it is running\)/,
+  );
+
   await t.test('what belongs together is', async (t) => {
     const { code, stderr } = await migrate(deviceArguments(from, to));
     t.equal(code, 0, stderr);

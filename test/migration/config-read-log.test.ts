@@ -47,7 +47,7 @@ t.test('what does not fit into 16 bits is not mistaken for another read', async 
 });
 
 t.test('request and reply keep what they carry', async (t) => {
-  const request = { since: 2 ** 40, vmm: WitnessedVmm.NEXT };
+  const request = { since: 2 ** 40, vmm: WitnessedVmm.OTHER };
   const bytes = encodeConfigReadsRequest(request);
   t.same(decodeConfigReadsRequest(new DataView(bytes.buffer), 0, bytes.length), request);
   new DataView(bytes.buffer).setUint32(8, 2, true);

@@ -17,7 +17,7 @@ import {
   readv,
   writev,
 } from 'node:fs';
-import type { DeviceFiles } from '../../device/device.js';
+import type { DeviceFiles, DeviceImage } from '../../device/device.js';
 import { DevstateError, type ErrorCode } from '../../errors.js';
 import { type BundleEntry, FdKind } from '../../handoff/index.js';
 import { AllocateMode, check, Errno, LockType, native } from '../../native/index.js';
@@ -55,12 +55,14 @@ interface ImageHandover {
   readonly locked: boolean;
 }
 
-export class ImageFile implements DeviceFiles {
+export class ImageFile implements DeviceFiles, DeviceImage {
   readonly path: string;
   /** Bytes; does not change. */
   readonly size: number;
   #fd: number;
   #locked = false;
+  /** Byte that the lock leaves out. */
+  #leftOut: number | undefined;
   /** Reads and writes under way, and what waits for the last of them. */
   #transfers = 0;
   #onQuiet: (() => void) | undefined;
@@ -142,6 +144,28 @@ export class ImageFile implements DeviceFiles {
     const result = native.setLock(this.#fd, LockType.unlocked, 0, 0);
     if (result < 0) throw systemError(`unlock ${this.path}`, -result);
     this.#locked = false;
+    this.#leftOut = undefined;
+  }
+
+  get images(): readonly DeviceImage[] {
+    return [this];
+  }
+
+  leaveOut(byte: number | undefined): void {
+    if (!this.#locked)
+      throw imageError('DEVSTATE_E_IMAGE_LOCKED', `${this.path} is not locked by this server`);
+    // Taking it in again cannot meet anybody: who wants the image wants all of it.
+    if (this.#leftOut !== undefined) native.setLock(this.#fd, LockType.write, this.#leftOut, 1);
+    this.#leftOut = byte;
+    if (byte === undefined) return;
+    const result = native.setLock(this.#fd, LockType.unlocked, byte, 1);
+    if (result < 0) throw systemError(`lock a part of ${this.path}`, -result);
+  }
+
+  isFree(byte: number): boolean {
+    const type = native.testLock(this.#fd, LockType.write, byte, 1);
+    if (type < 0) throw systemError(`look for locks of ${this.path}`, -type);
+    return type === LockType.unlocked;
   }
 
   /** The image as it goes to a successor: with its lock, if it is held. */

@@ -3,4 +3,5 @@
 
 export { createChallenge, judge, type Verdict } from './challenge.js';
 export { type DeviceCensus, type NamedDevices, takeCensus, unknownWithout } from './devices.js';
+export { proveImages } from './images.js';
 export { type Claim, type Examined, type NamedSocket, proveClaims } from './prove.js';

@@ -41,8 +41,8 @@ export interface Examined {
   readonly devices: readonly VfioUserDevice[];
   /** Its guest has not run: bridges may be numbered for as long as it takes. */
   readonly isFresh: boolean;
-  /** Which of its servers' VMMs it is. Default: the one that has the device. */
-  readonly vmm?: WitnessedVmm;
+  /** Which of its servers' VMMs it may be. Default: the one that has the device. */
+  readonly vmms?: readonly WitnessedVmm[];
 }
 
 export interface Claim {
@@ -101,13 +101,14 @@ async function proveClaim(
 
 /** One challenge, and what each witness has seen of it. */
 async function challenge(
-  { qmp, qtest, isFresh, vmm = WitnessedVmm.PRESENT }: Examined,
+  { qmp, qtest, isFresh, vmms = [WitnessedVmm.PRESENT] }: Examined,
   { id }: Claim,
   witnesses: readonly NamedSocket[],
   signal: AbortSignal,
 ): Promise<Map<NamedSocket, Verdict>> {
+  const logs = witnesses.flatMap((witness) => vmms.map((vmm) => ({ witness, vmm })));
   const starts = await Promise.all(
-    witnesses.map(({ device }) => readsOf(device, vmm, Number.MAX_SAFE_INTEGER)),
+    logs.map(({ witness, vmm }) => readsOf(witness.device, vmm, Number.MAX_SAFE_INTEGER)),
   );
   const reads = createChallenge();
   const ask = withLocation({ qmp, qtest }, id, isFresh, (at) => makeConfigReads(qtest, at, reads), {
@@ -115,9 +116,9 @@ async function challenge(
   });
   await unlessAborted(ask, signal);
   const verdicts = new Map<NamedSocket, Verdict>();
-  for (const [index, witness] of witnesses.entries()) {
+  for (const [index, { witness, vmm }] of logs.entries()) {
     const { reads: seen } = await readsOf(witness.device, vmm, starts[index]?.next ?? 0);
-    verdicts.set(witness, judge(reads, seen));
+    if (verdicts.get(witness) !== 'proven') verdicts.set(witness, judge(reads, seen));
   }
   return verdicts;
 }

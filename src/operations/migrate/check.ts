@@ -99,12 +99,14 @@ function requireDistinct(options: MigrateOptions): void {
     usage(`source and destination QMP are the same socket, ${options.destQmp}`);
   if (options.devices.length === 0)
     usage('no device to migrate: name each with --device ID,source=PATH,dest=PATH');
-  const { without = [], unproven = [], devices } = options;
+  const { without = [], unproven = [], imageUnchecked = [], devices } = options;
   const isNamed = (name: string): boolean => devices.some(({ id }) => id === name);
   const left = without.find(isNamed);
   if (left !== undefined) usage(`device ${left} is named to be migrated and to be left behind (--without)`);
-  const unknown = unproven.find((name) => !isNamed(name));
-  if (unknown !== undefined) usage(`--unproven ${unknown}: no device of this name is to be migrated`);
+  for (const [option, names] of Object.entries({ unproven, 'image-unchecked': imageUnchecked })) {
+    const unknown = names.find((name) => !isNamed(name));
+    if (unknown !== undefined) usage(`--${option} ${unknown}: no device of this name is to be migrated`);
+  }
   const ids = new Set<string>();
   const sockets = new Set<string>();
   for (const { id, source, dest } of options.devices) {

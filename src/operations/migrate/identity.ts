@@ -7,6 +7,7 @@ import {
   type DeviceCensus,
   type NamedSocket,
   proveClaims,
+  proveImages,
   takeCensus,
   unknownWithout,
 } from '../identity/index.js';
@@ -65,7 +66,7 @@ export async function proveMigration(
   vms: Readonly<Record<'source' | 'destination', Vm>>,
   devices: readonly RunDevice[],
   { source, destination }: Censuses,
-  { unproven = [] }: MigrateOptions,
+  { unproven = [], imageUnchecked = [] }: MigrateOptions,
   signal: AbortSignal,
 ): Promise<string[]> {
   const socketOf = (device: RunDevice, where: 'source' | 'destination'): NamedSocket => ({
@@ -86,8 +87,13 @@ export async function proveMigration(
     devices: destination.present,
     isFresh: true,
   };
-  return [
+  const reasons = [
     ...(await proveClaims(atSource, from.filter(wanted), [...unwanted(from), ...sockets(to)], signal)),
     ...(await proveClaims(atDestination, to.filter(wanted), [...unwanted(to), ...sockets(from)], signal)),
   ];
+  // Servers that do not belong together have different images, and that is not the mistake.
+  if (reasons.length > 0) return reasons;
+  for (const { id, source: from, destination: to } of devices)
+    if (!imageUnchecked.includes(id)) reasons.push(...(await proveImages(id, from, to)));
+  return reasons;
 }

@@ -22,6 +22,8 @@ export interface MigrateOptions extends FormatOptions {
   readonly without?: readonly string[];
   /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
   readonly unproven?: readonly string[];
+  /** Ids of devices whose images at both ends are kept the same by other means than being one file. */
+  readonly imageUnchecked?: readonly string[];
   /** The pause that is aimed at, all of it, ms. */
   readonly downtimeMs: number;
   /** Give up and go back when the VM has not arrived after this time, ms. */

@@ -180,7 +180,9 @@ async function attempt(lab: MigrationLab, source: LabVm, number: number, fault: 
     fault.image === undefined ? options : { ...options, image: fault.image },
   );
   const destination = await lab.startVm({ server, incoming: true });
-  const migration = lab.startMigrate(source, destination, fault.args ?? []);
+  // A copy stands for storage that is replicated by other means.
+  const copied = fault.image === undefined ? [] : ['--image-unchecked', 'disk0'];
+  const migration = lab.startMigrate(source, destination, [...(fault.args ?? []), ...copied]);
   await fault.happens?.({ migration, source, server, destination });
   const outcome = await migration.finished;
   await destination.kill();

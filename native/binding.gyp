@@ -11,6 +11,7 @@
         "src/file.cc",
         "src/memory.cc",
         "src/path.cc",
+        "src/output.cc",
         "src/poll.cc",
         "src/reaper.cc",
         "src/sigbus.cc",

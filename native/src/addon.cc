@@ -25,6 +25,7 @@ napi_value Init(napi_env env, napi_value exports) {
   devstate::InitFile(env, exports);
   devstate::InitMemory(env, exports, data);
   devstate::InitPath(env, exports);
+  devstate::InitOutput(env, exports);
   devstate::InitPoll(env, exports, data);
   devstate::InitSocket(env, exports);
   devstate::InitVfio(env, exports);

@@ -103,6 +103,7 @@ void InitEvent(napi_env env, napi_value exports);
 void InitFile(napi_env env, napi_value exports);
 void InitMemory(napi_env env, napi_value exports, AddonData* data);
 void InitPath(napi_env env, napi_value exports);
+void InitOutput(napi_env env, napi_value exports);
 void InitPoll(napi_env env, napi_value exports, AddonData* data);
 void InitSocket(napi_env env, napi_value exports);
 void InitVfio(napi_env env, napi_value exports);

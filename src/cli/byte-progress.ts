@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** How far a long file is read: a bar on stderr, on a terminal only, and only if it takes long enough to be wondered at. */
 
+import { isatty } from 'node:tty';
 import type { ReadProgress } from '../operations/index.js';
 import { gauge } from './gauge.js';
 import { formatBytes } from './output.js';
+import { writeStderr } from './stderr.js';
 
 /** Nothing is drawn before, ms. */
 const PATIENCE_MS = 300;
@@ -17,7 +19,7 @@ export interface ReadProgressView {
 }
 
 export function readProgress(): ReadProgressView {
-  if (!process.stderr.isTTY) return { update: () => {}, end: () => {} };
+  if (!isatty(2)) return { update: () => {}, end: () => {} };
   const started = performance.now();
   let drawnAt = started + PATIENCE_MS - REDRAW_MS;
   let drawn = false;
@@ -28,10 +30,10 @@ export function readProgress(): ReadProgressView {
       drawnAt = now;
       drawn = true;
       const width = process.stderr.columns || 80;
-      process.stderr.write(`\r${progressText(done, total, now - started, width)}${CLEAR_LINE}`);
+      writeStderr(`\r${progressText(done, total, now - started, width)}${CLEAR_LINE}`);
     },
     end: () => {
-      if (drawn) process.stderr.write(`\r${CLEAR_LINE}`);
+      if (drawn) writeStderr(`\r${CLEAR_LINE}`);
     },
   };
 }

@@ -5,6 +5,7 @@ import { Command } from 'commander';
 import { convertFile } from '../operations/index.js';
 import { formatBytes } from './output.js';
 import { rewrite } from './rewrite.js';
+import { writeStderr } from './stderr.js';
 
 interface ConvertCommandOptions {
   to: string;
@@ -26,7 +27,7 @@ export function convertCommand(): Command {
       const { way, losses, bytes } = await rewrite(path, output, (input, file, progress) =>
         convertFile(input, file, { to, allowLossy: allowLossy === true, compress, progress }),
       );
-      process.stderr.write(`wrote ${formatBytes(bytes)} to ${output}: ${way.join(' → ')}\n`);
-      for (const loss of losses) process.stderr.write(`lost: ${loss}\n`);
+      writeStderr(`wrote ${formatBytes(bytes)} to ${output}: ${way.join(' → ')}\n`);
+      for (const loss of losses) writeStderr(`lost: ${loss}\n`);
     });
 }

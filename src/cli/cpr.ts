@@ -8,6 +8,7 @@ import { type CprReport, type DescriptorKind, relayCprChannel } from '../qemu/in
 import { outputOption, parsePositive } from './options.js';
 import { formatBytes, printColumns, printError, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
+import { writeStderr } from './stderr.js';
 
 interface CprCommandOptions {
   listen: string;
@@ -78,7 +79,7 @@ function relay(options: CprCommandOptions): Promise<CprReport> {
       passUnknown,
       timeoutMs: timeoutS * 1000,
       signal,
-      onListening: () => process.stderr.write(`waiting for the source at ${listen}\n`),
+      onListening: () => writeStderr(`waiting for the source at ${listen}\n`),
     }),
   );
 }

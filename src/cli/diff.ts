@@ -6,7 +6,8 @@ import { DevstateError, ExitCode } from '../errors.js';
 import { printable } from '../formats/index.js';
 import { type Difference, diffFiles, withRereadable } from '../operations/index.js';
 import { outputOption } from './options.js';
-import { printJson, printWrapped } from './output.js';
+import { printJson, printWrapped, writeStdout } from './output.js';
+import { writeStderr } from './stderr.js';
 
 /** Characters shown of a long value, and of those before what is different in it. */
 const VALUE_LENGTH = 48;
@@ -25,10 +26,10 @@ export function diffCommand(): Command {
       if (!result.same) process.exitCode = ExitCode.failed;
       if (output === 'json') return printJson(result);
       for (const difference of result.differences) printDifference(difference);
-      for (const remark of result.remarks) process.stderr.write(`${remark}\n`);
+      for (const remark of result.remarks) writeStderr(`${remark}\n`);
       const count = result.differences.length;
       const verdict = count === 0 ? 'no difference' : count === 1 ? '1 difference' : `${count} differences`;
-      process.stdout.write(`${verdict}, compared as ${result.format}\n`);
+      writeStdout(`${verdict}, compared as ${result.format}\n`);
     });
 }
 

@@ -9,7 +9,7 @@ import {
   listFormats,
 } from '../operations/index.js';
 import { outputOption } from './options.js';
-import { printColumns, printJson } from './output.js';
+import { printColumns, printJson, writeStdout } from './output.js';
 
 export function formatsCommand(): Command {
   return new Command('formats')
@@ -22,10 +22,10 @@ export function formatsCommand(): Command {
       if (output === 'json') return printJson(wanted === undefined ? { formats, recognised } : formats[0]);
       if (wanted !== undefined) return formats.forEach(printFormat);
       for (const { name, versions, kind, uuid } of formats) {
-        process.stdout.write(`${name.padEnd(36)} ${versions.join(', ').padEnd(6)} ${kind}\n  ${uuid}\n`);
+        writeStdout(`${name.padEnd(36)} ${versions.join(', ').padEnd(6)} ${kind}\n  ${uuid}\n`);
       }
-      process.stdout.write('\nRecognised by inspect, and not ours:\n');
-      for (const { kind, title } of recognised) process.stdout.write(`${kind.padEnd(28)} ${title}\n`);
+      writeStdout('\nRecognised by inspect, and not ours:\n');
+      for (const { kind, title } of recognised) writeStdout(`${kind.padEnd(28)} ${title}\n`);
     });
 }
 

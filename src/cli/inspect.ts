@@ -14,7 +14,8 @@ import {
 } from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
 import { outputOption } from './options.js';
-import { formatBytes, printJson } from './output.js';
+import { formatBytes, printJson, writeStdout } from './output.js';
+import { writeStderr } from './stderr.js';
 
 /** Bytes that `--hex` shows in all. */
 const HEX_TOTAL = 8 * 1024 * 1024;
@@ -56,7 +57,7 @@ async function inspectInput(input: InputFile, options: InspectCommandOptions): P
   else if (options.output === 'json') printJson(json());
   else {
     const shown = bytes === undefined ? {} : { bytes };
-    process.stdout.write(renderInspection(inspection, { fields: options.fields === true, ...shown }));
+    writeStdout(renderInspection(inspection, { fields: options.fields === true, ...shown }));
   }
   reportExtracted(extracted, options.extract);
   if (inspection.error !== null) process.exitCode = exitCodeOf(inspection.error.code);
@@ -97,6 +98,6 @@ function bytesOf(input: InputFile): (offset: number, length: number) => Uint8Arr
 
 function reportExtracted(files: readonly ExtractedFile[], directory: string | undefined): void {
   if (directory === undefined) return;
-  if (files.length === 0) process.stderr.write('nothing to extract was found\n');
-  for (const { name, size } of files) process.stderr.write(`${directory}/${name}  ${formatBytes(size)}\n`);
+  if (files.length === 0) writeStderr('nothing to extract was found\n');
+  for (const { name, size } of files) writeStderr(`${directory}/${name}  ${formatBytes(size)}\n`);
 }

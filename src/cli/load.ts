@@ -12,6 +12,7 @@ import {
   trapOption,
 } from './options.js';
 import { formatBytes } from './output.js';
+import { writeStderr } from './stderr.js';
 
 interface LoadCommandOptions extends DeviceCommandOptions {
   allowLossy?: boolean;
@@ -38,6 +39,6 @@ export function loadCommand(): Command {
         trap: options.trap ?? false,
         afterwards: options.then,
       });
-      process.stderr.write(`loaded ${formatBytes(bytes)} from ${input}\n`);
+      writeStderr(`loaded ${formatBytes(bytes)} from ${input}\n`);
     });
 }

@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Log lines of a server, on stderr: plain text for a terminal, JSON lines for everything else. */
+/**
+ * Log lines of a server, on stderr: plain text for a terminal, JSON lines for everything else. They never wait for a reader
+ * (see stderr.ts), and what a peer can repeat is limited.
+ */
 
+import { isatty } from 'node:tty';
 import { pino } from 'pino';
+import { type Log, type LogLevel, limitRepeats, summarizeRepeats } from '../logging/index.js';
+import { droppedText, setDroppedNotice, writeStderr } from './stderr.js';
 
-export type Log = (level: 'info' | 'warn' | 'error', message: string) => void;
-
-/** Most characters that are kept while they cannot be written. */
-const MAX_UNWRITTEN = 1024 * 1024;
+export type { Log } from '../logging/index.js';
 
 export function createLog(name: string): Log {
-  if (process.stderr.isTTY) {
-    return (level, message) =>
-      process.stderr.write(`${new Date().toISOString()} ${level} ${name}: ${message}\n`);
-  }
-  const destination = pino.destination({ dest: 2, sync: true, maxLength: MAX_UNWRITTEN });
-  // A full disk costs log lines, not the device.
-  destination.on('error', () => {});
-  const logger = pino({ name }, destination);
-  return (level, message) => logger[level](message);
+  const format = isatty(2) ? textFormat(name) : jsonFormat(name);
+  setDroppedNotice((lines) => format('warn', droppedText(lines)));
+  const log = limitRepeats((level, message) => writeStderr(format(level, message)));
+  process.once('exit', () => summarizeRepeats(log));
+  return log;
+}
+
+type Format = (level: LogLevel, message: string) => string;
+
+function textFormat(name: string): Format {
+  return (level, message) => `${new Date().toISOString()} ${level} ${name}: ${message}\n`;
+}
+
+function jsonFormat(name: string): Format {
+  let text = '';
+  const logger = pino({ name }, { write: (line) => (text = line) });
+  return (level, message) => {
+    logger[level](message);
+    return text;
+  };
 }

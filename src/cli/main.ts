@@ -2,10 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line: one file per command, put together here. */
 
+import './own-stderr.js';
+
 import { Command, CommanderError } from 'commander';
-import { DevstateError, ExitCode } from '../errors.js';
+import { ExitCode } from '../errors.js';
 import { VERSION } from '../version.js';
-import { printError } from './output.js';
+import { guardStdout, printError } from './output.js';
 
 /** As --help lists them. Only the one that is asked for is loaded: a server that is started anew has somebody waiting. */
 const commands: readonly (readonly [name: string, load: () => Promise<() => Command>])[] = [
@@ -43,16 +45,14 @@ for (const command of [...program.commands, ...program.commands.flatMap(({ comma
   command.exitOverride();
 }
 
+/**
+ * Servers, which write nothing to stdout but by request. For them Node.js must not open it: it would make a pipe non-blocking
+ * for every process that has it.
+ */
+const SERVERS: ReadonlySet<string | undefined> = new Set(['serve', 'relay', 'run']);
+
 // Whoever reads our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
-process.stderr.on('error', () => {});
-process.stdout.once('error', (cause: NodeJS.ErrnoException) => {
-  const error = new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to stdout: ${cause.message}`, { cause });
-  // Unless the command notices it too, and says so.
-  process.once('exit', () => {
-    if (cause.code !== 'EPIPE') process.exitCode ||= printError(error);
-  });
-});
-process.stdout.on('error', () => {});
+if (!SERVERS.has(process.argv[2])) guardStdout();
 
 try {
   await program.parseAsync();

@@ -17,6 +17,7 @@ import {
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { createProgress } from './progress.js';
 import { outlivingStrays, untilSignalled } from './signals.js';
+import { writeStderr } from './stderr.js';
 
 interface MigrateCommandOptions extends FormatCommandOptions {
   sourceQmp: string;
@@ -116,5 +117,5 @@ function printResult(result: MigrateResult): void {
     ['Dirty pages', `${result.dirtyPages} written by devices (${formatBytes(bytes.pages)})`],
     ...result.devices.flatMap(({ id, negotiation }) => negotiationRows(negotiation, `Device ${id}`)),
   ]);
-  for (const warning of result.warnings) process.stderr.write(`warning: ${warning}\n`);
+  for (const warning of result.warnings) writeStderr(`warning: ${warning}\n`);
 }

@@ -1,12 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What commands print: data on stdout, everything else on stderr. */
 
-import { asDevstateError, type ExitCode } from '../errors.js';
+import { asDevstateError, DevstateError, type ExitCode } from '../errors.js';
 import { printable } from '../formats/index.js';
+import { settleStderr, writeStderr } from './stderr.js';
+
+let guarded = false;
+
+/** Has a failure of stdout end the process with an error that says so, when its work is done. */
+export function guardStdout(): void {
+  if (guarded) return;
+  guarded = true;
+  process.stdout.once('error', (cause: NodeJS.ErrnoException) => {
+    const error = new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to stdout: ${cause.message}`, {
+      cause,
+    });
+    // Unless the command notices it too, and says so.
+    process.once('exit', () => {
+      if (cause.code !== 'EPIPE') process.exitCode ||= printError(error);
+    });
+  });
+  process.stdout.on('error', () => {});
+}
+
+/** Writes to stdout, after what was written to stderr: both may be one terminal. */
+export function writeStdout(text: string): void {
+  guardStdout();
+  settleStderr();
+  process.stdout.write(text);
+}
 
 /** One JSON object, the whole output of a command with `-o json`. */
 export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+  writeStdout(`${JSON.stringify(value, null, 2)}\n`);
 }
 
 const COLUMNS = 80;
@@ -16,9 +42,9 @@ export function printColumns(rows: readonly (readonly [key: string, value: strin
   const width = Math.max(...rows.map(([key]) => key.length)) + 1;
   for (const [key, value] of rows) {
     const [first = '', ...others] = wrap(value, COLUMNS - width - 2);
-    process.stdout.write(`${`${key}${key === '' ? '' : ':'}`.padEnd(width)}  ${first}`.trimEnd());
-    for (const line of others) process.stdout.write(`\n${' '.repeat(width + 2)}${line}`);
-    process.stdout.write('\n');
+    writeStdout(`${`${key}${key === '' ? '' : ':'}`.padEnd(width)}  ${first}`.trimEnd());
+    for (const line of others) writeStdout(`\n${' '.repeat(width + 2)}${line}`);
+    writeStdout('\n');
   }
 }
 
@@ -26,7 +52,7 @@ export function printColumns(rows: readonly (readonly [key: string, value: strin
 export function printWrapped(text: string, prefix: string): void {
   const lines = wrap(text, COLUMNS - prefix.length);
   for (const [index, line] of lines.entries()) {
-    process.stdout.write(`${index === 0 ? prefix : ' '.repeat(prefix.length)}${line}\n`);
+    writeStdout(`${index === 0 ? prefix : ' '.repeat(prefix.length)}${line}\n`);
   }
 }
 
@@ -48,9 +74,9 @@ export function printError(error: unknown): ExitCode {
   const { code, message, exitCode } = asDevstateError(error);
   // It may quote what a file or a peer says.
   const lines = message.split('\n').map(printable);
-  process.stderr.write(`error: ${lines.join('\n')} [${code}]\n`);
+  writeStderr(`error: ${lines.join('\n')} [${code}]\n`);
   if (code === 'DEVSTATE_E_INTERNAL' && error instanceof Error && error.stack !== undefined) {
-    process.stderr.write(`${error.stack}\n`);
+    writeStderr(`${error.stack}\n`);
   }
   return exitCode;
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Progress on stderr: a bar on a terminal, JSON lines with `-o json`, else a line for each phase. */
 
+import { isatty } from 'node:tty';
 import type { MigrateProgress } from '../operations/index.js';
 import { gauge } from './gauge.js';
 import { formatBytes } from './output.js';
+import { writeStderr } from './stderr.js';
 
 export interface ProgressView {
   readonly update: (progress: MigrateProgress) => void;
@@ -16,16 +18,16 @@ const CLEAR_LINE = '\x1b[K';
 
 export function createProgress(output: 'text' | 'json'): ProgressView {
   if (output === 'json') {
-    return { update: (progress) => process.stderr.write(`${JSON.stringify(progress)}\n`), end: () => {} };
+    return { update: (progress) => writeStderr(`${JSON.stringify(progress)}\n`), end: () => {} };
   }
-  return process.stderr.isTTY ? bar() : lines();
+  return isatty(2) ? bar() : lines();
 }
 
 function lines(): ProgressView {
   let last = '';
   return {
     update: ({ phase }) => {
-      if (phase !== last) process.stderr.write(`${phase}\n`);
+      if (phase !== last) writeStderr(`${phase}\n`);
       last = phase;
     },
     end: () => {},
@@ -37,12 +39,12 @@ function bar(): ProgressView {
   return {
     update: (progress) => {
       const width = process.stderr.columns || 80;
-      process.stderr.write(`\r${barText(progress, width)}${CLEAR_LINE}`);
+      writeStderr(`\r${barText(progress, width)}${CLEAR_LINE}`);
       drawn = true;
     },
     end: () => {
       // What comes next, the result or an error, says all that the line has said.
-      if (drawn) process.stderr.write(`\r${CLEAR_LINE}`);
+      if (drawn) writeStderr(`\r${CLEAR_LINE}`);
       drawn = false;
     },
   };

@@ -13,6 +13,7 @@ import {
 } from './options.js';
 import { formatBytes, formatMs } from './output.js';
 import { untilSignalled } from './signals.js';
+import { writeStderr } from './stderr.js';
 
 interface SaveCommandOptions extends DeviceCommandOptions {
   output: string;
@@ -61,8 +62,6 @@ export function saveCommand(): Command {
         }),
       );
       const before = precopyBytes === 0 ? '' : `, ${formatBytes(precopyBytes)} of it while the device ran`;
-      process.stderr.write(
-        `saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}${before}\n`,
-      );
+      writeStderr(`saved ${formatBytes(bytes)} to ${options.output} in ${formatMs(stoppedMs)}${before}\n`);
     });
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Signals: those that cancel what a command does, instead of ending it in the middle, and those that end a server. */
 
+import { writeStderr } from './stderr.js';
+
 /** Ctrl-C, a service manager, a terminal or a connection that is lost. */
 const CANCELLING = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
@@ -22,7 +24,7 @@ export async function untilSignalled<T>(
 /** Runs `work` that only this process can undo: no stray failure may end it. */
 export async function outlivingStrays<T>(work: () => Promise<T>): Promise<T> {
   const print = (reason: unknown): void => {
-    process.stderr.write(`warning: ${reason instanceof Error ? reason.stack : reason}\n`);
+    writeStderr(`warning: ${reason instanceof Error ? reason.stack : reason}\n`);
   };
   process.on('unhandledRejection', print);
   try {

@@ -10,6 +10,7 @@ import {
 } from '../operations/index.js';
 import { formatMs, printColumns, printJson } from './output.js';
 import { outlivingStrays, untilSignalled } from './signals.js';
+import { writeStderr } from './stderr.js';
 
 export interface UpgradeQemuCommandOptions {
   sourceQmp?: string;
@@ -39,7 +40,7 @@ export async function runUpgradeQemu(command: string[], options: UpgradeQemuComm
     ...(log === undefined ? {} : { log }),
   };
   const progress = (report: UpgradeQemuProgress): void => {
-    process.stderr.write(output === 'json' ? `${JSON.stringify(report)}\n` : `${report.phase}\n`);
+    writeStderr(output === 'json' ? `${JSON.stringify(report)}\n` : `${report.phase}\n`);
   };
   const result = await outlivingStrays(() =>
     untilSignalled((signal) => upgradeQemu(wanted, { signal, progress })),
@@ -76,5 +77,5 @@ function printResult({
       `${resets} resets, ${absorbed.resets} absorbed`,
     ]),
   ]);
-  for (const warning of warnings) process.stderr.write(`warning: ${warning}\n`);
+  for (const warning of warnings) writeStderr(`warning: ${warning}\n`);
 }

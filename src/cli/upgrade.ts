@@ -15,6 +15,7 @@ import { negotiationRows } from './negotiation.js';
 import { deviceCollector, outputOption, parsePositive, unprovenOption } from './options.js';
 import { formatMs, printColumns, printJson } from './output.js';
 import { untilSignalled } from './signals.js';
+import { writeStderr } from './stderr.js';
 import { runUpgradeQemu, type UpgradeQemuCommandOptions } from './upgrade-qemu.js';
 
 interface UpgradeCommandOptions extends UpgradeQemuCommandOptions {
@@ -118,8 +119,8 @@ async function run(command: string[], options: UpgradeCommandOptions & Replaced)
     ...(options.log === undefined ? {} : { log: options.log }),
   };
   const progress = (report: UpgradeProgress): void => {
-    if (options.output === 'json') process.stderr.write(`${JSON.stringify(report)}\n`);
-    else if (report.ms === undefined) process.stderr.write(`${report.phase}\n`);
+    if (options.output === 'json') writeStderr(`${JSON.stringify(report)}\n`);
+    else if (report.ms === undefined) writeStderr(`${report.phase}\n`);
   };
   const result = await untilSignalled((signal): Promise<ReplacementResult | UpgradeResult> => {
     if (option === '--control') return upgradeRelay({ ...wanted, control: path }, { signal, progress });
@@ -140,5 +141,5 @@ function printResult(result: ReplacementResult | UpgradeResult): void {
     ),
     ...('negotiation' in result ? negotiationRows(result.negotiation, 'Format') : []),
   ]);
-  for (const warning of warnings) process.stderr.write(`warning: ${warning}\n`);
+  for (const warning of warnings) writeStderr(`warning: ${warning}\n`);
 }

@@ -17,6 +17,7 @@ import { createLog } from './logger.js';
 import { collect, outputOption, parsePositive, parseUser } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 import { untilTold } from './signals.js';
+import { writeStderr } from './stderr.js';
 
 interface Output {
   output: 'text' | 'json';
@@ -174,7 +175,7 @@ async function move(from: string, to: string, { timeoutS, output }: Times & Outp
     ...Object.entries(report.ms).map(([phase, ms]): [string, string] => [phase, formatMs(ms)]),
   ]);
   if (report.unconfirmed)
-    process.stderr.write('warning: the destination took over, but does not answer: see whether it runs\n');
+    writeStderr('warning: the destination took over, but does not answer: see whether it runs\n');
 }
 
 // status

@@ -15,6 +15,7 @@ import { unwrapFile, wrapFile } from '../operations/index.js';
 import { collectParameter } from './options.js';
 import { formatBytes } from './output.js';
 import { rewrite } from './rewrite.js';
+import { writeStderr } from './stderr.js';
 
 interface WrapCommandOptions {
   format: string;
@@ -53,7 +54,7 @@ export function wrapCommand(): Command {
       const bytes = await rewrite(path, options.output, (input, output, progress) =>
         wrapFile(input, output, { ...wrapping, progress }),
       );
-      process.stderr.write(`wrapped ${formatBytes(bytes)} to ${options.output}\n`);
+      writeStderr(`wrapped ${formatBytes(bytes)} to ${options.output}\n`);
     });
 }
 
@@ -64,7 +65,7 @@ export function unwrapCommand(): Command {
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .action(async (path: string, { output }: { output: string }) => {
       const bytes = await rewrite(path, output, unwrapFile);
-      process.stderr.write(`unwrapped ${formatBytes(bytes)} to ${output}\n`);
+      writeStderr(`unwrapped ${formatBytes(bytes)} to ${output}\n`);
     });
 }
 

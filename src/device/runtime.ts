@@ -6,6 +6,7 @@
 
 import { DevstateError } from '../errors.js';
 import type { SlotSpec } from '../journal/index.js';
+import { limitRepeats } from '../logging/index.js';
 import type {
   CrashJournal,
   DmaPeer,
@@ -109,6 +110,7 @@ export class DeviceRuntime implements ServedDevice {
       offer: this.#offer,
       files: this.#files,
     });
+    const log = limitRepeats(options.log);
     device.attach({
       memory,
       messages: {
@@ -117,7 +119,7 @@ export class DeviceRuntime implements ServedDevice {
       },
       interrupts,
       journal: this.#hostJournal(),
-      log: (level, message) => options.log?.(level, message),
+      log: (level, message) => log(level, message),
     });
     if (this.#crash === undefined) return;
     this.#records = new CrashRecords({

@@ -181,6 +181,21 @@ export interface NativeBinding {
   writeNow(fd: number, parts: Parts, position: number): number;
 
   /**
+   * A writer of lines to `fd`, for the life of the process: a thread of its own writes, so that no call waits for a reader.
+   * The open file's flags stay as they are. `limit`: most bytes that wait. At most 8 in a process (-EMFILE).
+   */
+  outputOpen(fd: number, limit: number): number;
+  /**
+   * Queues a line. One that does not fit, and one that cannot be written, counts as `weight` dropped lines. Returns the
+   * lines that were dropped since the last {@link outputState}.
+   */
+  outputWrite(writer: number, line: Uint8Array, weight: number): number;
+  /** Bytes that wait, and lines that were dropped since the last call, to `out[0..1]`. */
+  outputState(writer: number, out: Float64Array): number;
+  /** Waits until all is written: 1; 0 when nothing was for `stalledMs`, or not all in ten times that (BLOCKS the thread). */
+  outputFlush(writer: number, stalledMs: number): number;
+
+  /**
    * ioctl(2) with an integer, on a file of VFIO or iommufd; -EINVAL for a request that is not theirs. The values and
    * structures of all requests are in `src/vfio/uapi`. Requests that map memory BLOCK while the kernel pins its pages.
    */

@@ -7,6 +7,7 @@
 import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { type HandoffReport, type HandoffStatus, Takeover } from '../handoff/index.js';
+import { type Log, limitRepeats } from '../logging/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
 import { ControlServer } from './control.js';
 import { giveRelay, type HandedOver, type RelayListeners } from './giver.js';
@@ -36,7 +37,7 @@ export interface RelayOptions {
   readonly mapping?: boolean;
   /** Takes over from the relay that listens at these paths, instead of listening: the directory that a manager named. */
   readonly takeover?: string;
-  readonly log?: (level: 'info' | 'warn' | 'error', message: string) => void;
+  readonly log?: Log;
 }
 
 /** QEMU's time-out for a message is 5 s. */
@@ -47,6 +48,9 @@ const MAX_MANAGERS = 16;
 
 export class Relay {
   readonly #options: RelayOptions;
+  readonly #log: Log;
+  /** Connections so far: tells the lines of one peer from another's. */
+  #connections = 0;
   readonly #managers = new Set<ManagerConnection>();
   readonly #control: ControlServer;
   readonly #takeover: Takeover | undefined;
@@ -69,6 +73,7 @@ export class Relay {
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
   constructor(options: RelayOptions) {
     this.#options = options;
+    this.#log = limitRepeats(options.log);
     this.#serverPath = options.serverPath;
     const status = (): HandoffStatus => this.#status;
     this.#control = new ControlServer({
@@ -160,10 +165,6 @@ export class Relay {
     return { generation: this.#generation, serving: this.#listeners !== undefined, ...this.#pause };
   }
 
-  readonly #log = (level: 'info' | 'warn' | 'error', message: string): void => {
-    this.#options.log?.(level, message);
-  };
-
   readonly #acceptVmm = (fd: Fd): void => {
     if (this.#session === undefined) this.#serveVmm(fd);
     else if (this.#session.next.accept(fd)) return;
@@ -186,7 +187,7 @@ export class Relay {
       serverPath: () => this.#serverPath,
       holdMs: this.#options.holdMs ?? DEFAULT_HOLD_MS,
       mapping: this.#options.mapping ?? false,
-      log: this.#log,
+      log: this.#logOf('VMM'),
       lost: () => this.#sendManagersAway(),
       closed: () => {
         this.#log('info', 'the VMM has left');
@@ -197,6 +198,11 @@ export class Relay {
       },
     };
     return new Session(fd, options, from);
+  }
+
+  #logOf(role: string): Log {
+    const peer = `${role} ${++this.#connections}`;
+    return (level, message) => this.#log(level, message, peer);
   }
 
   /** What they were doing has come to nothing, and that is how they notice. */
@@ -215,7 +221,7 @@ export class Relay {
       managed: managedBy(session, () => currentServer(session)),
       trap: this.#options.trap ?? false,
       noPreCopy: this.#options.noPreCopy ?? false,
-      log: this.#log,
+      log: this.#logOf('manager'),
       closed: () => {
         this.#managers.delete(manager);
         this.#settleIdle();

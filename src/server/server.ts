@@ -7,6 +7,7 @@
 import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { type HandoffReport, parseHandoffJson, Takeover } from '../handoff/index.js';
+import { type Log, limitRepeats } from '../logging/index.js';
 import { closeAll, type Fd, Listener } from '../transport/index.js';
 import { Errno, RequestError, WitnessedVmm } from '../wire/index.js';
 import type { ConfigReadsOf, HandOver, NextVmmPort } from './command.js';
@@ -32,8 +33,6 @@ const MAX_WAITING = 16;
 /** How long managers may take to leave a server that has been handed over. */
 const LEAVE_MS = 1000;
 const BUSY = 'the server is being handed over, or ends: try again when that is over, if it has to be';
-
-type Log = (level: 'info' | 'warn' | 'error', message: string) => void;
 
 export interface ServerOptions {
   readonly device: ServedDevice;
@@ -61,6 +60,9 @@ type Role = Connection['role'];
 
 export class Server {
   readonly #options: ServerOptions;
+  readonly #log: Log;
+  /** Connections so far: tells the lines of one peer from another's. */
+  #connections = 0;
   readonly #managers = new Set<Connection>();
   readonly #takeover: Takeover | undefined;
   readonly #records: SocketRecords | undefined;
@@ -86,6 +88,7 @@ export class Server {
   /** Listens at once. @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM */
   constructor(options: ServerOptions) {
     this.#options = options;
+    this.#log = limitRepeats(options.log);
     this.#nextVmm = this.#createNextVmm();
     const handedOver = new Promise<void>((resolve) => {
       this.#handedOver = resolve;
@@ -192,10 +195,6 @@ export class Server {
     if (this.#vmm === undefined) this.#serveNext();
   }
 
-  #log(level: 'info' | 'warn' | 'error', message: string): void {
-    this.#options.log?.(level, message);
-  }
-
   #createNextVmm(): NextVmm {
     const server = this;
     return new NextVmm({
@@ -247,6 +246,7 @@ export class Server {
 
   #connect(role: Role, fd: Fd, device = this.#options.device, frozen?: FrozenConnection): Connection {
     const isManager = role === 'manager';
+    const peer = `${isManager ? 'manager' : 'VMM'} ${++this.#connections}`;
     const connection: Connection = new Connection(
       fd,
       {
@@ -254,7 +254,7 @@ export class Server {
         device,
         twinSocket: !isManager && (this.#options.twinSocket ?? true),
         versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
-        log: (level, message) => this.#log(level, message),
+        log: (level, message) => this.#log(level, message, peer),
         crash: isManager ? undefined : this.#options.crash,
         ...(isManager ? this.#managerOptions : { keeps: (of) => this.#nextVmm.keeps(of) }),
         closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft(connection)),

@@ -26,6 +26,7 @@ import {
   receive,
   thisProcess,
 } from '../handoff/index.js';
+import { type Log, limitRepeats } from '../logging/index.js';
 import { checkObject, native, PollEvent, type Poller } from '../native/index.js';
 import { closeAll, connect, type Fd, Listener } from '../transport/index.js';
 import type { VfioAssignment } from './assignment.js';
@@ -53,14 +54,14 @@ export interface StationOptions {
   /** Permissions of the socket. Default 0600, and 0666 when there are `users`: they are checked anyway. */
   readonly mode?: number;
   /** Is told what happens that nobody asked for. */
-  readonly log?: (level: 'info' | 'warn', message: string) => void;
+  readonly log?: Log;
 }
 
 export class VfioStation {
   readonly #operator: Operator;
   readonly #users: readonly number[];
   readonly #lends: boolean;
-  readonly #log: NonNullable<StationOptions['log']>;
+  readonly #log: Log;
   readonly #listener: Listener;
   readonly #channels = new Set<Channel>();
   #assignment: VfioAssignment | undefined;
@@ -70,11 +71,11 @@ export class VfioStation {
 
   /** Listens at `path`. @throws DEVSTATE_E_ADDRESS_IN_USE */
   constructor(path: string, operator: Operator = {}, options: StationOptions = {}) {
-    const { assignment, lends = false, users = [], mode, log = () => {} } = options;
+    const { assignment, lends = false, users = [], mode, log } = options;
     this.#operator = operator;
     this.#users = [...users, ROOT];
     this.#lends = lends;
-    this.#log = log;
+    this.#log = limitRepeats(log);
     this.#assignment = assignment;
     const permissions = mode ?? (users.length > 0 ? 0o666 : 0o600);
     this.#listener = Listener.listen(path, (fd) => void this.#serve(fd), { mode: permissions });

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Fails a test file if the event loop of a server that it started stood still for longer than the bound. */
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const HOOK = new URL('./loop-watch-hook.js', import.meta.url).href;
+
+let directory: string | undefined;
+
+/** The environment in which to start a server, and what starts one. */
+export function watchedEnvironment(): NodeJS.ProcessEnv {
+  if (directory === undefined) {
+    directory = mkdtempSync(join(tmpdir(), 'loop-watch-'));
+    process.on('exit', check);
+  }
+  const { NODE_OPTIONS: options = '' } = process.env;
+  return { ...process.env, DEVSTATE_LOOP_WATCH: directory, NODE_OPTIONS: `${options} --import=${HOOK}` };
+}
+
+/** How often, and how long, event loops stood still so far; forgets it. */
+export function takeStops(): string[] {
+  if (directory === undefined) return [];
+  const found: string[] = [];
+  for (const pid of readdirSync(directory)) {
+    const path = join(directory, pid);
+    for (const line of readFileSync(path, 'utf8').trimEnd().split('\n'))
+      found.push(`process ${pid}: ${line}`);
+    rmSync(path);
+  }
+  return found;
+}
+
+function check(): void {
+  const stops = takeStops();
+  rmSync(directory!, { recursive: true });
+  if (stops.length === 0) return;
+  process.stderr.write(`The event loop of a server stood still:\n  ${stops.join('\n  ')}\n`);
+  process.exitCode ||= 1;
+}

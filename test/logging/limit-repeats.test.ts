@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Lines that a peer repeats: the first ones are written, the others counted. */
+import { mock } from 'node:test';
 import t from 'tap';
 import { type Log, limitRepeats, summarizeRepeats } from '../../src/logging/index.js';
 
@@ -37,22 +38,22 @@ t.test('a peer that connects again and again, and one that invents messages, are
 });
 
 t.test('a kind that repeats through a window stays limited; one that stops is written again', async (t) => {
-  const { lines, log } = collected({ perPeer: 2, perKind: 4, kinds: 8, windowMs: 20 });
-  const until = async (wanted: RegExp) => {
-    while (!lines.some((line) => wanted.test(line))) {
-      log('warn', 'refused', 'VMM 1');
-      await new Promise((resolve) => setTimeout(resolve, 1));
-    }
+  mock.timers.enable({ apis: ['setInterval'] });
+  t.teardown(() => mock.timers.reset());
+  const { lines, log } = collected({ perPeer: 2, perKind: 4, kinds: 8, windowMs: 1000 });
+  const times = (count: number) => {
+    for (let i = 0; i < count; i++) log('warn', 'refused', 'VMM 1');
+    return lines.splice(0);
   };
-  await until(/more lines? of VMM 1/);
-  t.equal(lines.filter((line) => line === 'warn refused').length, 2);
-  // No line for a whole window, however late timers are.
-  for (let count = -1; count !== lines.length; ) {
-    count = lines.length;
-    await new Promise((resolve) => setTimeout(resolve, 60));
-  }
-  log('warn', 'refused', 'VMM 1');
-  t.equal(lines.at(-1), 'warn refused');
+  t.same(times(5), ['warn refused', 'warn refused']);
+  mock.timers.tick(1000);
+  t.match(times(7), [/^warn 3 more lines of VMM 1 like "refused"/]);
+  mock.timers.tick(1000);
+  t.match(times(0), [/^warn 7 more lines of VMM 1 like "refused"/]);
+  mock.timers.tick(1000);
+  t.same(times(2), ['warn refused', 'warn refused'], 'after a window without any');
+  mock.timers.tick(3000);
+  t.same(times(0), []);
 });
 
 t.test('a log has one limit, however often it is asked for', async (t) => {

@@ -20,8 +20,9 @@ import {
 import type { DeviceFiles, DeviceImage } from '../../device/device.js';
 import { DevstateError, type ErrorCode } from '../../errors.js';
 import { type BundleEntry, FdKind } from '../../handoff/index.js';
-import { AllocateMode, check, Errno, LockType, native } from '../../native/index.js';
+import { check, Errno, LockType, native } from '../../native/index.js';
 import { Fd } from '../../transport/index.js';
+import { type ClearMode, RangeClearing } from './range-clearing.js';
 
 export interface ImageOptions {
   readonly path: string;
@@ -46,6 +47,14 @@ type VectorCall = (
 const MAX_BUFFERS = 1024;
 /** Zeros are written in pieces of this size where the file system has no call for them. */
 const ZERO_CHUNK = 1024 * 1024;
+/** A deallocation is a hint to the device: what is not done after this time, ms, is left undone. */
+const DEALLOCATE_MS = 5000;
+
+/** A range of the image, in bytes. */
+export interface Extent {
+  readonly position: number;
+  readonly length: number;
+}
 
 /** Name of the image in a bundle. */
 const IMAGE_NAME = 'device:image';
@@ -74,6 +83,7 @@ export class ImageFile implements DeviceFiles, DeviceImage {
   #closed: Promise<void> | undefined;
   #canWriteNow = true;
   #canReadNow = true;
+  readonly #clearing = new RangeClearing(() => this.#fd);
 
   private constructor(path: string, fd: number, size: number) {
     this.path = path;
@@ -226,10 +236,11 @@ export class ImageFile implements DeviceFiles, DeviceImage {
 
   /**
    * Reads at once what the page cache holds: all of it, or false (and `buffers` may hold a part).
-   * A page-cached 4 KiB costs about a microsecond this way, twenty through the thread pool.
+   * A page-cached 4 KiB costs about a microsecond this way, twenty through the thread pool. Not while a range is being
+   * cleared, because that holds locks of the file for which even this would wait.
    */
   readNow(buffers: Buffers, position: number, length: number): boolean {
-    if (!this.#canReadNow || buffers.length > MAX_BUFFERS) return false;
+    if (!this.#canReadNow || this.#clearing.underWay || buffers.length > MAX_BUFFERS) return false;
     const result = native.readNow(this.#fd, buffers, position);
     if (result === -Errno.EOPNOTSUPP) this.#canReadNow = false;
     return result === length;
@@ -237,8 +248,8 @@ export class ImageFile implements DeviceFiles, DeviceImage {
 
   /** Writes at once if the file system can do so without waiting; false when some of it remains to be written. */
   writeNow(buffers: Buffers, position: number, length: number): boolean {
-    if (!this.#canWriteNow || buffers.length > MAX_BUFFERS) return false;
     this.#requireLock();
+    if (!this.#canWriteNow || this.#clearing.underWay || buffers.length > MAX_BUFFERS) return false;
     this.#dirty = true;
     const result = native.writeNow(this.#fd, buffers, position);
     if (result === -Errno.EOPNOTSUPP) this.#canWriteNow = false;
@@ -258,20 +269,36 @@ export class ImageFile implements DeviceFiles, DeviceImage {
     try {
       await this.#transfer(writev as VectorCall, 'write', buffers, position);
     } finally {
-      this.#writing--;
-      this.#dirty = true; // a flush that began meanwhile did not cover it
-      this.#announceQuiet();
+      this.#endWrite();
     }
   }
 
+  #endWrite(): void {
+    this.#writing--;
+    this.#dirty = true; // a flush that began meanwhile did not cover it
+    this.#announceQuiet();
+  }
+
   /** Makes a range read as zeros and gives its space back where the file system can. @returns false where it cannot */
-  punchHole(position: number, length: number): boolean {
-    return this.#allocate(AllocateMode.punchHole, position, length);
+  punchHole(position: number, length: number): Promise<boolean> {
+    return this.#clear('punchHole', position, length);
+  }
+
+  /**
+   * Gives the space of ranges back, as far as the file system can in a few seconds: what remains keeps its data.
+   * @param isWanted asked in between; false ends it
+   */
+  async deallocate(extents: readonly Extent[], isWanted: () => boolean): Promise<void> {
+    const end = performance.now() + DEALLOCATE_MS;
+    const goOn = (): boolean => performance.now() < end && isWanted();
+    for (const { position, length } of extents) {
+      if (!goOn() || !(await this.#clear('punchHole', position, length, goOn))) return;
+    }
   }
 
   /** Makes a range read as zeros and keeps its space. */
   async writeZeroes(position: number, length: number): Promise<void> {
-    if (this.#allocate(AllocateMode.zeroRange, position, length)) return;
+    if (await this.#clear('zeroRange', position, length)) return;
     const zeros = new Uint8Array(Math.min(length, ZERO_CHUNK));
     for (let done = 0; done < length; done += zeros.length) {
       await this.write([zeros.subarray(0, Math.min(zeros.length, length - done))], position + done);
@@ -305,13 +332,24 @@ export class ImageFile implements DeviceFiles, DeviceImage {
     return done;
   }
 
-  #allocate(mode: number, position: number, length: number): boolean {
+  /** @returns false where the file system cannot @throws DevstateError DEVSTATE_E_SYSTEM */
+  async #clear(
+    mode: ClearMode,
+    position: number,
+    length: number,
+    isWanted?: () => boolean,
+  ): Promise<boolean> {
     this.#requireLock();
     this.#dirty = true;
-    const result = native.allocate(this.#fd, mode, position, length);
-    if (result === -Errno.EOPNOTSUPP) return false;
-    if (result < 0) throw systemError(`zero a range of ${this.path}`, -result);
-    return true;
+    this.#writing++;
+    try {
+      const result = await this.#clearing.clear(mode, position, length, isWanted);
+      if (result === -Errno.EOPNOTSUPP) return false;
+      if (result < 0) throw systemError(`zero a range of ${this.path}`, -result);
+      return true;
+    } finally {
+      this.#endWrite();
+    }
   }
 
   async #transfer(call: VectorCall, verb: string, buffers: Buffers, position: number): Promise<void> {

@@ -32,7 +32,7 @@ t.test('opening', async (t) => {
   t.throws(() => second.lock(), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
   await t.rejects(second.write([new Uint8Array(512)], 0), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
   t.throws(() => second.writeNow([new Uint8Array(512)], 0, 512), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
-  t.throws(() => second.punchHole(0, 512), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
+  await t.rejects(second.punchHole(0, 512), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
 
   image.lock();
   await image.unlock();
@@ -103,7 +103,7 @@ t.test('reading, writing, zeroing', async (t) => {
   await image.read(back, 4096);
   t.ok(Buffer.concat(back).equals(Buffer.concat(parts)));
 
-  image.punchHole(8192, 4096);
+  t.ok(await image.punchHole(8192, 4096));
   await image.writeZeroes(16384, 4096);
   const bytes = readFileSync(path);
   t.ok([...bytes.subarray(8192, 12288), ...bytes.subarray(16384, 20480)].every((byte) => byte === 0));

@@ -108,6 +108,11 @@ export class QueueEngine {
     this.#endBatch();
   }
 
+  /** False while the controller stops, or stands still. */
+  get fetching(): boolean {
+    return this.#fetching;
+  }
+
   /** No further entry is fetched; `activity` becomes idle when what is under way has been completed. */
   stop(): void {
     this.#fetching = false;

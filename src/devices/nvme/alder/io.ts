@@ -3,6 +3,8 @@
 
 import type { GuestMemory, MemoryRange } from '../../../device/guest-memory.js';
 import { DevstateError } from '../../../errors.js';
+import { Comparing } from '../comparing.js';
+import type { Extent } from '../image-file.js';
 import {
   CDW0_FUSE_PSDT,
   CDW11_ATTRIBUTE_DEALLOCATE,
@@ -24,17 +26,12 @@ import { collectPrps, type Ranges, readFromPrps } from './prp.js';
 /** Longer reads go through the thread pool even when they are cached: copying them would hold up everything else. */
 const DIRECT_READ_MAX = 256 * 1024;
 
-/** Where an I/O command's blocks are, in bytes. */
-interface Extent {
-  readonly position: number;
-  readonly length: number;
-}
-
 export class IoCommands {
   readonly #controller: Controller;
   readonly #blockSize: number;
   readonly #blocks: number;
   readonly #maximumTransfer: number;
+  readonly #comparing: Comparing;
   /** Reused by transfers that are done before the next command starts. */
   readonly #ranges: MemoryRange[] = [];
 
@@ -43,6 +40,7 @@ export class IoCommands {
     this.#controller = controller;
     this.#blockSize = parameters.lba_size;
     this.#blocks = parameters.namespace_size / parameters.lba_size;
+    this.#comparing = new Comparing(controller.image);
     this.#maximumTransfer = MIN_PAGE_SIZE << parameters.mdts;
   }
 
@@ -137,13 +135,13 @@ export class IoCommands {
   }
 
   async #compare(command: Command): Promise<void> {
-    const { health, host, image, registers } = this.#controller;
+    const { health, host } = this.#controller;
     const extent = this.#extent(command, this.#maximumTransfer);
     health.counters.readCommands = counted(health.counters.readCommands);
-    const expected = await readFromPrps(host.memory, command, extent.length, registers.pageSize);
-    const actual = new Uint8Array(extent.length);
-    await image.read([actual], extent.position);
-    if (Buffer.compare(expected, actual) !== 0) throw new CommandError(Status.COMPARE_FAILURE);
+    const collected = this.#collect(command, extent.length);
+    const ranges = Array.isArray(collected) ? collected.slice() : await collected;
+    const equal = await this.#comparing.equals(() => host.memory.pin(ranges, 'read'), extent.position);
+    if (!equal) throw new CommandError(Status.COMPARE_FAILURE);
   }
 
   async #writeZeroes(command: Command): Promise<void> {
@@ -153,12 +151,12 @@ export class IoCommands {
     health.counters.writeCommands = counted(health.counters.writeCommands);
     const deallocate = (command.dword(Dword.CDW12) & CDW12_DEALLOCATE) !== 0;
     const durable = this.#isDurable(command);
-    if (!deallocate || !image.punchHole(position, length)) await image.writeZeroes(position, length);
+    if (!deallocate || !(await image.punchHole(position, length))) await image.writeZeroes(position, length);
     if (durable) await image.flush();
   }
 
   async #datasetManagement(command: Command): Promise<void> {
-    const { host, image, registers } = this.#controller;
+    const { engine, host, image, registers } = this.#controller;
     const count = (command.dword(Dword.CDW10) & 0xff) + 1;
     const deallocate = (command.dword(Dword.CDW11) & CDW11_ATTRIBUTE_DEALLOCATE) !== 0;
     const bytes = await readFromPrps(host.memory, command, count * DSM_RANGE_SIZE, registers.pageSize);
@@ -171,7 +169,7 @@ export class IoCommands {
       if (blocks > 0) extents.push({ position: first * this.#blockSize, length: blocks * this.#blockSize });
     }
     // The other attributes are hints. So is this one: where holes cannot be punched, the blocks keep their data.
-    if (deallocate) for (const { position, length } of extents) image.punchHole(position, length);
+    if (deallocate) await image.deallocate(extents, () => engine.fetching);
   }
 
   /** Starting LBA and 0's based number of blocks, checked. */

@@ -26,6 +26,7 @@ import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci
 import { DevstateError } from '../../../errors.js';
 import type { NvmeState } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
+import { Comparing } from '../comparing.js';
 import { type ImageFile, requireNamespaceFits } from '../image-file.js';
 import {
   AsyncEventType,
@@ -106,6 +107,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   readonly files: DeviceFiles;
   readonly image = new ControllerImage();
   readonly spare = new ControllerImage();
+  readonly comparing: Comparing;
   readonly engine: QueueEngine;
   readonly #life: LifeCycle;
   readonly #interrupts: BirchInterrupts;
@@ -117,6 +119,7 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
   ) {
     this.model = nvmeModel(parameters);
     this.files = disk;
+    this.comparing = new Comparing(disk);
     this.interruptCounts = { intx: true, msi: 0, msix: parameters.msix_vectors };
     this.config = nvmeConfigSpace(parameters);
     writeHeader(this.image, identityOf(parameters));

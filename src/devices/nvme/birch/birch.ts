@@ -2,6 +2,7 @@
 /** What the controller's functions are given: the image, the disk, the engine, and the world outside. */
 
 import type { DeviceHost } from '../../../device/device.js';
+import type { Comparing } from '../comparing.js';
 import type { ImageFile } from '../image-file.js';
 import type { NvmeParameters } from '../spec/index.js';
 import type { ControllerImage } from './controller-image.js';
@@ -11,6 +12,7 @@ export interface Birch {
   readonly parameters: NvmeParameters;
   readonly image: ControllerImage;
   readonly disk: ImageFile;
+  readonly comparing: Comparing;
   readonly engine: QueueEngine;
   readonly host: DeviceHost;
 }

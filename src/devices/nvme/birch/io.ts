@@ -6,6 +6,7 @@
 
 import type { GuestMemory } from '../../../device/guest-memory.js';
 import { DevstateError } from '../../../errors.js';
+import type { Extent } from '../image-file.js';
 import {
   CDW0_FUSE_PSDT,
   CDW11_ATTRIBUTE_DEALLOCATE,
@@ -23,6 +24,7 @@ import type { Birch } from './birch.js';
 import { DataPointer } from './data-pointer.js';
 import { PENDING } from './engine-owner.js';
 import { HealthCounter, WRITE_CACHE_AT } from './layout.js';
+import { Mode } from './mode.js';
 import { statusOf } from './status-of.js';
 import { copyFromGuest, locate, type Outcome } from './transfer.js';
 
@@ -143,18 +145,22 @@ function compare(birch: Birch, slot: number): number {
   if (wrong !== Status.SUCCESS) return wrong;
   birch.image.count(HealthCounter.READ_COMMANDS);
   const position = dataPosition(birch, slot);
-  const expected = new Uint8Array(length);
-  return afterCopy(
-    birch,
-    slot,
-    copyFromGuest(birch, slot, expected),
-    Status.UNRECOVERED_READ_ERROR,
-    async () => {
-      const actual = new Uint8Array(length);
-      await birch.disk.read([actual], position);
-      return Buffer.compare(expected, actual) === 0 ? Status.SUCCESS : Status.COMPARE_FAILURE;
-    },
-  );
+  const pointer = new DataPointer();
+  const located = locate(birch, slot, length, pointer);
+  if (typeof located === 'number' && located !== Status.SUCCESS) return located;
+  return later(birch, slot, compareWith(birch, pointer, located, position), Status.UNRECOVERED_READ_ERROR);
+}
+
+async function compareWith(
+  { host, comparing }: Birch,
+  pointer: DataPointer,
+  located: number | Promise<number>,
+  position: number,
+): Promise<number> {
+  const status = await located;
+  if (status !== Status.SUCCESS) return status;
+  const equal = await comparing.equals(() => host.memory.pin(pointer.ranges(), 'read'), position);
+  return equal ? Status.SUCCESS : Status.COMPARE_FAILURE;
 }
 
 function writeZeroes(birch: Birch, slot: number): number {
@@ -168,7 +174,7 @@ function writeZeroes(birch: Birch, slot: number): number {
   const deallocate = (image.dword(slot, Dword.CDW12) & CDW12_DEALLOCATE) !== 0;
   const durable = isDurable(birch, slot);
   const work = async () => {
-    if (!deallocate || !disk.punchHole(position, length)) await disk.writeZeroes(position, length);
+    if (!deallocate || !(await disk.punchHole(position, length))) await disk.writeZeroes(position, length);
     if (durable) await disk.flush();
     return Status.SUCCESS;
   };
@@ -186,7 +192,11 @@ function datasetManagement(birch: Birch, slot: number): number {
 }
 
 /** The attributes are hints; where holes cannot be punched, the blocks keep their data. */
-function deallocateRanges({ parameters, disk }: Birch, list: Uint8Array, deallocate: boolean): number {
+async function deallocateRanges(
+  { parameters, disk, engine }: Birch,
+  list: Uint8Array,
+  deallocate: boolean,
+): Promise<number> {
   const { lba_size: blockSize, namespace_size: size } = parameters;
   const view = new DataView(list.buffer);
   const lengthAt = (at: number) => view.getUint32(at + 4, true);
@@ -194,9 +204,12 @@ function deallocateRanges({ parameters, disk }: Birch, list: Uint8Array, dealloc
   for (let at = 0; at < list.length; at += DSM_RANGE_SIZE) {
     if (firstAt(at) + lengthAt(at) > size / blockSize) return Status.LBA_OUT_OF_RANGE;
   }
-  for (let at = 0; deallocate && at < list.length; at += DSM_RANGE_SIZE) {
-    if (lengthAt(at) > 0) disk.punchHole(firstAt(at) * blockSize, lengthAt(at) * blockSize);
+  const extents: Extent[] = [];
+  for (let at = 0; at < list.length; at += DSM_RANGE_SIZE) {
+    const [position, length] = [firstAt(at) * blockSize, lengthAt(at) * blockSize];
+    if (length > 0) extents.push({ position, length });
   }
+  if (deallocate) await disk.deallocate(extents, () => engine.mode === Mode.RUNNING);
   return Status.SUCCESS;
 }
 

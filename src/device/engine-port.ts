@@ -60,8 +60,8 @@ export class EnginePort implements MigrationPort {
     return this.#engine.read(this, size);
   }
 
-  write(bytes: Uint8Array): void {
-    this.#engine.write(this, bytes);
+  write(bytes: Uint8Array): void | Promise<void> {
+    return this.#engine.write(this, bytes);
   }
 
   startLogging(start: DmaLoggingStart): number {

@@ -293,16 +293,28 @@ export class MigrationEngine {
     void this.#serialise(() => this.#sessions.prepare(size));
   }
 
-  write(port: EnginePort, bytes: Uint8Array): void {
+  /** A promise when it takes longer; then transitions wait for it, and `bytes` must not change until it settles. */
+  write(port: EnginePort, bytes: Uint8Array): void | Promise<void> {
     this.#requireOwner(port);
-    let taken: boolean;
+    let taken: ReturnType<StateSessions['write']>;
     try {
       taken = this.#sessions.write(bytes);
     } catch (error) {
       throw asRequestError(error);
     }
-    if (!taken)
+    if (taken === undefined)
       throw new RequestError(Errno.EINVAL, `nothing is loaded in ${migrationStateName(this.state)}`);
+    if (taken === true) return undefined;
+    const rest = taken;
+    // Waited for when it is its turn.
+    rest.catch(() => {});
+    return this.#serialise(async () => {
+      try {
+        await rest;
+      } catch (error) {
+        throw asRequestError(error);
+      }
+    });
   }
 
   /** The state value by value, for the connection that drives; undefined when the device does not give it so. */

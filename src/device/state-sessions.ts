@@ -127,10 +127,12 @@ export class StateSessions {
     await this.#save?.prepare(size);
   }
 
-  /** @returns false when nothing is loaded */
-  write(bytes: Uint8Array): boolean {
-    this.#load?.push(bytes);
-    return this.#load !== undefined;
+  /** Undefined when nothing is loaded. A promise when it takes longer: `bytes` must not change until it settles. */
+  write(bytes: Uint8Array): true | Promise<true> | undefined {
+    const load = this.#load;
+    if (load === undefined) return undefined;
+    const taken = load.push(bytes);
+    return taken instanceof Promise ? taken.then(() => true as const) : true;
   }
 
   /** The format that names the values, and, where there is a state to be read, their names. */

@@ -31,9 +31,12 @@ export class LoadSession {
     });
   }
 
-  /** Takes the next bytes. @throws what the decoder or the format finds wrong with them */
-  push(bytes: Uint8Array): void {
-    this.#decoder.push(bytes);
+  /**
+   * Takes the next bytes, in turns with other work; `bytes` must not change until a promise settles.
+   * @throws what the decoder or the format finds wrong with them
+   */
+  push(bytes: Uint8Array): void | Promise<void> {
+    return this.#decoder.pushInTurns(bytes);
   }
 
   /** No more bytes come: the device becomes what was loaded. @throws when something is missing or does not fit */

@@ -77,13 +77,12 @@ except BlockingIOError: pass`;
   return { fd, read: reader(end) };
 }
 
-// Without what the test runner loads into every process: it looks at process.stderr.
-const ENVIRONMENT = { ...process.env, NODE_OPTIONS: '' };
-
 /** Starts `devstate` with all that it writes going there. */
 function start(t: Test, args: readonly string[], output: number): ChildProcess {
-  const [program = '', ...rest] = devstateCommand(...args);
-  const child = spawn(program, rest, { stdio: ['ignore', output, output], env: ENVIRONMENT });
+  // Without what the test runner loads into every process: it looks at process.stderr.
+  const child = spawn('env', ['-u', 'NODE_OPTIONS', ...devstateCommand(...args)], {
+    stdio: ['ignore', output, output],
+  });
   t.teardown(() => child.kill('SIGKILL'));
   return child;
 }

@@ -18,13 +18,22 @@ interface Compression {
   readonly compress: (plain: Uint8Array) => Uint8Array;
   /** @param length bytes of the plain payload; a result of any other length, or bytes left over, is an error */
   readonly decompress: (data: Uint8Array, length: number) => Uint8Array;
+  /** The same on another thread. */
+  readonly decompressLater: (data: Uint8Array, length: number) => Promise<Uint8Array>;
 }
 
 /** Node 22.15 has it, earlier ones do not. */
 interface ZstdFunctions {
   zstdCompressSync?(plain: Uint8Array): Buffer;
   zstdDecompressSync?(data: Uint8Array, options: DecompressOptions): unknown;
+  zstdDecompress?: LaterFunction;
 }
+
+type LaterFunction = (
+  data: Uint8Array,
+  options: DecompressOptions,
+  done: (error: Error | null, result: unknown) => void,
+) => void;
 
 interface DecompressOptions {
   info: true;
@@ -42,18 +51,20 @@ const deflate: Compression = {
   // The fastest level: state is compressed while a guest waits for it.
   compress: (plain) => zlib.deflateRawSync(plain, { level: 1 }),
   decompress: (data, length) => whole(zlib.inflateRawSync(data, limits(length)), data, length),
+  decompressLater: (data, length) => later(zlib.inflateRaw as LaterFunction, data, length),
 };
 
-const { zstdCompressSync, zstdDecompressSync }: ZstdFunctions = zlib as ZstdFunctions;
+const { zstdCompressSync, zstdDecompressSync, zstdDecompress }: ZstdFunctions = zlib as ZstdFunctions;
 
 const zstd: Compression | undefined =
-  zstdCompressSync === undefined || zstdDecompressSync === undefined
+  zstdCompressSync === undefined || zstdDecompressSync === undefined || zstdDecompress === undefined
     ? undefined
     : {
         name: 'zstd',
         flag: RecordFlag.zstd,
         compress: (plain) => zstdCompressSync(plain),
         decompress: (data, length) => whole(zstdDecompressSync(data, limits(length)), data, length),
+        decompressLater: (data, length) => later(zstdDecompress, data, length),
       };
 
 const available: readonly Compression[] = zstd === undefined ? [deflate] : [zstd, deflate];
@@ -87,19 +98,54 @@ export function compressPayload(
   return { payload: compressed, flag: way.flag };
 }
 
+/** A compressed payload that has not been decompressed. */
+export interface SealedPayload {
+  /** Bytes that it says it has when it is plain. */
+  readonly plainLength: number;
+  readonly open: () => Uint8Array;
+  /** On another thread. */
+  readonly openLater: () => Promise<Uint8Array>;
+}
+
 /**
- * The plain payload of a record with these compression flags: `payload` itself if there is none; undefined if it is
- * compressed in a way that cannot be undone here. @throws Error when it is not what the feature says
+ * What a record with these compression flags holds; undefined if it is compressed in a way that cannot be undone here.
+ * @param flags not 0 @throws Error when it is not what the feature says, here and when it is opened
  */
-export function plainPayload(payload: Uint8Array, flags: number): Uint8Array | undefined {
-  if (flags === 0) return payload;
+export function sealedPayload(payload: Uint8Array, flags: number): SealedPayload | undefined {
   if ((flags & (flags - 1)) !== 0) throw new Error('it is said to be compressed in two ways');
   const way = available.find(({ flag }) => flag === flags);
   if (way === undefined) return undefined;
   if (payload.length < LENGTH_SIZE) throw new Error(`its ${payload.length} bytes hold no length`);
   const length = new DataView(payload.buffer, payload.byteOffset).getUint32(0, true);
   if (length === 0 || length > RECORD_LENGTH_MAX) throw new Error(`its plain length is given as ${length}`);
-  return way.decompress(payload.subarray(LENGTH_SIZE), length);
+  const data = payload.subarray(LENGTH_SIZE);
+  return {
+    plainLength: length,
+    open: () => way.decompress(data, length),
+    openLater: () => way.decompressLater(data, length),
+  };
+}
+
+/** Most plain bytes of a blob, unless it has many itself: {@link RATIO_MAX} for each. */
+const PLAIN_MAX = 2 ** 30;
+const RATIO_MAX = 64;
+
+/** Whether payloads of `stored` bytes may be `plain` bytes when decompressed: a small blob must not cost much. */
+export function mayInflateTo(plain: number, stored: number): boolean {
+  return plain <= Math.max(PLAIN_MAX, RATIO_MAX * stored);
+}
+
+function later(call: LaterFunction, data: Uint8Array, length: number): Promise<Uint8Array> {
+  return new Promise((resolve, reject) => {
+    call(data, limits(length), (error, result) => {
+      try {
+        if (error !== null) throw error;
+        resolve(whole(result, data, length));
+      } catch (failure) {
+        reject(failure);
+      }
+    });
+  });
 }
 
 /** zlib stops where the output would become longer. It takes one buffer, of which what arrives decides how much is touched. */

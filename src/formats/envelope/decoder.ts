@@ -4,8 +4,15 @@
  * Memory is bounded by one record ({@link RECORD_LENGTH_MAX}), and grows only as bytes really arrive.
  */
 import { createHash } from 'node:crypto';
+import { setImmediate as turn } from 'node:timers/promises';
 import { DevstateError } from '../../errors.js';
-import { COMPRESSION_FLAGS, compressionFlags, plainPayload } from './compression.js';
+import {
+  COMPRESSION_FLAGS,
+  compressionFlags,
+  mayInflateTo,
+  type SealedPayload,
+  sealedPayload,
+} from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { ElementAssembler } from './element-assembler.js';
 import { EnvelopeError, type EnvelopeErrorCode } from './envelope-error.js';
@@ -87,6 +94,11 @@ interface PendingRecord {
   payloadCrc: number;
 }
 
+/** How long `pushInTurns` works before others have a turn, ms. */
+const TURN_MS = 5;
+/** Payloads that become longer than this are decompressed on another thread there. */
+const AT_ONCE_MAX = 1024 * 1024;
+
 const NO_BYTES = new Uint8Array(0);
 
 /**
@@ -112,6 +124,8 @@ export class EnvelopeDecoder {
   readonly #pending: PendingRecord = { type: 0, flags: 0, length: 0, payloadCrc: 0 };
   #records = 0;
   #payloadBytes = 0;
+  /** The same after decompression. */
+  #plainBytes = 0;
   #digestHex = '';
 
   constructor(callbacks: DecoderCallbacks, options: DecoderOptions = {}) {
@@ -129,6 +143,25 @@ export class EnvelopeDecoder {
   /** Takes the next bytes of the blob; they are not kept after the call. EnvelopeError, or what a callback throws. */
   push(chunk: Uint8Array): void {
     this.#guarded(() => this.#parse(chunk));
+  }
+
+  /**
+   * As `push`, for bytes that somebody else decides about: other work of the process gets its turn every few milliseconds, and
+   * long payloads are decompressed on another thread. A promise if that took place: `chunk` must not change, and no other
+   * call may come, until it settles.
+   */
+  pushInTurns(chunk: Uint8Array): void | Promise<void> {
+    const fail = (error: unknown): never => {
+      this.#failure ??= { error };
+      throw error;
+    };
+    if (this.#failure !== undefined) throw this.#failure.error;
+    try {
+      this.#assembler.start(chunk);
+      return this.#parseSome()?.catch(fail);
+    } catch (error) {
+      return fail(error);
+    }
   }
 
   /** Says that no bytes follow. DEVSTATE_E_ENVELOPE_TRUNCATED unless the blob was whole. */
@@ -161,16 +194,42 @@ export class EnvelopeDecoder {
       const element = assembler.next();
       if (element === undefined) return;
       const length = element.length;
-      assembler.expect(this.#element(element));
+      assembler.expect(this.#element(element, false) as number);
       this.#offset += length;
     }
-    if (assembler.rest > 0) {
-      throw this.#wrong('TRAILING', `at least ${assembler.rest} bytes follow the end record`);
-    }
+    this.#requireNoRest();
   }
 
-  /** Takes the element that was awaited; returns the length of the next one. */
-  #element(bytes: Uint8Array): number {
+  /** As `#parse`, until it has taken long enough or has to wait. */
+  #parseSome(): void | Promise<void> {
+    const assembler = this.#assembler;
+    const end = performance.now() + TURN_MS;
+    while (this.#state !== 'done') {
+      const element = assembler.next();
+      if (element === undefined) return undefined;
+      const { length } = element;
+      const next = this.#element(element, true);
+      if (typeof next !== 'number') return next.then((expected) => this.#parseOn(expected, length));
+      assembler.expect(next);
+      this.#offset += length;
+      if (performance.now() > end) return turn().then(() => this.#parseSome());
+    }
+    return this.#requireNoRest();
+  }
+
+  #parseOn(expected: number, length: number): void | Promise<void> {
+    this.#assembler.expect(expected);
+    this.#offset += length;
+    return this.#parseSome();
+  }
+
+  #requireNoRest(): void {
+    const { rest } = this.#assembler;
+    if (rest > 0) throw this.#wrong('TRAILING', `at least ${rest} bytes follow the end record`);
+  }
+
+  /** Takes the element that was awaited; returns the length of the next one, a promise of it only if `mayWait`. */
+  #element(bytes: Uint8Array, mayWait: boolean): number | Promise<number> {
     switch (this.#state) {
       case 'header':
         this.#headerStart = new Uint8Array(bytes);
@@ -183,7 +242,7 @@ export class EnvelopeDecoder {
       case 'recordHeader':
         return this.#recordHeader(bytes);
       default:
-        return this.#payload(bytes);
+        return this.#payload(bytes, mayWait);
     }
   }
 
@@ -265,7 +324,7 @@ export class EnvelopeDecoder {
     }
   }
 
-  #payload(bytes: Uint8Array): number {
+  #payload(bytes: Uint8Array, mayWait: boolean): number | Promise<number> {
     const { type, flags, length, payloadCrc } = this.#pending;
     const payload = bytes.length === length ? bytes : bytes.subarray(0, length);
     if (this.#crc32c(payload) !== payloadCrc) {
@@ -275,10 +334,31 @@ export class EnvelopeDecoder {
       if (bytes[at] !== 0) throw this.#wrongRecord('PAYLOAD', 'the padding after the payload is not zero');
     }
     if (type === EnvelopeRecord.end) return this.#end(payload);
+    const sealed = this.#sealed(payload, flags & this.#compressionFlags);
+    if (mayWait && sealed !== undefined && sealed.plainLength > AT_ONCE_MAX)
+      return this.#payloadLater(payload, sealed);
+    const plain = sealed === undefined ? undefined : this.#opened(() => sealed.open());
+    return this.#deliver(payload, plain);
+  }
+
+  /** As `#payload`, for one that is compressed and long. */
+  async #payloadLater(payload: Uint8Array, sealed: SealedPayload): Promise<number> {
+    let plain: Uint8Array;
+    try {
+      plain = await sealed.openLater();
+    } catch (cause) {
+      throw this.#notDecompressed(cause);
+    }
+    return this.#deliver(payload, plain);
+  }
+
+  /** Hands a record on. @param plain its payload, if that was compressed and could be decompressed */
+  #deliver(payload: Uint8Array, plain: Uint8Array | undefined): number {
+    const { type, flags, length, payloadCrc } = this.#pending;
     const sequence = this.#records;
     this.#records++;
     this.#payloadBytes += length;
-    const plain = this.#plain(payload, flags);
+    const isCompressed = (flags & this.#compressionFlags) !== 0;
     this.#callbacks.onRecord?.({
       type,
       flags,
@@ -286,22 +366,33 @@ export class EnvelopeDecoder {
       offset: this.#recordOffset,
       storedLength: length,
       storedCrc: payloadCrc,
-      sealed: plain === undefined,
+      sealed: isCompressed && plain === undefined,
       payload: plain ?? payload,
     });
     this.#state = 'recordHeader';
     return RECORD_HEADER_LENGTH;
   }
 
-  #plain(payload: Uint8Array, flags: number): Uint8Array | undefined {
+  /** Undefined if the payload is plain, or cannot be decompressed here. */
+  #sealed(payload: Uint8Array, flags: number): SealedPayload | undefined {
+    const sealed = flags === 0 ? undefined : this.#opened(() => sealedPayload(payload, flags));
+    this.#plainBytes += sealed?.plainLength ?? payload.length;
+    if (mayInflateTo(this.#plainBytes, this.#payloadBytes + payload.length)) return sealed;
+    const what = `the payloads so far would become ${this.#plainBytes} bytes, too many for ${this.#payloadBytes + payload.length} that are stored`;
+    throw this.#wrongRecord('PAYLOAD', what);
+  }
+
+  #opened<T>(work: () => T): T {
     try {
-      return plainPayload(payload, flags & this.#compressionFlags);
+      return work();
     } catch (cause) {
-      const why = cause instanceof Error ? cause.message : String(cause);
-      const where = { offset: this.#recordOffset, record: this.#records - 1 };
-      const what = `the payload cannot be decompressed: ${why}`;
-      throw new EnvelopeError('DEVSTATE_E_ENVELOPE_PAYLOAD', what, where);
+      throw this.#notDecompressed(cause);
     }
+  }
+
+  #notDecompressed(cause: unknown): EnvelopeError {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    return this.#wrongRecord('PAYLOAD', `the payload cannot be decompressed: ${why}`);
   }
 
   #end(payload: Uint8Array): number {

@@ -2,7 +2,7 @@
 /** Writes an envelope piece by piece. Pure: it returns bytes, the caller sends them. */
 import { createHash } from 'node:crypto';
 import { DevstateError } from '../../errors.js';
-import { COMPRESSION_FLAGS, compressPayload } from './compression.js';
+import { COMPRESSION_FLAGS, compressPayload, mayInflateTo } from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { type EnvelopeHeader, encodeHeader } from './header.js';
 import {
@@ -39,6 +39,8 @@ export class EnvelopeEncoder {
   #state: 'header' | 'records' | 'ended' = 'header';
   #records = 0;
   #payloadBytes = 0;
+  /** The same before compression. */
+  #plainBytes = 0;
 
   constructor(header: EnvelopeHeader, options: EncoderOptions = {}) {
     this.#header = header;
@@ -87,13 +89,22 @@ export class EnvelopeEncoder {
         `a record of ${payload.length} bytes exceeds ${RECORD_LENGTH_MAX}: split it`,
       );
     }
-    const { payload: stored, flag } = compressPayload(payload, this.#header.features);
+    const { payload: stored, flag } = this.#compress(payload);
+    this.#plainBytes += payload.length;
     const header = this.#recordHeader(type, flags | flag, stored);
     this.#digest.update(header);
     this.#records++;
     this.#payloadBytes += stored.length;
     const padding = padded(stored.length) - stored.length;
     return padding === 0 ? [header, stored] : [header, stored, ZEROS.subarray(0, padding)];
+  }
+
+  #compress(payload: Uint8Array): ReturnType<typeof compressPayload> {
+    const result = compressPayload(payload, this.#header.features);
+    const { length } = result.payload;
+    // No reader takes a blob that becomes too much larger.
+    if (mayInflateTo(this.#plainBytes + payload.length, this.#payloadBytes + length)) return result;
+    return { payload, flag: 0 };
   }
 
   /** The end record: the last bytes of the blob. */

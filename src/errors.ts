@@ -66,6 +66,10 @@ export const ERROR_CODES = {
   DEVSTATE_E_PCI_VIEW: ExitCode.failed,
   /** QEMU's migration failed or was cancelled. */
   DEVSTATE_E_QEMU_MIGRATION: ExitCode.failed,
+  /** The VM ended while it was worked on: the guest powered off or panicked, or its QEMU was ended. */
+  DEVSTATE_E_VM_ENDED: ExitCode.failed,
+  /** Another client of QEMU changed the VM so that the operation cannot be completed. */
+  DEVSTATE_E_VM_CHANGED: ExitCode.failed,
   /** What a QEMU hands to its successor lacks what must be there, or is not what its names say; it was not passed on. */
   DEVSTATE_E_CPR_REFUSED: ExitCode.incompatible,
   /** A cpr-transfer's destination left before it had read what it was given. */

@@ -14,7 +14,7 @@ import { returnToFirst } from './migrate/next-vmm.js';
 import { type ChangedSettings, readNote } from './migrate/note.js';
 import { putBackAt } from './migrate/qemu-settings.js';
 import { restoreSource } from './migrate/rollback.js';
-import { replay } from './migrate/view.js';
+import { replayIfSilenced } from './migrate/view.js';
 import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
 
 export interface RecoverOptions {
@@ -35,6 +35,8 @@ export interface RecoverResult {
   readonly devices: readonly { readonly id: string; readonly noted: boolean }[];
 }
 
+/** Run states of a destination that has not run the VM: in any other it may have written to its disks, whatever it does now. */
+const NOT_RUN_YET: readonly string[] = ['inmigrate', 'paused', 'prelaunch'];
 /** How long the destination's QEMU may take to quit, ms. */
 const QUIT_TIMEOUT_MS = 30_000;
 /** How long it may take to prove that everything belongs together, ms. */
@@ -77,13 +79,13 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     for (const { id, source, note } of found) {
       await returnToFirst(source.device);
       if (note?.muted === true && note.view !== undefined)
-        await replay({ qmp, qtest }, { id, view: note.view }, signal);
+        await replayIfSilenced({ qmp, qtest }, { id, view: note.view }, signal);
     }
 
     const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
     // Without a view QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
-    const wasRunning = found.some(({ note }) => note?.view !== undefined && note.running);
-    const restored = await restoreSource({ qmp, qtest, devices, wasRunning, settings });
+    const resumable = found.some(({ note }) => note?.view !== undefined && note.running);
+    const restored = await restoreSource({ qmp, qtest, devices, resumable, cancel: true, settings });
     const problems = [...restored.problems, ...restored.remarks];
     if (problems.length > 0) {
       throw new DevstateError(
@@ -133,8 +135,11 @@ function requireOwnNote({ id, source, note }: LeftDevice, { devices }: RecoverOp
 
 /** The last note is cleared when the VM runs at the destination, the first is written before QEMU's migration completes. */
 async function requireHere(qmp: QmpClient, found: readonly LeftDevice[]): Promise<void> {
-  const { status } = await queryRunState(qmp);
-  if (status !== 'postmigrate' || found.some(({ note }) => note !== undefined)) return;
+  if (found.some(({ note }) => note !== undefined)) return;
+  const [{ status }, migration] = [await queryRunState(qmp), await queryMigration(qmp)];
+  // A reset makes it `prelaunch`.
+  const isMoved = status === 'postmigrate' || (status === 'prelaunch' && migration.status === 'completed');
+  if (!isMoved) return;
   const message = 'the VM has been migrated away, and nothing says that it was to come back: quit this QEMU';
   throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }
@@ -204,8 +209,8 @@ async function connectDestination(
   if (qmp === undefined) return undefined; // nobody there: it cannot run anything
   try {
     await requireDestination(source, qmp);
-    const { running } = await queryRunState(qmp);
-    if (!running) return qmp;
+    const { status } = await queryRunState(qmp);
+    if (NOT_RUN_YET.includes(status)) return qmp;
     await putBackAt('destination', qmp, settings);
     await putBackAt('source', source, settings);
   } catch (error) {
@@ -213,6 +218,7 @@ async function connectDestination(
     throw error;
   }
   qmp.close();
-  const message = 'the VM runs at the destination: the migration had succeeded, quit the source instead';
+  const message =
+    'the VM runs at the destination, or has run there: the migration had succeeded, quit the source instead';
   throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }

@@ -3,6 +3,7 @@
 export { type ConfigAccess, type ConfigEcam, type ConfigPorts, findConfigAccess } from './config-access.js';
 export { makeConfigReads } from './config-reads.js';
 export * from './cpr/index.js';
+export { type Guest, GuestWatch, guestAfter, guestInState, initialGuest } from './guest-watch.js';
 export { privateFiles } from './memory.js';
 export * from './migration.js';
 export {
@@ -23,6 +24,7 @@ export { findPciDevice, type PciDevice } from './pci-location.js';
 export { withLocation } from './pci-reach.js';
 export {
   capturePciView,
+  isSilenced,
   muteInterrupts,
   readConfig,
   replayPciView,

@@ -181,6 +181,8 @@ export async function resumeVm(qmp: QmpClient, options: Cancellable = {}): Promi
 export class MigrationWatch {
   /** Every status so far, in order. */
   readonly history: MigrationStatus[] = [];
+  /** Called with every status when it is reached. */
+  onStatus: ((status: MigrationStatus) => void) | undefined;
   /** When the VM's CPUs last stopped, if they have since the watch began. */
   stopped: QmpEvent | undefined;
   /** When the VM's CPUs last began to run, if they have since the watch began. */
@@ -191,18 +193,21 @@ export class MigrationWatch {
   constructor(qmp: QmpClient) {
     this.#qmp = qmp;
     this.#end = qmp.onEvent((event) => {
-      if (event.name === 'MIGRATION') this.history.push(String(event.data.status));
-      else if (event.name === 'STOP') this.stopped = event;
+      if (event.name === 'MIGRATION') {
+        this.history.push(String(event.data.status));
+        this.onStatus?.(String(event.data.status));
+      } else if (event.name === 'STOP') this.stopped = event;
       else if (event.name === 'RESUME') this.resumed = event;
     });
   }
 
   /**
    * Waits until the migration has reached `status` since the watch began.
-   * Throws DEVSTATE_E_QEMU_MIGRATION, with QEMU's reason, if it fails or is cancelled instead.
+   * Throws DEVSTATE_E_QEMU_MIGRATION, with QEMU's reason, if it fails, is cancelled, or passes `status` by.
    */
   async waitFor(status: MigrationStatus, options: Cancellable = {}): Promise<void> {
-    const reached = await this.waitForAny([status, ...UNSUCCESSFUL], options);
+    // One that does not stop at `pre-switchover` has had its capabilities changed by somebody.
+    const reached = await this.waitForAny([status, ...UNSUCCESSFUL, 'completed'], options);
     if (reached === status) return;
     const { error } = await queryMigration(this.#qmp, options);
     const why = error === undefined ? '' : `: ${error}`;

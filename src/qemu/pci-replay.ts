@@ -142,6 +142,12 @@ export async function silenceIntx(qtest: QtestAccess, location: PciLocation, vie
   await runConfig(qtest, location, configWrite(location, Register.command, 'w', silent));
 }
 
+/** Whether the device is still as {@link silenceIntx} left it. Not if the guest, or a reset, has written COMMAND since. */
+export async function isSilenced(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<boolean> {
+  const [, command] = await withLatch(qtest, configRead(location, Register.command, 'w'));
+  return command === (view.command | Command.interruptDisable);
+}
+
 /** Writes the captured COMMAND register back, after {@link silenceIntx}, when the source goes on. */
 export async function restoreCommand(
   qtest: QtestAccess,

@@ -1,68 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What can be known of a destination's VM whose QEMU answers badly, late or not at all. */
-import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import { createServer, type Socket } from 'node:net';
+import t from 'tap';
 import { connectIfThere, quit, start } from '../../src/operations/migrate/destination-vm.js';
-import { QmpClient } from '../../src/qemu/index.js';
-import { LineSplitter } from '../../src/qemu/line-splitter.js';
-
-const GREETING =
-  '{"QMP":{"version":{"qemu":{"major":11,"minor":1,"micro":3},"package":""},"capabilities":[]}}\n';
-
-interface Request {
-  readonly execute: string;
-  readonly id: number;
-}
-
-/** Stands in for a QEMU: answers as `behave` says. */
-class FakeQemu {
-  readonly path: string;
-  readonly commands: string[] = [];
-  readonly #server: Server;
-  readonly #sockets = new Set<Socket>();
-
-  private constructor(path: string, behave: (qemu: FakeQemu, request: Request, socket: Socket) => void) {
-    this.path = path;
-    this.#server = createServer((socket) => {
-      this.#sockets.add(socket.on('error', () => {}));
-      socket.write(GREETING);
-      LineSplitter.of(socket, 1 << 20).onLine = (line) => {
-        const request = JSON.parse(line) as Request;
-        if (request.execute === 'qmp_capabilities') return this.answer(socket, request, {});
-        this.commands.push(request.execute);
-        behave(this, request, socket);
-      };
-    });
-  }
-
-  static async start(t: Test, behave: (qemu: FakeQemu, request: Request, socket: Socket) => void) {
-    const directory = mkdtempSync(join(tmpdir(), 'devstate-vm-'));
-    const qemu = new FakeQemu(join(directory, 'qmp'), behave);
-    qemu.#server.listen(qemu.path);
-    await once(qemu.#server, 'listening');
-    const qmp = await QmpClient.connect(qemu.path);
-    t.teardown(() => {
-      qmp.close();
-      qemu.exit();
-      rmSync(directory, { recursive: true });
-    });
-    return { qemu, qmp };
-  }
-
-  answer(socket: Socket, { id }: Request, value: unknown): void {
-    socket.write(`${JSON.stringify({ return: value, id })}\n`);
-  }
-
-  /** Ends as a process does: nobody listens any more. */
-  exit(): void {
-    this.#server.close();
-    for (const socket of this.#sockets) socket.destroy();
-  }
-}
+import { FakeQemu, type Request } from '../support/fake-qemu.js';
 
 const never = (): boolean => false;
 

@@ -5,6 +5,7 @@ import { DevstateError } from '../../errors.js';
 import { PageBitmap } from '../../migration/index.js';
 import {
   findPciDevice,
+  GuestWatch,
   MigrationWatch,
   privateFiles,
   QmpClient,
@@ -69,12 +70,13 @@ export async function check(
       source,
       destination,
       devices,
-      wasRunning: runState.running,
       warnings: [...remarks, ...p2pWarnings(devices)],
       report,
       phase: 'check',
       settings: undefined,
       pause: undefined,
+      stand: undefined,
+      started: false,
       sourceSpent: false,
       mayRunThere: false,
     };
@@ -129,7 +131,11 @@ async function openQmp(path: string, signal: AbortSignal, cleanup: Cleanup): Pro
 async function attach(qmp: QmpClient, signal: AbortSignal, cleanup: Cleanup): Promise<Vm> {
   const qtest = await Qtest.attach(qmp, { signal });
   cleanup.push(() => qtest.close());
-  return { qmp, qtest, watch: new MigrationWatch(qmp) };
+  const watch = new MigrationWatch(qmp);
+  cleanup.push(() => watch.close());
+  const guest = await GuestWatch.begin(qmp, { signal });
+  cleanup.push(() => guest.close());
+  return { qmp, qtest, watch, guest };
 }
 
 async function openPair(

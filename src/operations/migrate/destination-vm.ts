@@ -96,7 +96,8 @@ async function askAnew(qmp: QmpClient, signal: AbortSignal): Promise<boolean> {
   const again = await connectAgain(qmp.path, signal);
   if (again === undefined) return false;
   try {
-    return (await queryRunState(again, { signal })).running;
+    const { status } = await queryRunState(again, { signal });
+    return status === 'running' || status === 'suspended';
   } finally {
     again.close();
   }

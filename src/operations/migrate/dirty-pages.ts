@@ -19,11 +19,32 @@ export async function startLog(device: MigrationClient): Promise<void> {
   await device.startLogging({ pageSize: LOG_PAGE_SIZE, ranges: [] });
 }
 
-/** Adds to `dirty` what the device has written since the last report. */
+/**
+ * Adds to `dirty` what the device has written since the last report.
+ * QEMU maps memory anew while a guest boots: what is refused because of that is asked for once more.
+ */
 export async function collectDirty(device: MigrationClient, dirty: PageBitmap): Promise<void> {
-  for (const map of await device.dmaMaps()) {
-    if ((map.flags & DmaMapFlag.WRITE) !== 0) await collectMap(device, map, dirty);
+  let maps = await device.dmaMaps();
+  for (;;) {
+    try {
+      for (const map of maps) {
+        if ((map.flags & DmaMapFlag.WRITE) !== 0) await collectMap(device, map, dirty);
+      }
+      return;
+    } catch (error) {
+      const before = maps;
+      maps = await device.dmaMaps();
+      if (isSame(before, maps)) throw error;
+    }
   }
+}
+
+function isSame(before: readonly DmaMapEntry[], now: readonly DmaMapEntry[]): boolean {
+  if (before.length !== now.length) return false;
+  return before.every((map, index) => {
+    const other = now[index];
+    return other?.address === map.address && other.size === map.size && other.flags === map.flags;
+  });
 }
 
 async function collectMap(device: MigrationClient, map: DmaMapEntry, dirty: PageBitmap): Promise<void> {

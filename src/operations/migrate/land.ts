@@ -5,15 +5,15 @@
  */
 
 import type { MigrationProtocol } from '../../migration/index.js';
-import { continueMigration } from '../../qemu/index.js';
 import { MigrationState } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';
 import { start } from './destination-vm.js';
 import { LOG_PAGE_SIZE } from './dirty-pages.js';
+import { continueToWaiting, requireStopped, resetArrived, wasResetSince } from './guest.js';
 import { clearNote } from './note.js';
 import { runDestinations } from './p2p.js';
 import { putBackAt } from './qemu-settings.js';
-import { forEachDevice, type Run, Stopwatch, timed, together } from './run.js';
+import { forEachDevice, type Run, runsAtSource, Stopwatch, timed, together } from './run.js';
 import { replay } from './view.js';
 
 /** How long the destination's QEMU may take to begin to run the VM, ms. */
@@ -44,17 +44,19 @@ export async function land(run: Run): Promise<LandTimes> {
   ]);
   stopwatch.lap();
   run.signal.throwIfAborted();
-  await runDestinations(run);
+  await together([runDestinations(run), requireStopped(run, run.signal)]);
   // A device of v1 becomes only now what was loaded, and would undo what was written to its registers before.
   await replayAll(run, 'v1');
+  if (wasResetSince(run, run.stand)) await resetArrived(run.destination, run.signal);
   const resumeMs = stopwatch.lap();
   const wallMs = stopwatch.elapsed - qemuMs;
   return { qemuMs, loadMs, pagesMs, replayMs, resumeMs, wallMs, pageBytes };
 }
 
 /** QEMU sends what is left of RAM, and its own devices. */
-async function complete({ source, destination, signal }: Run, stopwatch: Stopwatch): Promise<number> {
-  await continueMigration(source.qmp, { signal });
+async function complete(run: Run, stopwatch: Stopwatch): Promise<number> {
+  const { source, destination, signal } = run;
+  await continueToWaiting(run, signal);
   await together([
     destination.watch.waitFor('completed', { signal }),
     source.watch.waitFor('completed', { signal }),
@@ -69,9 +71,17 @@ async function load(run: Run, stopwatch: Stopwatch): Promise<number> {
 }
 
 async function copyPages(run: Run, stopwatch: Stopwatch): Promise<{ pagesMs: number; pageBytes: number }> {
-  const copied = await forEachDevice(run, ({ copier, dirty }) =>
-    copier.copy(dirty.ranges(LOG_PAGE_SIZE), run.signal),
-  );
+  const copied = await forEachDevice(run, async ({ copier, dirty }) => {
+    const copy = (): Promise<number> => copier.copy(dirty.ranges(LOG_PAGE_SIZE), run.signal);
+    try {
+      return await copy();
+    } catch (error) {
+      // QEMU maps the source's memory anew when somebody resets it.
+      await requireStopped(run, run.signal);
+      if (!wasResetSince(run, run.stand)) throw error;
+      return copy();
+    }
+  });
   run.sourceSpent = true;
   return { pagesMs: stopwatch.elapsed, pageBytes: copied.reduce((sum, bytes) => sum + bytes, 0) };
 }
@@ -88,7 +98,7 @@ export async function commit(run: Run): Promise<void> {
   run.signal.throwIfAborted();
   run.phase = 'commit';
   run.report({ phase: 'commit' });
-  if (run.wasRunning) await startDestination(run);
+  if (runsAtSource(run)) await startDestination(run);
   // The VM is there. What fails now is untidy and no reason to go back.
   await forEachDevice(run, async ({ source: from }) => {
     await from.device.setState(MigrationState.STOP);

@@ -29,10 +29,11 @@ import { queryMigration, queryRunState } from '../../qemu/index.js';
 import { limitsOf } from '../limits.js';
 import { summarisePlan } from '../state-plan.js';
 import { check } from './check.js';
+import { watchVm, whyNot } from './guest.js';
 import { commit, type LandTimes, land } from './land.js';
 import { precopy } from './precopy.js';
 import { rollback } from './rollback.js';
-import { closeRun, type Run, Stopwatch } from './run.js';
+import { closeRun, type Run, runsAtSource, Stopwatch } from './run.js';
 import { type SwitchoverTimes, switchover } from './switchover.js';
 import type { Downtime, MigrateOptions, MigrateProgress, MigrateResult } from './types.js';
 
@@ -57,13 +58,16 @@ export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {})
     throw inPhase('check', error);
   }
   watchServers(run, limits.abort);
+  watchVm(run, limits.abort);
   try {
     return await moveVm(run, stopwatch);
   } catch (error) {
     const phase = run.phase;
-    const reason = await causeOf(run, error);
-    const { problems, remarks } = await rollback(run);
-    throw problems.length === 0 ? inPhase(phase, reason, remarks) : rollbackError(phase, reason, problems);
+    const reason = whyNot(run) ?? (await causeOf(run, error));
+    const { left, problems, remarks } = await rollback(run);
+    throw problems.length === 0
+      ? inPhase(phase, reason, [left, ...remarks])
+      : rollbackError(phase, reason, problems);
   } finally {
     limits.clear();
     closeRun(run);
@@ -133,7 +137,7 @@ async function summarise(
   );
   return {
     status: 'completed',
-    running: run.wasRunning,
+    running: runsAtSource(run),
     phases,
     totalMs,
     downtime,
@@ -203,8 +207,7 @@ const QEMU_ALIVE_MS = 1000;
 /** The error with the phase it came from. Its code and exit code stay. */
 function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
   const { code, message, errno } = asDevstateError(error);
-  const tail = phase === 'check' ? [] : ['the VM runs on at the source', ...remarks];
-  return new DevstateError(code, [`${phase}: ${message}`, ...tail].join('; '), {
+  return new DevstateError(code, [`${phase}: ${message}`, ...remarks].join('; '), {
     cause: error,
     ...(errno === undefined ? {} : { errno }),
   });

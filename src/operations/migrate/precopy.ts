@@ -5,16 +5,15 @@ import { queryMigration, startIncoming, startMigration } from '../../qemu/index.
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { selectFormats } from '../state-plan.js';
 import { delay, unlessAborted } from '../waiting.js';
+import { sendRoundOf } from './again.js';
 import { startLog } from './dirty-pages.js';
 import { PauseControl } from './pause.js';
 import { prepareQemus } from './qemu-settings.js';
 import { rehearse } from './rehearse.js';
-import { forEachDevice, type Run, Stopwatch } from './run.js';
+import { forEachDevice, type Run } from './run.js';
 
 /** How often devices are asked for more state and QEMU for its progress, ms. */
 const ROUND_MS = 200;
-/** A round that moved less says nothing of the rate of longer ones: it is all round trips. */
-const RATE_BYTES = 64 * 1024;
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`. */
 export async function precopy(run: Run): Promise<void> {
@@ -35,6 +34,7 @@ export async function precopy(run: Run): Promise<void> {
   await prepareQemus(run, pause.qemuMs);
   await startIncoming(destination.qmp, options.uri, { signal });
   await startMigration(source.qmp, options.uri, { signal });
+  run.started = true;
   await untilSwitchover(run, pause);
 }
 
@@ -57,13 +57,7 @@ async function untilSwitchover(run: Run, pause: PauseControl): Promise<void> {
 }
 
 async function sendRound(run: Run): Promise<void> {
-  await forEachDevice(run, async (device) => {
-    if ((device.source.flags & MigrationFlag.PRE_COPY) === 0) return;
-    const round = new Stopwatch();
-    const bytes = await device.transfer.round(run.signal);
-    device.precopyBytes += bytes;
-    if (bytes >= RATE_BYTES) device.stateRate = bytes / round.elapsed;
-  });
+  await forEachDevice(run, (device) => sendRoundOf(run, device));
 }
 
 async function reportProgress(run: Run, pause: PauseControl): Promise<void> {

@@ -12,12 +12,15 @@ import {
   cancelMigration,
   cutMigration,
   findPciDevice,
+  isSilenced,
   type PciView,
   type QmpClient,
   type Qtest,
+  queryMigration,
   queryRunState,
   restoreCommand,
   resumeVm,
+  stopVm,
 } from '../../qemu/index.js';
 import { Errno, MigrationState } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
@@ -25,7 +28,7 @@ import { delay, within } from '../waiting.js';
 import { quit } from './destination-vm.js';
 import { type ChangedSettings, clearNote } from './note.js';
 import { putBackAt } from './qemu-settings.js';
-import type { Run } from './run.js';
+import { type Run, runsAtSource, type Vm } from './run.js';
 
 /** How long the source's QEMU may take to end its migration, ms. */
 const QEMU_TIMEOUT_MS = 30_000;
@@ -37,6 +40,8 @@ const QUIT_TIMEOUT_MS = 10_000;
 const RESET_TIMEOUT_MS = 2000;
 /** How long a source's device may have to wait for what the destination is just giving back, ms. */
 const GIVE_BACK_MS = 2000;
+/** How a migration of QEMU's ends that does not move the VM: there is nothing more to cancel. */
+export const UNDONE: readonly string[] = ['failed', 'cancelled'];
 /** How often it asks, ms. */
 const ASK_AGAIN_MS = 10;
 
@@ -57,6 +62,8 @@ class Attempts {
 
 /** What came of a rollback, as sentences. */
 export interface Rollback {
+  /** Where and how the VM is then, for the end of an error. */
+  readonly left: string;
   /** What could not be undone. Empty: the source goes on. */
   readonly problems: readonly string[];
   /** What is left to be done although the source goes on. */
@@ -67,17 +74,62 @@ export interface Rollback {
 export async function rollback(run: Run): Promise<Rollback> {
   run.phase = 'rollback';
   run.report({ phase: 'rollback' });
+  const lost = (problems: readonly string[]): Rollback => ({ left: '', problems, remarks: [] });
   if (run.mayRunThere) {
-    const problem =
-      'the destination QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not';
-    return { problems: [problem], remarks: [] };
+    return lost([
+      'the destination QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not',
+    ]);
   }
+  if (run.destination.guest.guest.resumes > 0) {
+    // It may have written to its disks, or have sent to others.
+    const stopped = stopVm(run.destination.qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
+    const how = await stopped.then(() => 'was stopped again').catch(() => 'could not be stopped');
+    return lost([`the VM has run at the destination, and ${how} there; the VM at the source stands`]);
+  }
+  const { source } = run;
+  if (source.guest.guest.ended !== undefined && !(await isAlive(source.qmp))) return rollbackEnded(run);
   const attempts = new Attempts();
   // What the destination has is worth nothing only as long as there is a source to go back to.
   await attempts.try('the source QEMU is lost, and the destination was left as it is', () =>
-    requireAlive(run.source.qmp),
+    requireAlive(source.qmp),
   );
-  if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
+  if (attempts.problems.length > 0) return lost(attempts.problems);
+  const remarks = await discardDestination(run);
+  const devices = run.devices.map(({ id, source, view, silenced }) => ({
+    id,
+    source,
+    view: silenced ? view : undefined,
+  }));
+  const { qmp, qtest } = source;
+  const hasEnded = source.guest.guest.ended !== undefined;
+  const resumable = runsAtSource(run) && !hasEnded;
+  const ours = run.started && !source.watch.history.some((status) => UNDONE.includes(status));
+  const { settings } = run;
+  const restored = await restoreSource({ qmp, qtest, devices, resumable, cancel: ours, settings });
+  const { problems } = restored;
+  // One that does not stay when its guest has ended takes its time to go.
+  if (problems.length > 0 && hasEnded && !(await isAlive(qmp))) return rollbackEnded(run);
+  const left = problems.length > 0 ? '' : await whatIsLeft(source, 'at the source');
+  return { left, problems, remarks: [...remarks, ...restored.remarks] };
+}
+
+/** The guest has ended and its QEMU with it: there is nothing to go back to, and nothing that is to go on. */
+async function rollbackEnded(run: Run): Promise<Rollback> {
+  const remarks = await discardDestination(run);
+  for (const { source } of run.devices) {
+    // Its server gives what it held for the next VMM, as after any VMM that has left.
+    const release = async (): Promise<void> => {
+      await source.device.setState(MigrationState.RUNNING);
+      await source.device.stopLogging();
+      await clearNote(source.device);
+    };
+    await within(RESET_TIMEOUT_MS, release()).catch(() => {});
+  }
+  return { left: 'its QEMU has ended', problems: [], remarks };
+}
+
+/** Ends the destination, which runs nothing and is not to. @returns what remains to be done */
+async function discardDestination(run: Run): Promise<string[]> {
   const remarks: string[] = [];
   await quit(run.destination.qmp, QUIT_TIMEOUT_MS).catch((error: unknown) => {
     // It waits for a `cont` that was never sent, and its devices for an image that the source takes back.
@@ -89,15 +141,18 @@ export async function rollback(run: Run): Promise<Rollback> {
   await Promise.allSettled(
     run.devices.map(({ destination }) => within(RESET_TIMEOUT_MS, destination.device.reset())),
   );
-  const devices = run.devices.map(({ id, source, view, silenced }) => ({
-    id,
-    source,
-    view: silenced ? view : undefined,
-  }));
-  const { qmp, qtest } = run.source;
-  const { wasRunning, settings } = run;
-  const restored = await restoreSource({ qmp, qtest, devices, wasRunning, settings });
-  return { problems: restored.problems, remarks: [...remarks, ...restored.remarks] };
+  return remarks;
+}
+
+/** How the VM is where it came from, as a sentence's end. */
+export async function whatIsLeft({ qmp }: Pick<Vm, 'qmp'>, where: string): Promise<string> {
+  const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
+  const status = await queryRunState(qmp, { signal }).then(
+    (state) => state.status,
+    () => undefined,
+  );
+  if (status === 'running') return `the VM runs on ${where}`;
+  return status === undefined ? 'its QEMU has ended' : `the VM stays ${where}, ${status}`;
 }
 
 export interface SourceToRestore {
@@ -109,20 +164,17 @@ export interface SourceToRestore {
     /** QEMU's view of the device before INTx was silenced; undefined if it was not. */
     readonly view: PciView | undefined;
   }[];
-  /** Whether the VM ran before. If QEMU's migration had completed it does not run again by itself. */
-  readonly wasRunning: boolean;
+  /** Whether the VM is to run if QEMU's migration has completed: then it does not run again by itself. */
+  readonly resumable: boolean;
+  /** Whether a migration that is under way is ours to cancel. */
+  readonly cancel: boolean;
   /** What was changed of QEMU's migration settings, if anything was. */
   readonly settings: ChangedSettings | undefined;
 }
 
 /** Lets the source's devices and VM run again, from wherever a migration left them. */
-export async function restoreSource({
-  qmp,
-  qtest,
-  devices,
-  wasRunning,
-  settings,
-}: SourceToRestore): Promise<Rollback> {
+export async function restoreSource(source: SourceToRestore): Promise<Pick<Rollback, 'problems' | 'remarks'>> {
+  const { qmp, qtest, devices, settings } = source;
   const attempts = new Attempts();
   for (const { id, source } of devices)
     await attempts.try(`device ${id} does not run again`, () => runAgain(source));
@@ -130,14 +182,11 @@ export async function restoreSource({
   await attempts.try('the source QEMU does not answer', () => free(qmp));
   for (const { id, view } of devices) {
     if (view === undefined) continue;
-    await attempts.try(`device ${id}: COMMAND was not put back`, async () => {
-      const location = await findPciDevice(qmp, id, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
-      await within(QEMU_TIMEOUT_MS, restoreCommand(qtest, location, view));
-    });
+    await attempts.try(`device ${id}: COMMAND was not put back`, () => putBackCommand(qmp, qtest, id, view));
   }
   // A VM without its devices must not run: the guest would see its disk fail.
   if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
-  await attempts.try('the source VM does not run again', () => restoreVm(qmp, wasRunning));
+  await attempts.try('the source VM does not run again', () => restoreVm(source));
   // The notes are for whoever tries again.
   if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
   for (const { id, source } of devices)
@@ -151,6 +200,13 @@ export async function restoreSource({
   for (const { id, source } of devices)
     await attempts.try(`device ${id}: its note was not cleared`, () => clearNote(source.device));
   return { problems: attempts.problems, remarks: [] };
+}
+
+async function isAlive(qmp: QmpClient): Promise<boolean> {
+  return requireAlive(qmp).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** @throws when QEMU is gone. While it waits for a destination that does not answer it lives, and can say only that. */
@@ -183,9 +239,35 @@ async function runAgain({ device }: DeviceSocket): Promise<void> {
   }
 }
 
-async function restoreVm(qmp: QmpClient, wasRunning: boolean): Promise<void> {
+/** Undoes that INTx was silenced; not when the device is gone, or was reset since. */
+async function putBackCommand(qmp: QmpClient, qtest: Qtest, id: string, view: PciView): Promise<void> {
   const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
-  await cancelMigration(qmp, { signal });
-  const state = await queryRunState(qmp, { signal });
-  if (wasRunning && !state.running) await resumeVm(qmp, { signal });
+  let location: Awaited<ReturnType<typeof findPciDevice>>;
+  try {
+    location = await findPciDevice(qmp, id, { signal });
+  } catch (error) {
+    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return;
+    throw error;
+  }
+  if (await within(QEMU_TIMEOUT_MS, isSilenced(qtest, location, view)))
+    await within(QEMU_TIMEOUT_MS, restoreCommand(qtest, location, view));
+}
+
+/**
+ * A VM that our migration has stopped goes on. QEMU sees to it by itself unless the migration has completed; what others
+ * have done to the VM meanwhile it leaves as it is, and so do we.
+ */
+async function restoreVm({ qmp, resumable, cancel }: SourceToRestore): Promise<void> {
+  const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
+  if (cancel) await cancelMigration(qmp, { signal });
+  let { status } = await queryRunState(qmp, { signal });
+  // A migration that has failed says so before the VM goes on.
+  while (status === 'finish-migrate') {
+    await delay(ASK_AGAIN_MS);
+    status = (await queryRunState(qmp, { signal })).status;
+  }
+  const { status: migration } = await queryMigration(qmp, { signal });
+  // `prelaunch`: reset since. Any other state is not one that a migration leaves behind.
+  const isMoved = status === 'postmigrate' || (status === 'prelaunch' && migration === 'completed');
+  if (resumable && isMoved) await resumeVm(qmp, { signal });
 }

@@ -2,13 +2,14 @@
 /** One migration under way: who takes part, and how far each has come. */
 
 import type { EndDescription, PageBitmap } from '../../migration/index.js';
-import type { MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
+import type { GuestWatch, MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
 import type { StateTransfer } from '../state-transfer.js';
 import type { ChangedSettings } from './note.js';
 import type { PageCopier } from './page-copy.js';
 import type { PauseControl } from './pause.js';
+import type { Stand } from './guest.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
 /** One QEMU. */
@@ -16,6 +17,8 @@ export interface Vm {
   readonly qmp: QmpClient;
   readonly qtest: Qtest;
   readonly watch: MigrationWatch;
+  /** What becomes of its VM, whoever brings it about. */
+  readonly guest: GuestWatch;
 }
 
 /** One device, at both ends. */
@@ -26,7 +29,8 @@ export interface RunDevice {
   readonly description: EndDescription | undefined;
   /** How its state will travel. */
   readonly plan: StatePlan;
-  readonly transfer: StateTransfer;
+  /** Another one when its saving has begun anew. */
+  transfer: StateTransfer;
   /** Configuration space of the destination's device while it was fresh: what its layout is. */
   like: Uint8Array | undefined;
   /** QEMU's view of the device at the source, once captured. */
@@ -47,6 +51,11 @@ export interface RunDevice {
   stateRate: number;
   precopyBytes: number;
   stopBytes: number;
+}
+
+/** Whether the VM runs at the source, or would if QEMU's migration had not stopped it: as it is now, not as it was found. */
+export function runsAtSource({ source }: { readonly source: Pick<Vm, 'guest'> }): boolean {
+  return source.guest.guest.live;
 }
 
 /** Milliseconds since it was made, or since the last lap. */
@@ -80,8 +89,6 @@ export interface Run {
   readonly source: Vm;
   readonly destination: Vm;
   readonly devices: readonly RunDevice[];
-  /** Whether the VM ran when we came. */
-  readonly wasRunning: boolean;
   readonly warnings: string[];
   readonly report: (progress: MigrateProgress) => void;
   phase: Phase;
@@ -89,6 +96,10 @@ export interface Run {
   settings: ChangedSettings | undefined;
   /** From pre-copy on. */
   pause: PauseControl | undefined;
+  /** How things stood when the VM had been stopped. */
+  stand: Stand | undefined;
+  /** QEMU was told to migrate. */
+  started: boolean;
   /** The destination has all that the source's device servers can give. */
   sourceSpent: boolean;
   /** The destination was told to run the VM, and nobody can tell whether it does. */
@@ -132,6 +143,7 @@ function aboutDevice(error: unknown, id: string): unknown {
 export function closeRun(run: Run): void {
   for (const vm of [run.source, run.destination]) {
     vm.watch.close();
+    vm.guest.close();
     vm.qtest.close();
     vm.qmp.close();
   }

@@ -5,24 +5,25 @@ import { DevstateError } from '../../errors.js';
 import {
   capturePciView,
   findPciDevice,
+  isSilenced,
   muteInterrupts,
   type PciDevice,
+  type PciView,
   replayPciView,
   requireMessageSignalled,
   silenceIntx,
 } from '../../qemu/index.js';
 import { unlessAborted, within } from '../waiting.js';
 import { type ChangedSettings, writeNote } from './note.js';
-import { forEachDevice, type RunDevice, type Vm } from './run.js';
+import { forEachDevice, type RunDevice, runsAtSource, type Vm } from './run.js';
 
 /** How long the source's QEMU may take to show its view of a device, ms. */
 const CAPTURE_TIMEOUT_MS = 30_000;
 
 /** As much of an operation as is needed to capture. */
 export interface CapturedVm {
-  readonly source: Pick<Vm, 'qmp' | 'qtest'>;
+  readonly source: Pick<Vm, 'qmp' | 'qtest' | 'guest'>;
   readonly devices: readonly Pick<RunDevice, 'id' | 'source' | 'like' | 'view' | 'silenced'>[];
-  readonly wasRunning: boolean;
   readonly settings: ChangedSettings | undefined;
   /** QEMU is about to be replaced by another one, or to execute another program. */
   readonly replaced?: 'transfer' | 'exec';
@@ -55,7 +56,7 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
       ...(muted ? { muted } : {}),
       ...(exec ? { exec } : {}),
     };
-    await writeNote(device.source.device, { id, devices, view, running: run.wasRunning, ...how });
+    await writeNote(device.source.device, { id, devices, view, running: runsAtSource(run), ...how });
     run.signal.throwIfAborted();
     device.silenced = true;
     await within(CAPTURE_TIMEOUT_MS, silenceIntx(qtest, location, view));
@@ -63,6 +64,23 @@ export async function capture(run: CapturedVm, locations: ReadonlyMap<string, Pc
     // The other process has the same eventfds.
     if (muted) await within(CAPTURE_TIMEOUT_MS, muteInterrupts(qtest, location, view));
   });
+}
+
+/** {@link replay} for a source whose interrupts were muted, unless the device was reset since, or is gone. */
+export async function replayIfSilenced(
+  vm: Pick<Vm, 'qmp' | 'qtest'>,
+  device: { readonly id: string; readonly view: PciView },
+  signal: AbortSignal,
+): Promise<void> {
+  let location: PciDevice;
+  try {
+    location = await findPciDevice(vm.qmp, device.id, { signal });
+  } catch (error) {
+    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return;
+    throw error;
+  }
+  if (await unlessAborted(isSilenced(vm.qtest, location, device.view), signal))
+    await replay(vm, device, signal);
 }
 
 /** Makes a QEMU's view of a device what was captured. */

@@ -5,6 +5,7 @@ import { resolve } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import {
   findPciDevice,
+  GuestWatch,
   MigrationWatch,
   proveConfigAccess,
   QmpClient,
@@ -72,19 +73,22 @@ export async function check(
     for (const { id } of devices) await proveConfigAccess(qtest, await findPciDevice(qmp, id, { signal }));
     const old = { name: 'the old QEMU', qmp, qtest, devices: present, isFresh: false };
     refuse(await proveClaims(old, claimsOf(devices, options), [], signal));
+    const watch = new MigrationWatch(qmp);
+    const guest = await GuestWatch.begin(qmp, { signal });
     return {
       options,
       qmpPath,
       signal,
-      source: { qmp, qtest, watch: new MigrationWatch(qmp) },
+      source: { qmp, qtest, watch, guest },
       devices,
-      wasRunning: runState.running,
       replaced: options.mode === 'cpr-exec' ? 'exec' : 'transfer',
       warnings: [],
       report,
       scratch: new Scratch(),
       phase: 'check',
       settings: undefined,
+      stand: undefined,
+      started: false,
       process: undefined,
       destination: undefined,
       executed: false,

@@ -50,9 +50,11 @@ export async function connect(run: UpgradeRun): Promise<void> {
   stopped.catch(() => {});
   if (options.mode === 'cpr-exec') {
     await startExec(source.qmp, scratch.state, { signal });
+    run.started = true;
     return stopped;
   }
   await startTransfer(source.qmp, scratch, { signal });
+  run.started = true;
   await stopped;
 }
 

@@ -7,10 +7,18 @@
 import { DevstateError } from '../../errors.js';
 import { continueMigration, queryMigration } from '../../qemu/index.js';
 import { quit, start } from '../migrate/destination-vm.js';
+import {
+  continueToWaiting,
+  requireStanding,
+  requireStopped,
+  resetArrived,
+  standOf,
+  wasResetSince,
+} from '../migrate/guest.js';
 import { clearNote } from '../migrate/note.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
 import { putBackAt } from '../migrate/qemu-settings.js';
-import { forEachDevice, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
+import { forEachDevice, runsAtSource, Stopwatch, timed, together, type Vm } from '../migrate/run.js';
 import { capture, locate, replay } from '../migrate/view.js';
 import { delay } from '../waiting.js';
 import { connectDestination } from './connect.js';
@@ -35,9 +43,13 @@ export async function switchover(
   run.signal.throwIfAborted();
   const stopwatch = new Stopwatch();
   const quiesce = async (): Promise<void> => {
-    const [, locations] = await together([pauseDevices(run), locate(run)]);
+    run.stand = standOf(run);
+    const [, locations] = await together([pauseDevices(run), locate(run), run.source.guest.settled()]);
     quiesceMs = stopwatch.lap();
     await capture(run, locations);
+    await requireStanding(run, run.signal);
+    // Reset while it stood: its devices run again, and QEMU's view of them is another one.
+    if (wasResetSince(run, run.stand)) await quiesce();
   };
   let quiesceMs = 0;
   await together([quiesce(), connectDestination(run)]);
@@ -55,6 +67,10 @@ export async function land(
   const signal = signalOf(run);
   const destination = destinationOf(run);
   const stopwatch = new Stopwatch();
+  // The old QEMU can have been reset since, and its devices with it: then the new one is too, before it runs.
+  if (!run.executed) await requireStopped(run, signal);
+  const wasReset = wasResetSince(run, run.stand);
+  if (wasReset) await pauseDevices(run);
   await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'promote' }));
   const promoteMs = stopwatch.lap();
   await together([
@@ -66,6 +82,7 @@ export async function land(
   const replayMs = stopwatch.lap();
   signal.throwIfAborted();
   await runDestinations({ devices: run.devices, signal });
+  if (wasReset) await resetArrived(destination, signal);
   return { qemuMs, promoteMs, replayMs, resumeMs: stopwatch.lap() };
 }
 
@@ -73,7 +90,7 @@ export async function land(
 async function complete(run: UpgradeRun): Promise<void> {
   const { source, signal } = run;
   const destination = destinationOf(run);
-  await continueMigration(source.qmp, { signal });
+  await continueToWaiting({ source, destination }, signal);
   await together([
     destination.watch.waitFor('completed', { signal }),
     source.watch.waitFor('completed', { signal }),
@@ -122,7 +139,7 @@ export async function commit(run: UpgradeRun): Promise<void> {
   signalOf(run).throwIfAborted();
   run.phase = 'commit';
   run.report({ phase: 'commit' });
-  if (run.wasRunning) await startVm(run);
+  if (runsAtSource(run)) await startVm(run);
   // The VM is there. What fails now is untidy and no reason to go back.
   const tidy = async (): Promise<void> => {
     if (!run.executed) await quit(run.source.qmp, QUIT_TIMEOUT_MS);

@@ -3,7 +3,14 @@
 
 import { readFile } from 'node:fs/promises';
 import { DevstateError } from '../../errors.js';
-import { MigrationWatch, QmpClient, Qtest, queryMigration, queryRunState } from '../../qemu/index.js';
+import {
+  GuestWatch,
+  MigrationWatch,
+  QmpClient,
+  Qtest,
+  queryMigration,
+  queryRunState,
+} from '../../qemu/index.js';
 import { DetachedProcess } from '../detached-process.js';
 import type { Vm } from '../migrate/run.js';
 import { delay } from '../waiting.js';
@@ -60,7 +67,8 @@ export async function connectQemu(
       const qmp = await QmpClient.connect(path, { signal });
       try {
         const qtest = await Qtest.attach(qmp, { signal });
-        return { qmp, qtest, watch: new MigrationWatch(qmp) };
+        const watch = new MigrationWatch(qmp);
+        return { qmp, qtest, watch, guest: await GuestWatch.begin(qmp, { signal }) };
       } catch (error) {
         qmp.close();
         throw error;

@@ -6,8 +6,9 @@
  */
 
 import { returnToFirst } from '../migrate/next-vmm.js';
-import { type Rollback, restoreSource } from '../migrate/rollback.js';
-import { replay } from '../migrate/view.js';
+import { type Rollback, restoreSource, UNDONE, whatIsLeft } from '../migrate/rollback.js';
+import { runsAtSource } from '../migrate/run.js';
+import { replayIfSilenced } from '../migrate/view.js';
 import type { UpgradeRun } from './run.js';
 
 /** How long the old QEMU may take to answer, ms. */
@@ -17,7 +18,7 @@ export async function rollback(run: UpgradeRun): Promise<Rollback> {
   const { phase } = run;
   run.phase = 'rollback';
   run.report({ phase: 'rollback' });
-  const lost = (problem: string): Rollback => ({ problems: [problem], remarks: [] });
+  const lost = (problem: string): Rollback => ({ left: '', problems: [problem], remarks: [] });
   if (run.mayRunThere) {
     return lost(
       'the new QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not, both have the same memory',
@@ -28,7 +29,7 @@ export async function rollback(run: UpgradeRun): Promise<Rollback> {
       `QEMU has executed the new program, and what it was before is gone (${phase}). Does it run, devstate recover finishes the upgrade`,
     );
   }
-  const { qmp, qtest } = run.source;
+  const { qmp, qtest, guest, watch } = run.source;
   const signal = AbortSignal.timeout(ANSWER_MS);
   try {
     // What the new one has is worth nothing only as long as there is an old one to go back to.
@@ -42,20 +43,24 @@ export async function rollback(run: UpgradeRun): Promise<Rollback> {
     const again = async (): Promise<void> => {
       await returnToFirst(device.source.device);
       // While it stands still: an interrupt that is due must find its eventfd.
-      if (device.silenced) await replay(run.source, device, signal);
+      if (device.silenced && device.view !== undefined)
+        await replayIfSilenced(run.source, { id: device.id, view: device.view }, signal);
     };
     await again().catch((error: unknown) => {
       problems.push(`device ${device.id} is not the old QEMU's again: ${words(error)}`);
     });
   }
-  if (problems.length > 0) return { problems, remarks: [] };
+  if (problems.length > 0) return { left: '', problems, remarks: [] };
   const devices = run.devices.map(({ id, source, view, silenced }) => ({
     id,
     source,
     view: silenced ? view : undefined,
   }));
-  const { wasRunning, settings } = run;
-  return restoreSource({ qmp, qtest, devices, wasRunning, settings });
+  const { settings } = run;
+  const resumable = runsAtSource(run) && guest.guest.ended === undefined;
+  const cancel = run.started && !watch.history.some((status) => UNDONE.includes(status));
+  const restored = await restoreSource({ qmp, qtest, devices, resumable, cancel, settings });
+  return { left: await whatIsLeft(run.source, 'in the old QEMU'), ...restored };
 }
 
 function words(error: unknown): string {

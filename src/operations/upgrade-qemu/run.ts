@@ -9,6 +9,7 @@ import type { NextVmmStatus } from '../../wire/index.js';
 import type { DetachedProcess } from '../detached-process.js';
 import type { DeviceSocket } from '../device-socket.js';
 import type { ChangedSettings } from '../migrate/note.js';
+import type { Stand } from '../migrate/guest.js';
 import type { Vm } from '../migrate/run.js';
 import type { UpgradeQemuOptions, UpgradeQemuPhase, UpgradeQemuProgress } from './types.js';
 
@@ -31,7 +32,6 @@ export interface UpgradeRun {
   readonly signal: AbortSignal;
   readonly source: Vm;
   readonly devices: readonly UpgradeDevice[];
-  readonly wasRunning: boolean;
   readonly replaced: 'transfer' | 'exec';
   readonly warnings: string[];
   readonly report: (progress: UpgradeQemuProgress) => void;
@@ -39,6 +39,10 @@ export interface UpgradeRun {
   phase: UpgradeQemuPhase;
   /** What was changed of the QEMUs' migration settings; undefined as long as nothing was. */
   settings: ChangedSettings | undefined;
+  /** How things stood when the VM had been stopped. */
+  stand: Stand | undefined;
+  /** QEMU was told to migrate. */
+  started: boolean;
   /** The new process, with cpr-transfer. */
   process: DetachedProcess | undefined;
   /** The new QEMU, once it can be asked. */
@@ -64,6 +68,7 @@ export class Scratch {
 export function closeUpgradeRun(run: UpgradeRun): void {
   for (const vm of [run.source, run.destination]) {
     vm?.watch.close();
+    vm?.guest.close();
     vm?.qtest.close();
     vm?.qmp.close();
   }

@@ -25,7 +25,8 @@
 
 import { asDevstateError, DevstateError } from '../../errors.js';
 import { limitsOf } from '../limits.js';
-import { Stopwatch } from '../migrate/run.js';
+import { watchVm, whyNot } from '../migrate/guest.js';
+import { runsAtSource, Stopwatch } from '../migrate/run.js';
 import { check } from './check.js';
 import { connect, start } from './connect.js';
 import { commit, destinationOf, land, switchover } from './land.js';
@@ -53,12 +54,16 @@ export async function upgradeQemu(
       limits.abort(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message));
     });
   }
+  watchVm(run, limits.abort);
   try {
     return await replace(run, stopwatch, limits.abort);
   } catch (error) {
     const { phase } = run;
-    const { problems, remarks } = await rollback(run);
-    throw problems.length === 0 ? inPhase(phase, error, remarks) : rollbackError(phase, error, problems);
+    const reason = whyNot(run) ?? error;
+    const { left, problems, remarks } = await rollback(run);
+    throw problems.length === 0
+      ? inPhase(phase, reason, [left, ...remarks])
+      : rollbackError(phase, reason, problems);
   } finally {
     limits.clear();
     closeUpgradeRun(run);
@@ -89,7 +94,7 @@ async function replace(
   return {
     status: 'completed',
     mode: run.options.mode,
-    running: run.wasRunning,
+    running: runsAtSource(run),
     pid: run.process?.pid,
     version: `${major}.${minor}.${micro}`,
     phases: {
@@ -136,8 +141,7 @@ function watchProcess({ process }: UpgradeRun, abort: (reason: DevstateError) =>
 /** The error with the phase it came from. Its code and exit code stay. */
 function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
   const { code, message, errno } = asDevstateError(error);
-  const tail = phase === 'check' ? [] : ['the VM runs on in the old QEMU', ...remarks];
-  return new DevstateError(code, [`${phase}: ${message}`, ...tail].join('; '), {
+  return new DevstateError(code, [`${phase}: ${message}`, ...remarks].join('; '), {
     cause: error,
     ...(errno === undefined ? {} : { errno }),
   });

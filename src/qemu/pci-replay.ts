@@ -144,7 +144,8 @@ export async function silenceIntx(qtest: QtestAccess, location: PciLocation, vie
 
 /** Whether the device is still as {@link silenceIntx} left it. Not if the guest, or a reset, has written COMMAND since. */
 export async function isSilenced(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<boolean> {
-  const [, command] = await withLatch(qtest, configRead(location, Register.command, 'w'));
+  const read = configRead(location, Register.command, 'w');
+  const [command] = configValues(read, await runConfig(qtest, location, read));
   return command === (view.command | Command.interruptDisable);
 }
 

@@ -25,6 +25,8 @@ interface QemuEvent {
   readonly data?: object;
   /** QEMU's run state then. */
   readonly status?: string;
+  /** How far QEMU's migration is by then. */
+  readonly after?: string;
 }
 
 const migration = (status: string): QemuEvent => ({ name: 'MIGRATION', data: { status } });
@@ -39,7 +41,8 @@ const TABLE: readonly (readonly [name: string, event: QemuEvent, cells: string])
   ['reset by the guest', { name: 'RESET', data: { guest: true, reason: 'guest-reset' } }, '- - - - - -'],
   ['stopped by somebody', { name: 'STOP', status: 'paused' }, '                            - - - - - -'],
   ["stopped by QEMU's migration", { name: 'STOP', status: 'finish-migrate' }, '            - - - - - -'],
-  ['resumed', { name: 'RESUME' }, '                                                        - - C C - -'],
+  ['resumed before the migration has completed', { name: 'RESUME' }, '                     - - - - - -'],
+  ['resumed when it has', { name: 'RESUME', after: 'completed' }, '                        - - C C - -'],
   ['sleeps', { name: 'SUSPEND', status: 'suspended' }, '                                   - - - - - -'],
   ['woken', { name: 'WAKEUP' }, '                                                          - - - - - -'],
   ['power-off by the guest', shutdown('guest-shutdown'), '                                 E E E E - -'],
@@ -100,6 +103,7 @@ t.test('every event in every phase', async (t) => {
       const aborted: { code: string }[] = [];
       watchVm(run, (reason) => aborted.push(reason));
       if (event.status !== undefined) state.status = event.status;
+      if (event.after !== undefined) qemu.event('MIGRATION', { status: event.after });
       qemu.event(event.name, event.data);
       // Whoever has an answer has seen every event before it.
       await run.source.qmp.execute('query-version');

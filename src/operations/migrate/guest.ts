@@ -89,8 +89,8 @@ export function obstacle(facts: Facts): DevstateError | undefined {
     const message = "QEMU's migration failed; see what the destination's QEMU said on its stderr";
     return new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message);
   }
-  // QEMU resumes it itself when its migration fails.
-  const hasResumed = stand !== undefined && guest.resumes > stand.resumes && !history.includes('failed');
+  // Before it has completed QEMU refuses `cont`, and resumes the VM itself when its migration fails.
+  const hasResumed = stand !== undefined && guest.resumes > stand.resumes && status === 'completed';
   if (STANDING.includes(phase) && hasResumed) {
     const message = 'another client of QEMU has resumed the VM (cont)';
     return new DevstateError('DEVSTATE_E_VM_CHANGED', message);

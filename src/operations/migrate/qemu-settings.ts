@@ -20,16 +20,15 @@ import {
   type WantedSettings,
 } from '../../qemu/index.js';
 import { type ChangedSettings, readNote, writeNote } from './note.js';
-import { forEachDevice, type Run, type RunDevice } from './run.js';
+import { forEachDevice, type Run, type RunDevice, runsAtSource, type Vm } from './run.js';
 
 /** How long a QEMU may take to have its settings put back, ms. */
 const PUT_BACK_TIMEOUT_MS = 30_000;
 
 /** As much of an operation as is needed here. */
 export interface SettingsOwner {
-  readonly source: { readonly qmp: QmpClient };
+  readonly source: Pick<Vm, 'qmp' | 'guest'>;
   readonly devices: readonly Pick<RunDevice, 'id' | 'source'>[];
-  readonly wasRunning: boolean;
   readonly signal: AbortSignal;
   /** Undefined as long as nothing was changed. */
   settings: ChangedSettings | undefined;
@@ -56,7 +55,8 @@ export async function changeSource(
   wanted: WantedSettings,
   destination: SettingsChange = NO_CHANGE,
 ): Promise<void> {
-  const { signal, wasRunning: running } = run;
+  const { signal } = run;
+  const running = runsAtSource(run);
   const { qmp } = run.source;
   await forEachDevice(run, ({ source }) => putBackLeft(source, qmp, signal));
   const settings = { source: await planSettings(qmp, wanted, { signal }), destination };

@@ -173,7 +173,9 @@ export interface SourceToRestore {
 }
 
 /** Lets the source's devices and VM run again, from wherever a migration left them. */
-export async function restoreSource(source: SourceToRestore): Promise<Pick<Rollback, 'problems' | 'remarks'>> {
+export async function restoreSource(
+  source: SourceToRestore,
+): Promise<Pick<Rollback, 'problems' | 'remarks'>> {
   const { qmp, qtest, devices, settings } = source;
   const attempts = new Attempts();
   for (const { id, source } of devices)

@@ -8,8 +8,8 @@ import type { PciView } from '../../qemu/index.js';
 import type { NextVmmStatus } from '../../wire/index.js';
 import type { DetachedProcess } from '../detached-process.js';
 import type { DeviceSocket } from '../device-socket.js';
-import type { ChangedSettings } from '../migrate/note.js';
 import type { Stand } from '../migrate/guest.js';
+import type { ChangedSettings } from '../migrate/note.js';
 import type { Vm } from '../migrate/run.js';
 import type { UpgradeQemuOptions, UpgradeQemuPhase, UpgradeQemuProgress } from './types.js';
 

@@ -87,13 +87,13 @@ export async function rollback(run: Run): Promise<Rollback> {
     return lost([`the VM has run at the destination, and ${how} there; the VM at the source stands`]);
   }
   const { source } = run;
-  if (source.guest.guest.ended !== undefined && !(await isAlive(source.qmp))) return rollbackEnded(run);
   const attempts = new Attempts();
   // What the destination has is worth nothing only as long as there is a source to go back to.
   await attempts.try('the source QEMU is lost, and the destination was left as it is', () =>
     requireAlive(source.qmp),
   );
-  if (attempts.problems.length > 0) return lost(attempts.problems);
+  if (attempts.problems.length > 0)
+    return source.guest.guest.ended === undefined ? lost(attempts.problems) : rollbackEnded(run);
   const remarks = await discardDestination(run);
   const devices = run.devices.map(({ id, source, view, silenced }) => ({
     id,

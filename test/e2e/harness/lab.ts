@@ -47,6 +47,11 @@ export interface LabOptions {
   readonly disks?: readonly string[];
   /** The guest rewrites some of its memory all the time, so that QEMU always has pages to send. Default false. */
   readonly restless?: boolean;
+  /** A guest that reboots begins anew; else its QEMU ends then. Default false. */
+  readonly reboots?: boolean;
+  /** Shell commands that the guest runs beside its witnesses, and when these have been told to stop. Default none. */
+  readonly beside?: string;
+  readonly afterwards?: string;
   /** What `blockwriter` is given: positions, writes in flight, writes per fsync. Default 1024, 8, 64. */
   readonly blocks?: number;
   readonly depth?: number;
@@ -125,6 +130,9 @@ export class MigrationLab {
       sharedMemory: true,
       replaceable: false,
       restless: false,
+      reboots: false,
+      beside: '',
+      afterwards: '',
       disks: ['05.0'],
     };
     const all = { ...defaults, blocks: 1024, depth: 8, syncEvery: 64, ...options };
@@ -173,16 +181,25 @@ export class MigrationLab {
       incoming?: boolean;
       /** Overrides the lab's. */
       append?: string;
+      /** More of QEMU's arguments. */
+      extra?: readonly string[];
     },
   ): Promise<LabVm> {
     const servers = 'server' in options ? [options.server] : options.servers;
     const append = options.append ?? this.options.append;
-    const machine = { ...this.#machine(servers, append), incoming: options.incoming === true };
+    const machine = {
+      ...this.#machine(servers, append, options.extra),
+      incoming: options.incoming === true,
+    };
     return this.#know(await QemuProcess.start(this.qemu, machine), servers);
   }
 
-  #machine(servers: readonly LabServer[], append = this.options.append): QemuOptions {
-    const { memoryMiB, cpus, sharedMemory, replaceable, disks } = this.options;
+  #machine(
+    servers: readonly LabServer[],
+    append = this.options.append,
+    extra: readonly string[] = [],
+  ): QemuOptions {
+    const { memoryMiB, cpus, sharedMemory, replaceable, reboots, disks } = this.options;
     const ports = disks.includes(BEHIND_PORT)
       ? ['-device', 'pcie-root-port,id=root-port,addr=1c.0,chassis=1']
       : [];
@@ -190,6 +207,7 @@ export class MigrationLab {
       memoryMiB,
       sharedMemory,
       replaceable,
+      reboots,
       boot: { ...this.#boot, append },
       vfioUser: servers.map(({ socket }, disk) => {
         const addr = disks[disk] ?? '';
@@ -197,7 +215,7 @@ export class MigrationLab {
         return { id: `disk${disk}`, socket, ...where };
       }),
       before: ports,
-      extra: ['-smp', String(cpus)],
+      extra: ['-smp', String(cpus), ...extra],
     };
   }
 
@@ -419,7 +437,7 @@ async function holdsLock(pid: number, inode: number): Promise<boolean> {
 
 /** One witness for each disk. The first one has the console; what the others say is prefixed with `disk<n> `. */
 async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Promise<string> {
-  const { disks, blocks, depth, syncEvery, restless } = options;
+  const { disks, blocks, depth, syncEvery, restless, beside, afterwards } = options;
   const witness = (disk: number) => {
     const address = disks[disk] === BEHIND_PORT ? '01:00.0' : `00:${disks[disk]}`;
     const name = `$(basename /sys/bus/pci/devices/0000:${address}/nvme/nvme*/nvme*n1)`;
@@ -435,10 +453,12 @@ async function buildGuest(guest: GuestParts, options: Required<LabOptions>): Pro
       `mkfifo /tmp/in${disk}`,
       `${witness(disk)} <>/tmp/in${disk} | while read -r line; do echo "disk${disk} $line"; done &`,
     ]),
+    ...(beside === '' ? [] : [`(${beside}) &`]),
     witness(0),
     ...others.map((disk) => `echo stop >/tmp/in${disk}`),
     ...(restless ? ['kill %1'] : []),
-    'wait',
+    ...(afterwards === '' ? [] : [afterwards]),
+    ...(beside === '' ? ['wait'] : []),
   ];
   const files = { '/bin/blockwriter': await compileGuestProgram('blockwriter') };
   return buildInitramfs({ guest, files, init: lines.join('\n') });

@@ -46,6 +46,8 @@ export interface QemuOptions {
   readonly paused?: boolean;
   /** It can be replaced by another QEMU while its guest runs. */
   readonly replaceable?: boolean;
+  /** A guest that reboots begins anew. Default false: QEMU ends then. */
+  readonly reboots?: boolean;
   /** More of QEMU's arguments, such as ports, that the vfio-user devices need before them. */
   readonly before?: readonly string[];
   /** More of QEMU's arguments. */
@@ -224,7 +226,8 @@ function qemuArguments(directory: string, options: QemuOptions): string[] {
   const monitor = (name: string) => ['-qmp', `unix:${join(directory, name)},server=on,wait=off`];
   const boot = options.boot;
   return [
-    ...['-accel', 'tcg', '-M', 'q35', '-m', size, '-nodefaults', '-display', 'none', '-no-reboot'],
+    ...['-accel', 'tcg', '-M', 'q35', '-m', size, '-nodefaults', '-display', 'none'],
+    ...(options.reboots === true ? [] : ['-no-reboot']),
     // What a device server maps must be a file that can be passed.
     ...(options.sharedMemory === false
       ? []

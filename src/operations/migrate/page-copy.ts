@@ -104,7 +104,13 @@ export class PageCopier {
     const pieces = split(ranges, Math.min(this.#pieceLength(), SAMPLE_BYTES));
     let bytes = 0;
     for (const piece of pieces) {
-      bytes += await this.#copyPiece(piece, new Uint8Array(piece.length));
+      try {
+        bytes += await this.#copyPiece(piece, new Uint8Array(piece.length));
+      } catch (error) {
+        // A guest that boots has its memory mapped anew: this page is not there now.
+        if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
+        continue;
+      }
       if (signal.aborted || (bytes >= SAMPLE_BYTES && performance.now() - started >= SAMPLE_MS)) break;
     }
     this.#measured(bytes, performance.now() - started);

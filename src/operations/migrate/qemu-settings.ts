@@ -70,7 +70,8 @@ export async function changeSource(
  * Changes the bound for QEMU's own part of the pause while it migrates. The notes say first that this value is ours too.
  */
 export async function changeDowntime(run: Run, before: number, downtimeMs: number): Promise<void> {
-  const { settings, signal, wasRunning: running } = run;
+  const { settings, signal } = run;
+  const running = runsAtSource(run);
   if (settings === undefined) return;
   const wanted = { capabilities: {}, parameters: { 'downtime-limit': downtimeLimit(downtimeMs) } };
   const source = alsoOurs(settings.source, wanted.parameters, { 'downtime-limit': downtimeLimit(before) });

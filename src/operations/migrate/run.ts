@@ -6,10 +6,10 @@ import type { GuestWatch, MigrationWatch, PciView, QmpClient, Qtest } from '../.
 import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
 import type { StateTransfer } from '../state-transfer.js';
-import type { PageCopier } from './page-copy.js';
-import type { PauseControl } from './pause.js';
 import type { Stand } from './guest.js';
 import type { ChangedSettings } from './note.js';
+import type { PageCopier } from './page-copy.js';
+import type { PauseControl } from './pause.js';
 import type { MigrateOptions, MigrateProgress, Phase } from './types.js';
 
 /** One QEMU. */

@@ -32,9 +32,7 @@ function newest(path) {
   const info = statSync(path);
   if (!info.isDirectory()) return info.mtimeMs;
   let time = 0;
-  for (const name of readdirSync(path)) {
-    if (name !== 'build') time = Math.max(time, newest(join(path, name)));
-  }
+  for (const name of readdirSync(path)) time = Math.max(time, newest(join(path, name)));
   return time;
 }
 
@@ -57,7 +55,7 @@ if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== wanted) {
 }
 
 const addon = 'native/build/Release/devstate.node';
-if (newest(addon) < newest('native')) {
+if (newest(addon) < Math.max(newest('native/src'), newest('native/binding.gyp'))) {
   const args = ['node_modules/node-gyp/bin/node-gyp.js', 'rebuild', '--directory=native', '--loglevel=error'];
   // Node's own headers, when they are installed beside it, spare a download that may not be possible.
   const nodedir = dirname(dirname(process.execPath));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Finds and loads the addon: no install script, no search outside the package. */
+/** Finds and loads the addon: no install script. One that is missing is compiled when it is first needed. */
 
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -7,8 +7,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DevstateError } from '../errors.js';
 import type { NativeBinding } from './binding.js';
-
-const ADDON = 'devstate.node';
+import { ADDON, buildAddon, builtAddons, describeMachine } from './compile.js';
 
 /** The folder of the package that holds `file`: the nearest one up with a package.json. */
 function packageRoot(file: string): string {
@@ -23,9 +22,9 @@ export function addonCandidates(root: string, explicit?: string): string[] {
   if (explicit !== undefined && explicit !== '') return [explicit];
   const native = join(root, 'native');
   return [
-    join(native, 'prebuilds', `${process.platform}-${process.arch}`, ADDON),
     join(native, 'build', 'Release', ADDON),
     join(native, 'build', 'Debug', ADDON),
+    join(native, 'prebuilds', `${process.platform}-${process.arch}`, ADDON),
   ];
 }
 
@@ -42,20 +41,43 @@ export function loadAddon(candidates: readonly string[]): NativeBinding {
         'package, or set DEVSTATE_ADDON to the path of devstate.node',
     );
   }
+  return open(found);
+}
+
+function open(path: string): NativeBinding {
   try {
-    return createRequire(import.meta.url)(found) as NativeBinding;
+    return createRequire(import.meta.url)(path) as NativeBinding;
   } catch (cause) {
     throw new DevstateError(
       'DEVSTATE_E_ADDON',
-      `the native addon ${found} does not load: ${(cause as Error).message}; ` +
-        'build it for this Node.js with "node tools/prepare.mjs"',
+      `the native addon ${path} does not load on ${describeMachine()}: ${(cause as Error).message}`,
       { cause },
     );
   }
 }
 
-/** The addon of this package. */
+/**
+ * The addon of this package: a file that is there and loads, or one that is compiled now.
+ * @throws DEVSTATE_E_ADDON that says why none loads and why none can be compiled
+ */
 export function loadPackageAddon(): NativeBinding {
   const root = packageRoot(fileURLToPath(import.meta.url));
-  return loadAddon(addonCandidates(root, process.env.DEVSTATE_ADDON));
+  const explicit = process.env.DEVSTATE_ADDON;
+  if (explicit !== undefined && explicit !== '') return loadAddon([explicit]);
+  let unloadable: unknown;
+  const candidates = addonCandidates(root);
+  for (const path of [...candidates, ...builtAddons(root)].filter((path) => existsSync(path))) {
+    try {
+      return open(path);
+    } catch (error) {
+      unloadable ??= error;
+    }
+  }
+  try {
+    return open(buildAddon(root));
+  } catch (error) {
+    if (unloadable === undefined) throw error;
+    const reasons = [unloadable, error].map((reason) => (reason as Error).message);
+    throw new DevstateError('DEVSTATE_E_ADDON', reasons.join('; '), { cause: unloadable });
+  }
 }

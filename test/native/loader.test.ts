@@ -11,9 +11,9 @@ import { addonCandidates, loadAddon, loadPackageAddon } from '../../src/native/l
 t.test('the places, in order', async (t) => {
   t.same(addonCandidates('/p', '/x/devstate.node'), ['/x/devstate.node']);
   t.same(addonCandidates('/p', ''), [
-    `/p/native/prebuilds/linux-${process.arch}/devstate.node`,
     '/p/native/build/Release/devstate.node',
     '/p/native/build/Debug/devstate.node',
+    `/p/native/prebuilds/linux-${process.arch}/devstate.node`,
   ]);
   t.type(loadPackageAddon().crc32c, 'function');
 });

@@ -5,8 +5,8 @@ import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
 import { withOutput } from '../operations/index.js';
 import { type CprReport, type DescriptorKind, relayCprChannel } from '../qemu/index.js';
-import { outputOption, parsePositive } from './options.js';
-import { formatBytes, printColumns, printError, printJson } from './output.js';
+import { forceOption, outputOption, parsePositive } from './options.js';
+import { formatBytes, printColumns, printError, printJson, printWarning } from './output.js';
 import { untilSignalled } from './signals.js';
 import { writeStderr } from './stderr.js';
 
@@ -16,6 +16,7 @@ interface CprCommandOptions {
   require: string[];
   passUnknown?: boolean;
   save?: string;
+  force?: boolean;
   timeoutS: number;
   output: 'text' | 'json';
 }
@@ -35,6 +36,7 @@ export function cprCommand(): Command {
     )
     .option('--pass-unknown', 'pass on what is of a version that is not known here, instead of refusing it')
     .option('--save <file>', 'write the list to this file, for devstate inspect')
+    .addOption(forceOption())
     .option(
       '--timeout-s <seconds>',
       'from when the source connects until the destination has loaded',
@@ -46,7 +48,7 @@ export function cprCommand(): Command {
 }
 
 async function cpr(options: CprCommandOptions): Promise<void> {
-  const { listen, forward, save } = options;
+  const { listen, forward, save, force } = options;
   if (listen === forward)
     throw new DevstateError(
       'DEVSTATE_E_USAGE',
@@ -56,11 +58,15 @@ async function cpr(options: CprCommandOptions): Promise<void> {
   const report =
     save === undefined
       ? await relay(options)
-      : await withOutput(save, async (output) => {
-          const taken = await relay(options);
-          output.write(taken.stream);
-          return taken;
-        });
+      : await withOutput(
+          save,
+          async (output) => {
+            const taken = await relay(options);
+            output.write(taken.stream);
+            return taken;
+          },
+          { written: 'cpr-list', force, warn: printWarning },
+        );
   const { stream, error, ...found } = report;
   if (options.output === 'json') {
     const failure = error === null ? null : { code: error.code, message: error.message };

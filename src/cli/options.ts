@@ -126,6 +126,14 @@ export function protocolOption(): Option {
     .default('auto');
 }
 
+/** Of commands that write a file. */
+export function forceOption(): Option {
+  return new Option(
+    '--force',
+    'write although the file is in use, is a device, or is not of the kind that is written',
+  );
+}
+
 export function outputOption(): Option {
   return new Option('-o, --output <format>', 'how to print the result')
     .choices(['text', 'json'])

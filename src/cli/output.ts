@@ -81,6 +81,11 @@ export function printError(error: unknown): ExitCode {
   return exitCode;
 }
 
+/** Says on stderr what happens although it may not be what was meant. */
+export function printWarning(message: string): void {
+  process.stderr.write(`warning: ${printable(message)}\n`);
+}
+
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
 /** `1536` → `1.5 KiB`. */

@@ -6,16 +6,23 @@ import {
   type InputFile,
   type OutputFile,
   type ReadProgress,
+  type WithOutputOptions,
   withInput,
   withOutput,
 } from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
+import { printWarning } from './output.js';
 import { untilSignalled } from './signals.js';
 
 type Work<T> = (input: InputFile, output: OutputFile, progress: ReadProgress) => Promise<T>;
 
 /** @throws DEVSTATE_E_CANCELLED when this process is told to end; the output is then as it was */
-export async function rewrite<T>(inputPath: string, outputPath: string, work: Work<T>): Promise<T> {
+export async function rewrite<T>(
+  inputPath: string,
+  outputPath: string,
+  { written, force }: Pick<WithOutputOptions, 'written' | 'force'>,
+  work: Work<T>,
+): Promise<T> {
   const view = readProgress();
   const cancelled = (): DevstateError =>
     new DevstateError('DEVSTATE_E_CANCELLED', `cancelled: ${outputPath} was not written`);
@@ -26,7 +33,10 @@ export async function rewrite<T>(inputPath: string, outputPath: string, work: Wo
       if (signal.aborted) throw cancelled();
       view.update(done, total);
     };
-    return withInput(inputPath, (input) => withOutput(outputPath, (output) => work(input, output, progress)));
+    const options = { written, force, inputs: [inputPath], warn: printWarning };
+    return withInput(inputPath, (input) =>
+      withOutput(outputPath, (output) => work(input, output, progress), options),
+    );
   });
   return rewriting.finally(view.end);
 }

@@ -6,17 +6,19 @@ import { type ProtocolChoice, save } from '../operations/index.js';
 import {
   type DeviceCommandOptions,
   deviceOptions,
+  forceOption,
   givenDevice,
   protocolOption,
   thenOption,
   trapOption,
 } from './options.js';
-import { formatBytes, formatMs } from './output.js';
+import { formatBytes, formatMs, printWarning } from './output.js';
 import { untilSignalled } from './signals.js';
 import { writeStderr } from './stderr.js';
 
 interface SaveCommandOptions extends DeviceCommandOptions {
   output: string;
+  force?: boolean;
   format: string;
   protocol: ProtocolChoice;
   trap?: boolean;
@@ -33,6 +35,7 @@ export function saveCommand(): Command {
   for (const option of deviceOptions()) command.addOption(option);
   return command
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
+    .addOption(forceOption())
     .option('--format <name>', "the format, by name or UUID; auto for the device's own choice", 'auto')
     .option(
       '--model <uri>',
@@ -51,6 +54,8 @@ export function saveCommand(): Command {
         save({
           ...givenDevice(options),
           output: options.output,
+          force: options.force === true,
+          warn: printWarning,
           format: options.format,
           ...(options.model === undefined ? {} : { model: options.model }),
           protocol: options.protocol,

@@ -12,7 +12,7 @@ import {
   type Uuid,
 } from '../formats/index.js';
 import { unwrapFile, wrapFile } from '../operations/index.js';
-import { collectParameter } from './options.js';
+import { collectParameter, forceOption } from './options.js';
 import { formatBytes } from './output.js';
 import { rewrite } from './rewrite.js';
 import { writeStderr } from './stderr.js';
@@ -23,6 +23,7 @@ interface WrapCommandOptions {
   model: string;
   param: Record<string, string>;
   output: string;
+  force?: boolean;
 }
 
 export function wrapCommand(): Command {
@@ -42,6 +43,7 @@ export function wrapCommand(): Command {
     )
     .argument('<raw>', 'the stream; - for stdin')
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
+    .addOption(forceOption())
     .action(async (path: string, options: WrapCommandOptions) => {
       const wrapping = {
         format: requireUuid(options.format),
@@ -51,7 +53,8 @@ export function wrapCommand(): Command {
           Object.entries(options.param).map(([key, text]) => [key, parseValue(text)]),
         ),
       };
-      const bytes = await rewrite(path, options.output, (input, output, progress) =>
+      const { output: to, force } = options;
+      const bytes = await rewrite(path, to, { written: 'blob', force }, (input, output, progress) =>
         wrapFile(input, output, { ...wrapping, progress }),
       );
       writeStderr(`wrapped ${formatBytes(bytes)} to ${options.output}\n`);
@@ -63,8 +66,9 @@ export function unwrapCommand(): Command {
     .description('take the foreign stream out of a blob, as it was wrapped')
     .argument('<in>', 'a blob that wraps a stream; - for stdin')
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
-    .action(async (path: string, { output }: { output: string }) => {
-      const bytes = await rewrite(path, output, unwrapFile);
+    .addOption(forceOption())
+    .action(async (path: string, { output, force }: { output: string; force?: boolean }) => {
+      const bytes = await rewrite(path, output, { written: 'device-stream', force }, unwrapFile);
       writeStderr(`unwrapped ${formatBytes(bytes)} to ${output}\n`);
     });
 }

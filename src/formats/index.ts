@@ -87,6 +87,17 @@ export {
   SAMPLE,
   VIRTIO_DEVICE_PARTS,
 } from './registry.js';
+export {
+  DISK_FORMATS,
+  nextStepWith,
+  type Recognised,
+  recognise,
+  SIGNATURE_LENGTH,
+  SIGNATURES,
+  type Signature,
+  type SignatureGroup,
+  saysWhat,
+} from './signatures/index.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';
 export type { ValueAdapter } from './value-adapter.js';
 export { flattenTree, type LeafValue, unflattenTree } from './value-tree.js';

@@ -2,8 +2,10 @@
 /** A process that an operation starts and that lives on when the operation's own has ended. */
 
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
-import { asDevstateError, DevstateError } from '../errors.js';
+import { closeSync } from 'node:fs';
+import { DevstateError } from '../errors.js';
+import { whySystem } from '../native/index.js';
+import { openForAppending } from './files/target.js';
 
 export class DetachedProcess {
   /** Undefined when the system would not even try. */
@@ -66,9 +68,9 @@ export class DetachedProcess {
 
 function openLog(path: string): number {
   try {
-    return openSync(path, 'a', 0o600);
+    return openForAppending(path);
   } catch (cause) {
-    const message = `cannot append to ${path}: ${asDevstateError(cause).message}; nothing was started`;
+    const message = `cannot append to ${path}: ${whySystem(cause)}; nothing was started`;
     throw new DevstateError('DEVSTATE_E_OUTPUT', message, { cause });
   }
 }

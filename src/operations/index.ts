@@ -13,7 +13,7 @@ export type { ProtocolChoice } from './device-socket.js';
 export { type Difference, type DiffResult, diffFiles } from './diff-files.js';
 export { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
 export { InputFile, type ReadProgress, withInput, withRereadable } from './files/input.js';
-export { OutputFile, withOutput } from './files/output.js';
+export { OutputFile, type WithOutputOptions, withOutput } from './files/output.js';
 export { type InspectedFile, type InspectFileOptions, inspectFile } from './inspect-file.js';
 export {
   type ConvertibleFormat,

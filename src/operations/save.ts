@@ -6,7 +6,7 @@ import { findFormat, isSameName, isUuid, parseUuid } from '../formats/index.js';
 import type { MigrationEnd } from '../migration/index.js';
 import { MigrationFlag, MigrationState } from '../wire/index.js';
 import type { DeviceSocketOptions } from './device-socket.js';
-import { withOutput } from './files/output.js';
+import { type OutputFile, withOutput } from './files/output.js';
 import { type DeviceAddress, openMigrationEnd } from './migration-end.js';
 import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
 import { readPrecopy } from './state-stream.js';
@@ -19,6 +19,10 @@ export type SaveOptions = DeviceAddress & SaveSettings;
 export interface SaveSettings extends DeviceSocketOptions {
   /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
   readonly output: string;
+  /** Write although something is there that is in use or no saved state. Default: false. */
+  readonly force?: boolean;
+  /** Told what `force` destroys, a sentence each. */
+  readonly warn?: (message: string) => void;
   /** The format, by name or UUID, or `auto` for the device's own choice. Default: `auto`. */
   readonly format?: string;
   /** URI of the model, for a device that does not say what it is: its stream is wrapped, as what `format` names. */
@@ -63,7 +67,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     try {
       // Somebody may have begun to save and died: what is left of that is no whole state.
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
-      const bytes = await withOutput(options.output, async (output) => {
+      const write = async (output: OutputFile): Promise<number> => {
         const chunks = saving.chunks(signal);
         for await (const chunk of wrapping === undefined ? chunks : wrapState(chunks, wrapping)) {
           output.write(chunk);
@@ -74,6 +78,11 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
         await device.setState(options.afterwards === 'run' ? MigrationState.RUNNING : MigrationState.STOP);
         stoppedMs = performance.now() - saving.stopped;
         return output.bytes;
+      };
+      const bytes = await withOutput(options.output, write, {
+        written: wrapping !== undefined || hasEnvelope(peer) ? 'blob' : 'device-stream',
+        force: options.force,
+        warn: options.warn,
       });
       return { bytes, precopyBytes: saving.precopyBytes, stoppedMs };
     } catch (error) {
@@ -85,6 +94,11 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   } finally {
     device.close();
   }
+}
+
+/** Whether what the device saves is a blob of itself. */
+function hasEnvelope({ interface: how }: StatePeer): boolean {
+  return how === 'formats' || how === 'values';
 }
 
 /** One device's state as a stream, and what it took. */

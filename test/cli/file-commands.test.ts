@@ -8,6 +8,7 @@ import {
   lstatSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   statSync,
   symlinkSync,
   writeFileSync,
@@ -247,13 +248,26 @@ t.test('what cannot be read, is damaged, or too new', async (t) => {
   t.equal(devstate(['wrap', '--format', 'oak', '--model', '', 'x', '-o', 'y']).status, 2);
 });
 
+/** Whether a process has a file without a name open in this directory. */
+function writesIn(pid: number, directory: string): boolean {
+  const fds = `/proc/${pid}/fd`;
+  return readdirSync(fds).some((fd) => {
+    try {
+      const target = readlinkSync(join(fds, fd));
+      return target.startsWith(`${directory}/`) && target.endsWith('(deleted)');
+    } catch {
+      return false;
+    }
+  });
+}
+
 t.test('where output goes', async (t) => {
   const directory = await folder(t);
   const file = (name: string) => join(directory, name);
   const convert = (...args: string[]) => devstate(['convert', '--to', 'org.devstate.nvme', ...args]);
   writeFileSync(file('kept'), 'precious');
   writeFileSync(file('cut'), readFileSync(file('alder')).subarray(0, 1000));
-  t.equal(convert(file('cut'), '-o', file('kept')).status, 6);
+  t.equal(convert(file('cut'), '-o', file('kept'), '--force').status, 6);
   t.equal(readFileSync(file('kept'), 'utf8'), 'precious', 'a run that fails leaves the file that is there');
   refused(
     t,
@@ -267,11 +281,16 @@ t.test('where output goes', async (t) => {
   t.equal(convert(file('alder'), '-o', '/dev/null').status, 0);
   t.ok(lstatSync('/dev/null').isCharacterDevice(), '/dev/null is what it was');
   symlinkSync('kept', file('link'));
-  t.equal(convert(file('alder'), '-o', file('link')).status, 0);
+  const refusedLink = convert(file('alder'), '-o', file('link'));
+  t.match(refusedLink, { status: 1, stderr: /it is a text file, not a saved device state.*--force/ });
+  t.equal(readFileSync(file('kept'), 'utf8'), 'precious', 'what is no state is not replaced');
+  t.match(convert(file('alder'), '-o', file('link'), '--force'), { status: 0, stderr: /^warning: .*kept/ });
   t.ok(lstatSync(file('link')).isSymbolicLink(), 'a link stays one');
   const converted = readFileSync(file('kept'));
   t.equal(devstate(['verify', file('kept')]).status, 0, 'and leads to the new file');
-  t.equal(convert(file('birch'), '-o', file('birch')).status, 0, 'onto itself');
+  t.equal(convert(file('alder'), '-o', file('link')).status, 0, 'a state is replaced by another');
+  t.match(convert(file('birch'), '-o', file('birch')), { status: 1, stderr: /it is the file that is read/ });
+  t.equal(convert(file('birch'), '-o', file('birch'), '--force').status, 0, 'onto itself');
   t.match(devstate(['verify', file('birch')]).stdout, /org\.devstate\.nvme 1\.0/);
 
   const through = shell(
@@ -309,7 +328,7 @@ t.test('where output goes', async (t) => {
     said += text;
   });
   waiting.stdin.write(readFileSync(file('alder')).subarray(0, 100));
-  while (!readdirSync(directory).some((name) => name.startsWith('never.partial'))) await delay(20);
+  while (!writesIn(waiting.pid!, directory)) await delay(20);
   waiting.kill('SIGINT');
   t.same(await ended, [4, null], 'told to end while it waits for more');
   t.match(said, /cancelled: .*never was not written.*DEVSTATE_E_CANCELLED/);

@@ -5,6 +5,8 @@ import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import type { Extraction } from '../../formats/index.js';
+import { whySystem } from '../../native/index.js';
+import { endOfLink } from './target.js';
 
 /** A file that was written. */
 export interface ExtractedFile {
@@ -25,7 +27,7 @@ export class DirectoryExtraction implements Extraction {
   /** @throws DEVSTATE_E_OUTPUT when the directory cannot be made */
   constructor(directory: string) {
     this.#directory = directory;
-    this.#try(() => mkdirSync(directory, { recursive: true }));
+    this.#try(() => makeDirectory(directory));
   }
 
   /** @throws DEVSTATE_E_OUTPUT, as do the functions that it returns */
@@ -67,7 +69,12 @@ export class DirectoryExtraction implements Extraction {
   }
 
   #error(cause: unknown): DevstateError {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    return new DevstateError('DEVSTATE_E_OUTPUT', `cannot write to ${this.#directory}: ${why}`, { cause });
+    const what = `cannot write to ${this.#directory}`;
+    return new DevstateError('DEVSTATE_E_OUTPUT', `${what}: ${whySystem(cause)}`, { cause });
   }
+}
+
+/** For this user only, if it is not there. A link is followed under the rules for files that are written. */
+function makeDirectory(path: string): void {
+  mkdirSync(endOfLink(path.replace(/(?<=.)\/+$/, '')), { recursive: true, mode: 0o700 });
 }

@@ -2,11 +2,12 @@
 /** Files and stdin as streams of bytes, read ahead while the last piece is worked on. */
 
 import { readSync } from 'node:fs';
-import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import type { ContentFile } from '../../formats/index.js';
+import { whySystem } from '../../native/index.js';
+import { openScratch } from './new-file.js';
 
 /** Bytes read at a time. */
 const READ_LENGTH = 1024 * 1024;
@@ -40,17 +41,23 @@ export class InputFile {
 
   /** The bytes of a pipe in a file that goes when it is closed. @throws DEVSTATE_E_INPUT, DEVSTATE_E_OUTPUT */
   static async copyOf(input: InputFile): Promise<InputFile> {
-    const directory = await mkdtemp(join(tmpdir(), 'devstate-'));
+    const directory = tmpdir();
+    const failed = (cause: unknown): never => {
+      const what = `cannot copy ${input.path} to a temporary file in ${directory}`;
+      throw new DevstateError('DEVSTATE_E_OUTPUT', `${what}: ${whySystem(cause)}; or set TMPDIR`, { cause });
+    };
+    const handle = await openScratch(directory).catch(failed);
+    let size = 0;
     try {
-      const handle = await open(join(directory, 'copy'), 'wx+', 0o600);
-      let size = 0;
       for await (const chunk of input.chunks()) {
-        for (let at = 0; at < chunk.length; ) at += (await handle.write(chunk, at)).bytesWritten;
+        for (let at = 0; at < chunk.length; )
+          at += (await handle.write(chunk, at).catch(failed)).bytesWritten;
         size += chunk.length;
       }
       return new InputFile(input.path, handle, size);
-    } finally {
-      await rm(directory, { recursive: true, force: true });
+    } catch (error) {
+      await handle.close();
+      throw error;
     }
   }
 
@@ -156,6 +163,5 @@ async function* stdinPieces(): AsyncGenerator<Uint8Array> {
 }
 
 function unreadable(path: string, cause: unknown): DevstateError {
-  const why = cause instanceof Error ? cause.message : String(cause);
-  return new DevstateError('DEVSTATE_E_INPUT', `cannot read ${path}: ${why}`, { cause });
+  return new DevstateError('DEVSTATE_E_INPUT', `cannot read ${path}: ${whySystem(cause)}`, { cause });
 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Files and stdout to write to. A file appears under its name only when it is whole and on disk. */
 
-import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { DevstateError } from '../../errors.js';
+import { whySystem } from '../../native/index.js';
+import { NewFile } from './new-file.js';
+import { findTarget, requireUnchanged, type Target, type TargetOptions } from './target.js';
 
 /** Bytes gathered before they are written. */
 const BUFFER_LENGTH = 1024 * 1024;
@@ -14,8 +17,9 @@ const BUFFER_LENGTH = 1024 * 1024;
  */
 export class OutputFile {
   readonly #path: string;
-  /** What it is called until it is whole; undefined of what is written in place. */
-  readonly #partial: string | undefined;
+  /** Of a file that appears when it is whole; undefined of what is written in place. */
+  readonly #file: NewFile | undefined;
+  readonly #replacing: { readonly target: Target; readonly options: TargetOptions } | undefined;
   readonly #handle: FileHandle | undefined;
   #current: Uint8Array = new Uint8Array(BUFFER_LENGTH);
   #used = 0;
@@ -25,25 +29,36 @@ export class OutputFile {
   /** Bytes taken. */
   bytes = 0;
 
-  private constructor(path: string, partial: string | undefined, handle: FileHandle | undefined) {
+  private constructor(
+    path: string,
+    handle?: FileHandle,
+    file?: NewFile,
+    replacing?: { target: Target; options: TargetOptions },
+  ) {
     this.#path = path;
-    this.#partial = partial;
     this.#handle = handle;
+    this.#file = file;
+    this.#replacing = replacing;
   }
 
-  /** @param path a file, replaced at the end if it is there; `-` for stdout @throws DEVSTATE_E_OUTPUT */
-  static async create(path: string): Promise<OutputFile> {
-    if (path === '-') return new OutputFile(path, undefined, undefined);
+  /**
+   * @param path a file, replaced at the end if it is there and may be; `-` for stdout
+   * @param warn told what `force` destroys
+   * @throws DEVSTATE_E_OUTPUT; then nothing has been touched
+   */
+  static async create(
+    path: string,
+    options: TargetOptions = { written: 'any' },
+    warn: (message: string) => void = () => {},
+  ): Promise<OutputFile> {
+    if (path === '-') return new OutputFile(path);
+    const target = findTarget(path, options);
+    for (const warning of target.warnings) warn(warning);
     try {
-      const there = await stat(path).catch(() => undefined);
-      // What a link leads to is replaced, not the link: /dev/stdout is one.
-      const target = there === undefined ? path : await realpath(path).catch(() => undefined);
-      // A pipe or a device is written to; only a file can be replaced.
-      if (target === undefined || there?.isFile() === false) {
-        return new OutputFile(path, undefined, await open(path, 'w', 0o600));
-      }
-      const partial = `${target}.partial-${process.pid}`;
-      return new OutputFile(target, partial, await open(partial, 'w', 0o600));
+      if (target.kind === 'stdout') return new OutputFile('-');
+      if (target.kind === 'stream') return new OutputFile(path, await openStream(target));
+      const file = await NewFile.create(target.path);
+      return new OutputFile(target.path, file.handle, file, { target, options });
     } catch (cause) {
       throw unwritable(path, cause);
     }
@@ -89,9 +104,8 @@ export class OutputFile {
   /** Nothing of it is to be left. */
   async discard(): Promise<void> {
     await this.#writing?.catch(() => {});
-    if (this.#handle === undefined) return;
-    await this.#handle.close().catch(() => {});
-    if (this.#partial !== undefined) await rm(this.#partial, { force: true }).catch(() => {});
+    if (this.#file !== undefined) await this.#file.discard();
+    else await this.#handle?.close().catch(() => {});
   }
 
   #rotate(): void {
@@ -114,21 +128,34 @@ export class OutputFile {
 
   async #sync(handle: FileHandle): Promise<void> {
     try {
-      if (this.#partial === undefined) return await handle.close();
-      await handle.sync();
-      await handle.close();
-      await rename(this.#partial, this.#path);
-      const directory = await open(dirname(this.#path), 'r');
-      await directory.sync().finally(() => directory.close());
+      if (this.#file === undefined || this.#replacing === undefined) return await handle.close();
+      const { target, options } = this.#replacing;
+      requireUnchanged(target, options);
+      await this.#file.publish(target.kind === 'replace');
     } catch (cause) {
       throw unwritable(this.#path, cause);
     }
   }
 }
 
+/** A pipe, a terminal or a device. One that a file system or the kernel uses is never taken (O_EXCL). */
+function openStream({ path, before }: Target): Promise<FileHandle> {
+  const { O_WRONLY, O_EXCL } = constants;
+  return open(path, O_WRONLY | (before?.isBlockDevice() === true ? O_EXCL : 0));
+}
+
+export interface WithOutputOptions extends TargetOptions {
+  /** Told what `force` destroys, a sentence each. */
+  readonly warn?: ((message: string) => void) | undefined;
+}
+
 /** Opens, works, and keeps what was written only if that succeeded. @returns what `work` does */
-export async function withOutput<T>(path: string, work: (output: OutputFile) => Promise<T>): Promise<T> {
-  const output = await OutputFile.create(path);
+export async function withOutput<T>(
+  path: string,
+  work: (output: OutputFile) => Promise<T>,
+  options: WithOutputOptions = { written: 'any' },
+): Promise<T> {
+  const output = await OutputFile.create(path, options, options.warn);
   let result: T;
   try {
     result = await work(output);
@@ -147,8 +174,7 @@ function writeToStdout(bytes: Uint8Array): Promise<void> {
 }
 
 function unwritable(path: string, cause: unknown): DevstateError {
-  const why = cause instanceof Error ? cause.message : String(cause);
-  return new DevstateError('DEVSTATE_E_OUTPUT', `cannot write ${path === '-' ? 'to stdout' : path}: ${why}`, {
-    cause,
-  });
+  if (cause instanceof DevstateError && cause.code === 'DEVSTATE_E_OUTPUT') return cause;
+  const what = `cannot write ${path === '-' ? 'to stdout' : path}`;
+  return new DevstateError('DEVSTATE_E_OUTPUT', `${what}: ${whySystem(cause)}`, { cause });
 }

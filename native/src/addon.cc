@@ -16,8 +16,10 @@ void OnEnvironmentEnd(napi_async_cleanup_hook_handle, void* data) {
 napi_value Init(napi_env env, napi_value exports) {
   auto* data = new AddonData;
   data->env = env;
-  napi_set_instance_data(env, data, DeleteData, nullptr);
-  napi_add_async_cleanup_hook(env, OnEnvironmentEnd, data, &data->cleanup);
+  if (napi_set_instance_data(env, data, DeleteData, nullptr) != napi_ok ||
+      napi_add_async_cleanup_hook(env, OnEnvironmentEnd, data, &data->cleanup) != napi_ok) {
+    return devstate::Failed(env, "the addon's data cannot be kept");
+  }
   devstate::InitAsync(env, exports);
   devstate::InitCounted(env, exports);
   devstate::InitCrc32c(env, exports);

@@ -21,7 +21,7 @@ struct Operation {
   int64_t result = -ECANCELED;
   /// Keep the arrays, and what is mapped under them, until the end.
   napi_ref arrays[2] = {nullptr, nullptr};
-  Memory* pinned[2] = {nullptr, nullptr};
+  RangeHold held[2];
   Bytes bytes[2];
   int fd = -1;
   int mode = 0;
@@ -36,17 +36,17 @@ void Execute(napi_env, void* data) {
 
 void Free(napi_env env, Operation* operation) {
   for (int i = 0; i < 2; i++) {
-    if (operation->arrays[i] != nullptr) napi_delete_reference(env, operation->arrays[i]);
-    if (operation->pinned[i] != nullptr) UnpinMemory(operation->pinned[i]);
+    if (operation->arrays[i] != nullptr) DeleteReference(env, operation->arrays[i]);
   }
-  if (operation->work != nullptr) napi_delete_async_work(env, operation->work);
+  if (operation->work != nullptr && napi_delete_async_work(env, operation->work) != napi_ok) Failed(env, "no work");
   delete operation;
 }
 
 void Complete(napi_env env, napi_status status, void* data) {
   auto* operation = static_cast<Operation*>(data);
   int64_t result = status == napi_cancelled ? -ECANCELED : operation->result;
-  napi_resolve_deferred(env, operation->deferred, Number(env, result));
+  napi_value value = Number(env, result);
+  if (value == nullptr || napi_resolve_deferred(env, operation->deferred, value) != napi_ok) Failed(env, "no promise");
   Free(env, operation);
 }
 
@@ -59,8 +59,7 @@ napi_value Start(napi_env env, Operation* operation, const char* name) {
       napi_create_promise(env, &operation->deferred, &promise) != napi_ok ||
       napi_queue_async_work(env, operation->work) != napi_ok) {
     Free(env, operation);
-    napi_throw_error(env, "ERR_OPERATION_FAILED", "the operation cannot be queued");
-    return nullptr;
+    return Failed(env, "the operation cannot be queued");
   }
   return promise;
 }
@@ -69,7 +68,7 @@ napi_value Start(napi_env env, Operation* operation, const char* name) {
 bool Keep(napi_env env, Arguments* args, size_t index, Operation* operation) {
   operation->bytes[index] = args->Uint8Array(index);
   if (args->failed()) return false;
-  operation->pinned[index] = PinMemoryAt(env, operation->bytes[index].data, operation->bytes[index].length);
+  operation->held[index] = HoldRangeAt(env, operation->bytes[index].data, operation->bytes[index].length);
   return napi_create_reference(env, args->value(index), 1, &operation->arrays[index]) == napi_ok;
 }
 
@@ -107,8 +106,8 @@ napi_value EqualLater(napi_env env, napi_callback_info info) {
 /// allocateLater(fd, mode, offset, length) → Promise of 0 or the negative errno. The caller keeps the fd open until then.
 napi_value AllocateLater(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int mode = args.Int(1);
+  int fd = args.Fd(0);
+  int mode = args.Int(1, 0);
   uint64_t offset = args.Size(2);
   uint64_t length = args.Size(3);
   if (args.failed()) return nullptr;

@@ -38,7 +38,7 @@ mmsghdr* Header(Bytes memory, uint64_t headerAt, uint64_t bufferAt, uint64_t len
 /// receiveCounted(fd, memory, headerAt, bufferAt, length, received | null) → bytes
 napi_value ReceiveCounted(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   Bytes memory = args.Uint8Array(1);
   uint64_t headerAt = args.Size(2);
   uint64_t bufferAt = args.Size(3);
@@ -63,7 +63,7 @@ napi_value ReceiveCounted(napi_env env, napi_callback_info info) {
 /// sendCounted(fd, memory, headerAt, bufferAt, length) → bytes
 napi_value SendCounted(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   Bytes memory = args.Uint8Array(1);
   uint64_t headerAt = args.Size(2);
   uint64_t bufferAt = args.Size(3);
@@ -79,8 +79,8 @@ napi_value SendCounted(napi_env env, napi_callback_info info) {
 /// sameFile(fd, other) → 1 when both are the same open file
 napi_value SameFile(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int other = args.Int(1);
+  int fd = args.Fd(0);
+  int other = args.Fd(1);
   if (args.failed()) return nullptr;
   pid_t self = getpid();
   auto order = syscall(SYS_kcmp, self, self, KCMP_FILE, fd, other);

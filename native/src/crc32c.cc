@@ -209,12 +209,13 @@ napi_value Compute(napi_env env, napi_callback_info info, Update update) {
   uint32_t seed = args.Unsigned(3);
   if (args.failed()) return nullptr;
   if (offset > bytes.length || length > bytes.length - offset) {
-    napi_throw_range_error(env, "ERR_OUT_OF_RANGE", "offset and length must lie within the bytes");
+    constexpr const char* kMessage = "offset and length must lie within the bytes";
+    if (napi_throw_range_error(env, "ERR_OUT_OF_RANGE", kMessage) != napi_ok) return Failed(env, kMessage);
     return nullptr;
   }
   napi_value out = nullptr;
-  napi_create_uint32(env, ~update(~seed, bytes.data + offset, length), &out);
-  return out;
+  uint32_t crc = ~update(~seed, bytes.data + offset, length);
+  return napi_create_uint32(env, crc, &out) == napi_ok ? out : Failed(env, "a number cannot be made");
 }
 
 /// crc32c(bytes, offset, length, seed) → CRC; the seed is the CRC of what came before, 0 at the start.

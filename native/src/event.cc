@@ -23,7 +23,7 @@ napi_value Create(napi_env env, napi_callback_info info) {
 /// The fd is a peer's and may be a blocking one, so it is asked first whether it would block.
 napi_value Signal(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   pollfd ready{fd, POLLOUT, 0};
   if (poll(&ready, 1, 0) < 0) return Result(env, -1);
@@ -35,7 +35,7 @@ napi_value Signal(napi_env env, napi_callback_info info) {
 /// eventfdRead(fd) → the counter, which becomes 0 (at most 2^53 - 1 is told); -EAGAIN when it is 0.
 napi_value Read(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   pollfd ready{fd, POLLIN, 0};
   if (poll(&ready, 1, 0) < 0) return Result(env, -1);

@@ -21,7 +21,7 @@ constexpr uint32_t kMaxParts = 1024;
 /// close(fd) → 0
 napi_value Close(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   // Linux has released the number even when close is interrupted.
   return close(fd) == 0 || errno == EINTR ? Number(env, 0) : Result(env, -1);
@@ -30,7 +30,7 @@ napi_value Close(napi_env env, napi_callback_info info) {
 /// closeLater(fd, group) → 0; closed by another thread, which may block.
 napi_value CloseFdLater(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint32_t group = args.Unsigned(1);
   if (args.failed()) return nullptr;
   CloseLater(fd, group);
@@ -49,7 +49,7 @@ napi_value CountClosing(napi_env env, napi_callback_info info) {
 /// pidfdOpen(pid) → fd, close-on-exec; readable once the process has ended.
 napi_value PidfdOpen(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int pid = args.Int(0);
+  int pid = args.Int(0, 1);
   if (args.failed()) return nullptr;
   return Result(env, syscall(SYS_pidfd_open, pid, 0));
 }
@@ -57,7 +57,7 @@ napi_value PidfdOpen(napi_env env, napi_callback_info info) {
 /// duplicate(fd) → fd, close-on-exec
 napi_value Duplicate(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   return Result(env, fcntl(fd, F_DUPFD_CLOEXEC, 3));
 }
@@ -65,7 +65,7 @@ napi_value Duplicate(napi_env env, napi_callback_info info) {
 /// stat(fd, out: Float64Array(4)) → 0; out is size, mode, device, inode.
 napi_value Stat(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   double* out = args.Float64Array(1, 4);
   if (args.failed()) return nullptr;
   struct stat info_;
@@ -80,9 +80,9 @@ napi_value Stat(napi_env env, napi_callback_info info) {
 /// poll(fd, events, timeoutMs) → the events that hold (poll(2) bits), 0 after the timeout. Blocks the thread.
 napi_value Poll(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int events = args.Int(1);
-  int timeout = args.Int(2);
+  int fd = args.Fd(0);
+  int events = args.Int(1, 0, INT16_MAX);
+  int timeout = args.Int(2, 0);
   if (args.failed()) return nullptr;
   pollfd ready{fd, static_cast<short>(events), 0};
   if (poll(&ready, 1, timeout) < 0) return Result(env, -1);
@@ -92,7 +92,7 @@ napi_value Poll(napi_env env, napi_callback_info info) {
 /// truncate(fd, length) → 0
 napi_value Truncate(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint64_t length = args.Size(1);
   if (args.failed()) return nullptr;
   return Result(env, ftruncate(fd, static_cast<off_t>(length)));
@@ -101,8 +101,8 @@ napi_value Truncate(napi_env env, napi_callback_info info) {
 /// addSeals(fd, seals) → 0
 napi_value AddSeals(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int seals = args.Int(1);
+  int fd = args.Fd(0);
+  int seals = args.Int(1, 0);
   if (args.failed()) return nullptr;
   return Result(env, fcntl(fd, F_ADD_SEALS, seals));
 }
@@ -110,14 +110,14 @@ napi_value AddSeals(napi_env env, napi_callback_info info) {
 /// getSeals(fd) → seals; -EINVAL for a file that has none.
 napi_value GetSeals(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   return Result(env, fcntl(fd, F_GET_SEALS));
 }
 
 struct flock LockOf(Arguments* args) {
   struct flock lock {};
-  lock.l_type = static_cast<short>(args->Int(1));
+  lock.l_type = static_cast<short>(args->Int(1, F_RDLCK, F_UNLCK));
   lock.l_whence = SEEK_SET;
   lock.l_start = static_cast<off_t>(args->Size(2));
   lock.l_len = static_cast<off_t>(args->Size(3));
@@ -127,7 +127,7 @@ struct flock LockOf(Arguments* args) {
 /// setLock(fd, type, start, length) → 0; -EAGAIN when another open file holds it. Lock of the open file description.
 napi_value SetLock(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   struct flock lock = LockOf(&args);
   if (args.failed()) return nullptr;
   return Result(env, fcntl(fd, F_OFD_SETLK, &lock));
@@ -136,7 +136,7 @@ napi_value SetLock(napi_env env, napi_callback_info info) {
 /// testLock(fd, type, start, length) → F_UNLCK when setLock would succeed, else the type of the lock in the way.
 napi_value TestLock(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   struct flock lock = LockOf(&args);
   if (args.failed()) return nullptr;
   if (fcntl(fd, F_OFD_GETLK, &lock) != 0) return Result(env, -1);
@@ -146,8 +146,8 @@ napi_value TestLock(napi_env env, napi_callback_info info) {
 /// allocate(fd, mode, offset, length) → 0; mode is that of fallocate(2).
 napi_value Allocate(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int mode = args.Int(1);
+  int fd = args.Fd(0);
+  int mode = args.Int(1, 0);
   uint64_t offset = args.Size(2);
   uint64_t length = args.Size(3);
   if (args.failed()) return nullptr;
@@ -159,29 +159,13 @@ using VectorCall = ssize_t (*)(int, const iovec*, int, off_t, int);
 /// Shared by the two below. Parts may be one Uint8Array or an array of at most 1024.
 napi_value Vector(napi_env env, napi_callback_info info, VectorCall call) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint64_t position = args.Size(2);
   if (args.failed()) return nullptr;
-  napi_value value = args.value(1);
-  bool isArray = false;
-  napi_is_array(env, value, &isArray);
   iovec parts[kMaxParts];
-  uint32_t count = 1;
-  if (isArray) napi_get_array_length(env, value, &count);
+  uint32_t count = args.Parts(1, parts, kMaxParts);
+  if (args.failed()) return nullptr;
   if (count > kMaxParts) return Number(env, -EINVAL);
-  for (uint32_t i = 0; i < count; i++) {
-    napi_value item = value;
-    if (isArray) napi_get_element(env, value, i, &item);
-    napi_typedarray_type type = napi_int8_array;
-    size_t length = 0;
-    void* data = nullptr;
-    if (napi_get_typedarray_info(env, item, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_uint8_array) {
-      args.Fail("parts must be a Uint8Array or an array of them");
-      return nullptr;
-    }
-    parts[i] = {data, length};
-  }
   return Result(env, call(fd, parts, static_cast<int>(count), static_cast<off_t>(position), RWF_NOWAIT));
 }
 

@@ -16,7 +16,7 @@ namespace {
 /// linkFile(fd, path) → 0; -EEXIST when something is there. For a file opened with O_TMPFILE. Needs /proc.
 napi_value LinkFile(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   char path[PATH_MAX];
   bool fits = args.String(1, path, sizeof path);
   if (args.failed()) return nullptr;
@@ -29,7 +29,7 @@ napi_value LinkFile(napi_env env, napi_callback_info info) {
 /// tryFlock(fd) → 0, the lock of flock(2) is this open file's until it is closed; -EWOULDBLOCK when another has it.
 napi_value TryFlock(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   return Result(env, flock(fd, LOCK_EX | LOCK_NB));
 }

@@ -10,6 +10,7 @@ namespace devstate {
 
 /// Lives from createPoller until its handle is closed and its JavaScript object is collected, whichever is later.
 struct Poller {
+  static constexpr napi_type_tag kTag = {0x6465767374617465, 0x706f6c6c65720001};
   AddonData* data = nullptr;
   uv_poll_t handle{};
   napi_ref self = nullptr;      ///< Strong while open, so that a watched fd keeps its callback.
@@ -23,12 +24,16 @@ struct Poller {
 
 namespace {
 
+void EndCleanup(AddonData* data) {
+  if (napi_remove_async_cleanup_hook(data->cleanup) != napi_ok) Failed(data->env, "the end cannot be announced");
+}
+
 void Unlink(Poller* poller) {
   AddonData* data = poller->data;
   if (poller->previous != nullptr) poller->previous->next = poller->next;
   if (poller->next != nullptr) poller->next->previous = poller->previous;
   if (data->pollers == poller) data->pollers = poller->next;
-  if (data->closing && data->pollers == nullptr) napi_remove_async_cleanup_hook(data->cleanup);
+  if (data->closing && data->pollers == nullptr) EndCleanup(data);
 }
 
 void OnClosed(uv_handle_t* handle) {
@@ -44,8 +49,8 @@ void Close(Poller* poller) {
   if (poller->closing) return;
   poller->closing = true;
   napi_env env = poller->data->env;
-  napi_delete_reference(env, poller->callback);
-  napi_delete_reference(env, poller->self);
+  if (poller->callback != nullptr) DeleteReference(env, poller->callback);
+  if (poller->self != nullptr) DeleteReference(env, poller->self);
   poller->callback = poller->self = nullptr;
   uv_close(reinterpret_cast<uv_handle_t*>(&poller->handle), OnClosed);
 }
@@ -61,29 +66,32 @@ void OnPoll(uv_poll_t* handle, int status, int events) {
   if (poller->closing) return;
   napi_env env = poller->data->env;
   napi_handle_scope scope;
-  napi_open_handle_scope(env, &scope);
+  if (napi_open_handle_scope(env, &scope) != napi_ok) return;
   napi_value self = nullptr;
   napi_value callback = nullptr;
   napi_value argument = nullptr;
-  napi_get_reference_value(env, poller->self, &self);
-  napi_get_reference_value(env, poller->callback, &callback);
-  napi_create_int32(env, status < 0 ? status : events, &argument);
-  if (napi_make_callback(env, nullptr, self, callback, 1, &argument, nullptr) == napi_pending_exception) {
-    napi_value error = nullptr;
-    napi_get_and_clear_last_exception(env, &error);
-    napi_fatal_exception(env, error);
+  napi_status called = napi_generic_failure;
+  if (napi_get_reference_value(env, poller->self, &self) == napi_ok &&
+      napi_get_reference_value(env, poller->callback, &callback) == napi_ok &&
+      napi_create_int32(env, status < 0 ? status : events, &argument) == napi_ok) {
+    called = napi_make_callback(env, nullptr, self, callback, 1, &argument, nullptr);
   }
-  napi_close_handle_scope(env, scope);
+  napi_value error = nullptr;
+  if (called == napi_pending_exception && napi_get_and_clear_last_exception(env, &error) == napi_ok) {
+    // Fails only when the handler of uncaught exceptions throws, which ends the process.
+    called = napi_fatal_exception(env, error);
+  }
+  if (napi_close_handle_scope(env, scope) != napi_ok) Failed(env, "a handle scope cannot be closed");
 }
 
 /// createPoller(fd, callback(events or negative errno)) → Poller, stopped
 napi_value CreatePoller(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   args.IsFunction(1);
   if (args.failed()) return nullptr;
   uv_loop_t* loop = nullptr;
-  napi_get_uv_event_loop(env, &loop);
+  if (napi_get_uv_event_loop(env, &loop) != napi_ok) return Failed(env, "there is no event loop");
   AddonData* data = GetAddonData(env);
   if (data->closing) return Number(env, -ECANCELED);
   auto* poller = new Poller;
@@ -98,13 +106,13 @@ napi_value CreatePoller(napi_env env, napi_callback_info info) {
   if (data->pollers != nullptr) data->pollers->previous = poller;
   data->pollers = poller;
 
-  napi_value constructor = nullptr;
-  napi_value instance = nullptr;
-  napi_get_reference_value(env, data->pollerClass, &constructor);
-  napi_new_instance(env, constructor, 0, nullptr, &instance);
-  napi_wrap(env, instance, poller, OnCollected, nullptr, nullptr);
-  napi_create_reference(env, instance, 1, &poller->self);
-  napi_create_reference(env, args.value(1), 1, &poller->callback);
+  napi_value instance = NewInstance(env, data->pollerClass, &Poller::kTag, poller, OnCollected);
+  if (instance == nullptr) poller->collected = true;  // Deleted when the handle is closed.
+  if (instance == nullptr || napi_create_reference(env, instance, 1, &poller->self) != napi_ok ||
+      napi_create_reference(env, args.value(1), 1, &poller->callback) != napi_ok) {
+    Close(poller);
+    return Failed(env, "a poller cannot be made");
+  }
   return instance;
 }
 
@@ -112,7 +120,7 @@ napi_value CreatePoller(napi_env env, napi_callback_info info) {
 napi_value Start(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
   auto* poller = args.Self<Poller>();
-  int events = args.Int(0);
+  int events = args.Int(0, 0, UV_READABLE | UV_WRITABLE | UV_DISCONNECT);
   if (args.failed()) return nullptr;
   if (poller->closing) return Number(env, -EBADF);
   return Number(env, uv_poll_start(&poller->handle, events, OnPoll));
@@ -150,14 +158,12 @@ napi_value Unref(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
-napi_value Construct(napi_env env, napi_callback_info info) { return Arguments(env, info).self(); }
-
 }  // namespace
 
 void CloseAllPollers(AddonData* data) {
   data->closing = true;
   if (data->pollers == nullptr) {
-    napi_remove_async_cleanup_hook(data->cleanup);
+    EndCleanup(data);
     return;
   }
   for (Poller* poller = data->pollers; poller != nullptr; poller = poller->next) Close(poller);
@@ -171,10 +177,7 @@ void InitPoll(napi_env env, napi_value exports, AddonData* data) {
       {"ref", nullptr, Ref, nullptr, nullptr, nullptr, napi_default_method, nullptr},
       {"unref", nullptr, Unref, nullptr, nullptr, nullptr, napi_default_method, nullptr},
   };
-  napi_value constructor = nullptr;
-  napi_define_class(env, "Poller", NAPI_AUTO_LENGTH, Construct, nullptr, sizeof methods / sizeof *methods, methods,
-                    &constructor);
-  napi_create_reference(env, constructor, 1, &data->pollerClass);
+  data->pollerClass = DefineClass(env, "Poller", methods, sizeof methods / sizeof *methods);
   Export(env, exports, "createPoller", CreatePoller);
 }
 

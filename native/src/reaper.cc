@@ -41,6 +41,7 @@ struct Close {
 struct Range {
   uint8_t* address;
   size_t length;
+  std::atomic<uint32_t>* count;
 };
 
 struct Group {
@@ -139,6 +140,7 @@ void* RunUnmapper(void*) {
       range.length -= slice;
       munmap(range.address + range.length, slice);
     }
+    (*range.count)--;
     lock.lock();
     reaper.unmapping = false;
     reaper.unmapCount++;
@@ -179,18 +181,19 @@ uint32_t ClosingOfAll() {
   return reaper.pending;
 }
 
-void UnmapLater(void* address, size_t length) {
+void UnmapLater(void* address, size_t length, std::atomic<uint32_t>* count) {
   Reaper& reaper = Shared();
   {
     std::lock_guard<std::mutex> lock(reaper.mutex);
     if (!reaper.unmapperRuns) reaper.unmapperRuns = StartThread(RunUnmapper);
     if (reaper.unmapperRuns) {
-      reaper.ranges.push_back({static_cast<uint8_t*>(address), length});
+      reaper.ranges.push_back({static_cast<uint8_t*>(address), length, count});
       reaper.unmapQueued.notify_one();
       return;
     }
   }
   munmap(address, length);
+  (*count)--;
 }
 
 uint32_t Unmapping() {

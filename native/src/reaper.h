@@ -2,6 +2,7 @@
 // Closes files and unmaps memory on threads of its own, because either may take as long as somebody else decides.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,8 +18,8 @@ uint32_t Closing(uint32_t group);
 /// Closes of all groups that have not returned.
 uint32_t ClosingOfAll();
 
-/// Unmaps a range on another thread, in slices.
-void UnmapLater(void* address, size_t length);
+/// Unmaps a range on another thread, in slices, and counts `count` down.
+void UnmapLater(void* address, size_t length, std::atomic<uint32_t>* count);
 
 /// Ranges that are not unmapped yet.
 uint32_t Unmapping();

@@ -42,7 +42,7 @@ napi_value UnixListen(napi_env env, napi_callback_info info) {
   sockaddr_un address;
   int wrong = Address(&args, 0, &address);
   uint32_t mode = args.Unsigned(1);
-  int backlog = args.Int(2);
+  int backlog = args.Int(2, 0);
   if (args.failed()) return nullptr;
   if (wrong != 0) return Number(env, wrong);
   int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -71,7 +71,7 @@ napi_value UnixConnect(napi_env env, napi_callback_info info) {
 /// accept(fd) → connected fd
 napi_value Accept(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   if (args.failed()) return nullptr;
   return Result(env, accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
 }
@@ -89,8 +89,8 @@ napi_value SocketPair(napi_env env, napi_callback_info info) {
 /// shutdown(fd, how) → 0
 napi_value Shutdown(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int how = args.Int(1);
+  int fd = args.Fd(0);
+  int how = args.Int(1, SHUT_RD, SHUT_RDWR);
   if (args.failed()) return nullptr;
   return Result(env, shutdown(fd, how));
 }
@@ -98,7 +98,7 @@ napi_value Shutdown(napi_env env, napi_callback_info info) {
 /// peerCredentials(fd, out: Int32Array(3)) → 0; out is pid, uid, gid of who connected or listened.
 napi_value PeerCredentials(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   size_t capacity = 0;
   int32_t* out = args.Int32Array(1, &capacity);
   if (args.failed()) return nullptr;
@@ -115,7 +115,7 @@ napi_value PeerCredentials(napi_env env, napi_callback_info info) {
 /// socketInfo(fd, out: Int32Array(3)) → 0; out is domain, type, 1 if it listens.
 napi_value SocketInfo(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   size_t capacity = 0;
   int32_t* out = args.Int32Array(1, &capacity);
   if (args.failed()) return nullptr;
@@ -131,8 +131,8 @@ napi_value SocketInfo(napi_env env, napi_callback_info info) {
 /// The FORCE form passes the system's limit but needs CAP_NET_ADMIN.
 napi_value SetBuffer(napi_env env, napi_callback_info info, int force, int option) {
   Arguments args(env, info);
-  int fd = args.Int(0);
-  int bytes = args.Int(1);
+  int fd = args.Fd(0);
+  int bytes = args.Int(1, 0);
   if (args.failed()) return nullptr;
   if (setsockopt(fd, SOL_SOCKET, force, &bytes, sizeof bytes) == 0) return Number(env, 0);
   return Result(env, setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes));
@@ -149,31 +149,17 @@ napi_value SetReceiveBuffer(napi_env env, napi_callback_info info) {
 }
 
 /// Points `parts` at bytes [start, end) of a Uint8Array or an array of them; the count, or -1 after throwing.
-int GatherParts(napi_env env, Arguments* args, size_t index, size_t start, size_t end, iovec* parts) {
-  napi_value value = args->value(index);
-  bool isArray = false;
-  if (value != nullptr) napi_is_array(env, value, &isArray);
-  uint32_t given = 1;
-  if (isArray) napi_get_array_length(env, value, &given);
-  if (given > kMaxParts) {
-    args->Fail("at most 64 parts can be sent at once");
-    return -1;
-  }
+int GatherParts(Arguments* args, size_t index, size_t start, size_t end, iovec* parts) {
+  uint32_t given = args->Parts(index, parts, kMaxParts);
+  if (given > kMaxParts) args->Fail("at most 64 parts can be sent at once");
+  if (args->failed()) return -1;
   int count = 0;
   for (uint32_t i = 0; i < given && end > 0; i++) {
-    napi_value item = value;
-    if (isArray) napi_get_element(env, value, i, &item);
-    napi_typedarray_type type = napi_int8_array;
-    size_t length = 0;
-    void* data = nullptr;
-    if (item == nullptr || napi_get_typedarray_info(env, item, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_uint8_array) {
-      args->Fail("parts must be a Uint8Array or an array of them");
-      return -1;
-    }
+    auto* data = static_cast<uint8_t*>(parts[i].iov_base);
+    size_t length = parts[i].iov_len;
     size_t last = end < length ? end : length;
     if (start < last) {
-      parts[count].iov_base = static_cast<uint8_t*>(data) + start;
+      parts[count].iov_base = data + start;
       parts[count].iov_len = last - start;
       count++;
     }
@@ -186,7 +172,7 @@ int GatherParts(napi_env env, Arguments* args, size_t index, size_t start, size_
 /// sendMessage(fd, parts, start, end, fds | null, fdCount) → bytes sent; the fds travel with the first. Never blocks.
 napi_value SendMessage(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   size_t start = args.Unsigned(2);
   size_t end = args.Unsigned(3);
   size_t capacity = 0;
@@ -194,7 +180,7 @@ napi_value SendMessage(napi_env env, napi_callback_info info) {
   size_t fdCount = args.Unsigned(5);
   if (args.failed()) return nullptr;
   iovec parts[kMaxParts];
-  int partCount = GatherParts(env, &args, 1, start, end, parts);
+  int partCount = GatherParts(&args, 1, start, end, parts);
   if (partCount < 0) return nullptr;
   if (fdCount > kMaxFds || fdCount > capacity) return Number(env, -EINVAL);
 
@@ -218,7 +204,7 @@ napi_value SendMessage(napi_env env, napi_callback_info info) {
 /// `received` is written whenever the result is not negative, also when fds were lost.
 napi_value Receive(napi_env env, napi_callback_info info, int flags) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   Bytes buffer = args.Uint8Array(1);
   size_t offset = args.Unsigned(2);
   size_t length = args.Unsigned(3);

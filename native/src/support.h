@@ -8,6 +8,7 @@
 
 #include <node_api.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -16,11 +17,11 @@
 
 namespace devstate {
 
-struct Memory;
+struct Range;
 struct Poller;
 
-/// What is mapped, by address. Mappings share it, because some are collected after the environment's data.
-using MappedRanges = std::map<uintptr_t, Memory*>;
+/// What is mapped, by address. Ranges share it, because some are collected after the environment's data.
+using MappedRanges = std::map<uintptr_t, std::weak_ptr<Range>>;
 
 /// Data of one JavaScript environment (the main thread or a worker).
 struct AddonData {
@@ -45,6 +46,8 @@ struct Bytes {
 class Arguments {
  public:
   static constexpr size_t kMaximum = 8;
+  /// Most items of an array that Parts() reads.
+  static constexpr uint32_t kMaxParts = 1024;
 
   Arguments(napi_env env, napi_callback_info info);
 
@@ -54,7 +57,10 @@ class Arguments {
 
   /// Whether the argument was given and is not undefined.
   bool Has(size_t index);
-  int32_t Int(size_t index);
+  /// An integer of 32 bits from `minimum` on. Not NaN, not a fraction, not -0: each of them is a mistake of the caller's.
+  int32_t Int(size_t index, int32_t minimum = INT32_MIN, int32_t maximum = INT32_MAX);
+  /// A number of a file: 0 to 2^31-1.
+  int Fd(size_t index) { return Int(index, 0); }
   uint32_t Unsigned(size_t index);
   /// A non-negative safe integer: offsets, lengths, addresses.
   uint64_t Size(size_t index);
@@ -64,21 +70,24 @@ class Arguments {
   /// The items of an Int32Array; `null` or `undefined` gives {nullptr, 0} when `optional`.
   int32_t* Int32Array(size_t index, size_t* length, bool optional = false);
   double* Float64Array(size_t index, size_t minimum);
+  /// Points `parts` at a Uint8Array or at the items of an array; their count, more than `most` when there are too many. JavaScript of the caller
+  /// (getters of the array) runs before the first is looked at, so that it cannot take away what was found.
+  uint32_t Parts(size_t index, iovec* parts, uint32_t most);
   bool IsFunction(size_t index);
-  /// The object wrapped in `this`.
+  /// The object wrapped in `this`, which has the tag of its class.
   template <typename T>
   T* Self() {
-    void* pointer = nullptr;
-    if (napi_unwrap(env_, self_, &pointer) != napi_ok || pointer == nullptr) {
-      Fail("this is not an object that the addon made");
-      return nullptr;
-    }
-    return static_cast<T*>(pointer);
+    return static_cast<T*>(Wrapped(&T::kTag));
   }
+  /// Throws a TypeError, unless something was thrown already.
   void Fail(const char* message);
 
  private:
   void FailArgument(size_t index, const char* expected);
+  /// A number that is integral and from `minimum` to `maximum`.
+  bool Integer(size_t index, double minimum, double maximum, double* out);
+  bool Typed(size_t index, napi_typedarray_type expected, void** data, size_t* length);
+  void* Wrapped(const napi_type_tag* tag);
 
   napi_env env_;
   size_t count_ = kMaximum;
@@ -88,6 +97,20 @@ class Arguments {
 };
 
 napi_value Number(napi_env env, int64_t value);
+
+/// Makes `value` the exception unless one is pending; for calls of Node-API that cannot fail but by lack of memory.
+napi_value Failed(napi_env env, const char* what);
+
+/// A new object of a class of the addon around `pointer`, which `finalize` gets when the object is collected. nullptr with
+/// an exception when it cannot be made: `pointer` is the caller's then.
+napi_value NewInstance(napi_env env, napi_ref classReference, const napi_type_tag* tag, void* pointer,
+                       napi_finalize finalize);
+
+/// Defines a class for NewInstance(); nullptr with an exception.
+napi_ref DefineClass(napi_env env, const char* name, const napi_property_descriptor* members, size_t count);
+
+/// For references that are certainly there.
+void DeleteReference(napi_env env, napi_ref reference);
 
 /// The value of a system call, or the negative of errno when it is negative.
 napi_value Result(napi_env env, int64_t returned);
@@ -111,9 +134,10 @@ void InitVfio(napi_env env, napi_value exports);
 /// Address and length of what a Mapping object maps; nullptr, without an exception, when `value` is none or unmapped.
 uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length);
 
-/// Keeps the mapping that `bytes` lie in mapped until UnpinMemory; nullptr when they lie in none.
-Memory* PinMemoryAt(napi_env env, const uint8_t* bytes, size_t length);
-void UnpinMemory(Memory* memory);
+/// Keeps the range that `bytes` lie in mapped for as long as it lives; nullptr when they lie in none. To be dropped on the
+/// thread of `env`.
+using RangeHold = std::shared_ptr<Range>;
+RangeHold HoldRangeAt(napi_env env, const uint8_t* bytes, size_t length);
 
 /// Copies every fd of every SCM_RIGHTS message to `out`, after their count and whether some were lost; `capacity` is that of
 /// `out`. Those that do not fit are closed and count as lost.

@@ -32,7 +32,7 @@ bool LengthHolds(const Bytes& bytes) {
 /// vfioCall(fd, request, value) → what the request returns; for requests without a structure.
 napi_value Call(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   uint32_t value = args.Unsigned(2);
   if (args.failed()) return nullptr;
@@ -43,7 +43,7 @@ napi_value Call(napi_env env, napi_callback_info info) {
 /// vfioCallStruct(fd, request, bytes): the kernel reads and writes `bytes`, whose first field is their length.
 napi_value CallStruct(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   Bytes bytes = args.Uint8Array(2);
   if (args.failed()) return nullptr;
@@ -56,11 +56,11 @@ napi_value CallStruct(napi_env env, napi_callback_info info) {
 /// `bytes[lengthAt]` unless that is -1: so the two cannot contradict each other.
 napi_value CallMemory(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   Bytes bytes = args.Uint8Array(2);
   uint64_t pointerAt = args.Size(3);
-  int lengthAt = args.Int(4);
+  int lengthAt = args.Int(4, -1);
   uint64_t offset = args.Size(6);
   uint64_t length = args.Size(7);
   if (args.failed()) return nullptr;
@@ -86,8 +86,8 @@ napi_value CallMemory(napi_env env, napi_callback_info info) {
 /// vfioSetContainer(group, container) → 0
 napi_value SetContainer(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int group = args.Int(0);
-  int32_t container = args.Int(1);
+  int group = args.Fd(0);
+  int32_t container = args.Fd(1);
   if (args.failed()) return nullptr;
   return Result(env, ioctl(group, kGroupSetContainer, &container));
 }
@@ -95,7 +95,7 @@ napi_value SetContainer(napi_env env, napi_callback_info info) {
 /// vfioGetDevice(group, name) → the device's fd, close-on-exec
 napi_value GetDevice(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int group = args.Int(0);
+  int group = args.Fd(0);
   char name[kMaxName];
   bool fits = args.String(1, name, sizeof name);
   if (args.failed()) return nullptr;

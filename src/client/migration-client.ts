@@ -13,6 +13,7 @@ import {
   Command,
   type ConfigReads,
   type ConfigReadsRequest,
+  DEFAULT_MAX_DMA_MAPS,
   DMA_LOGGING_REPORT_LENGTH,
   DMA_LOGGING_START_LENGTH,
   type DmaFileEntry,
@@ -30,6 +31,7 @@ import {
   encodeConfigReadsRequest,
   encodeDmaLoggingReport,
   encodeDmaLoggingStart,
+  encodeDmaMapsRequest,
   encodeDmaTransfer,
   encodeFormatSelection,
   encodeImageByte,
@@ -45,6 +47,7 @@ import {
   type ImagesReport,
   imagesReport,
   MAX_CONFIG_READS_LENGTH,
+  MAX_DMA_MAP_ENTRIES,
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
@@ -316,8 +319,19 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   }
 
   async dmaMaps(): Promise<DmaMapEntry[]> {
-    const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH);
-    return decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
+    const all: DmaMapEntry[] = [];
+    for (;;) {
+      const request = encodeDmaMapsRequest({ first: all.length, most: MAX_DMA_MAP_ENTRIES });
+      const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH, request);
+      const entries = decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
+      for (const entry of entries) all.push(entry);
+      if (entries.length < MAX_DMA_MAP_ENTRIES) return all;
+      if (all.length > DEFAULT_MAX_DMA_MAPS)
+        throw new DevstateError(
+          'DEVSTATE_E_PROTOCOL',
+          'the server tells of more DMA ranges than there can be',
+        );
+    }
   }
 
   /** The DMA ranges that are files, with the files, the caller's to close; undefined when the server gives none away. */

@@ -3,7 +3,7 @@
 
 import { read, write } from 'node:fs';
 import { promisify } from 'node:util';
-import { FileType, type Mapping, native, Protection } from '../native/index.js';
+import { FileType, type Mapping, native } from '../native/index.js';
 import type { DmaPeer } from '../server/index.js';
 import type { Fd } from '../transport/index.js';
 import { DmaMapFlag, type DmaMapRequest, Errno, RequestError } from '../wire/index.js';
@@ -40,18 +40,11 @@ function originOf({ offset, flags }: DmaMapRequest, file: Fd | undefined): Backi
 
 function mappedBacking(request: DmaMapRequest, fd: Fd, files: SharedFiles): MappedBacking {
   requireFile(request, fd);
-  const write = (request.flags & DmaMapFlag.WRITE) !== 0;
-  const mapping = native.map(
-    fd.number,
-    request.offset,
-    request.size,
-    write ? Protection.readWrite : Protection.read,
-  );
-  if (typeof mapping === 'number') throw new RequestError(-mapping, 'the fd of a DMA range cannot be mapped');
+  const file = files.hold(fd, (request.flags & DmaMapFlag.WRITE) !== 0);
   try {
-    return new MappedRange(mapping, request, files.hold(fd, write));
+    return new MappedRange(file.map(request.offset, request.size), request, file);
   } catch (error) {
-    mapping.unmap();
+    file.release();
     throw error;
   }
 }

@@ -13,6 +13,9 @@ import { Errno, RequestError } from '../wire/index.js';
 /** Mapped ranges are seen through windows of this size, because one ArrayBuffer cannot span terabytes. */
 export const WINDOW_SIZE = 2 ** 30;
 
+/** Ranges that {@link GuestMemory.clear} unmaps in one turn of the event loop. */
+const UNMAP_SLICE = 512;
+
 /** Where a range comes from: what a successor needs to map it again. */
 export interface BackingOrigin {
   /** Undefined for a range without an fd. */
@@ -160,18 +163,25 @@ export class GuestMemory {
     }
     this.#regions.splice(index, 1);
     this.#generation++;
-    if (entry.pins === 0) return entry.backing.unmap();
-    return new Promise((resolve) => {
-      entry.drained = () => {
-        entry.backing.unmap();
-        resolve();
-      };
-    });
+    return release(entry);
   }
 
-  /** Removes every range. */
+  /**
+   * Removes every range: at once for the device, which faults on all of them from now on. They are unmapped in slices, so
+   * that tens of thousands do not hold up the event loop; a range that is held, with its last pin.
+   */
   async clear(): Promise<void> {
-    await Promise.all(this.#regions.slice().map((region) => this.remove(region.address, region.length)));
+    const entries = this.#regions;
+    if (entries.length === 0) return;
+    this.#regions = [];
+    this.#generation++;
+    const held: Promise<void>[] = [];
+    for (const [index, entry] of entries.entries()) {
+      const unmapped = release(entry);
+      if (unmapped !== undefined) held.push(unmapped);
+      if (index % UNMAP_SLICE === UNMAP_SLICE - 1) await new Promise((resolve) => setImmediate(resolve));
+    }
+    await Promise.all(held);
   }
 
   /**
@@ -358,6 +368,17 @@ export class GuestMemory {
     if (access === 'read' ? !entry.readable : !entry.writable) throw new DmaFault(address, length, access);
     return entry;
   }
+}
+
+/** Unmaps a range that was removed: now, or with its last pin. */
+function release(entry: Entry): void | Promise<void> {
+  if (entry.pins === 0) return entry.backing.unmap();
+  return new Promise((resolve) => {
+    entry.drained = () => {
+      entry.backing.unmap();
+      resolve();
+    };
+  });
 }
 
 function unpin(entry: Entry): void {

@@ -1,17 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The files behind the VMM's DMA ranges, kept open so that they can be handed to a successor. A VMM maps one memory file
- * in many pieces, each with an fd of its own: one of them is enough.
+ * The files behind the VMM's DMA ranges, kept open so that they can be handed to a successor, and their mappings. A VMM maps
+ * one memory file in many pieces, each with an fd of its own: one of them is enough, and one mapping for all pieces within
+ * the same {@link EXTENT} of the file. The system has a limit for either, and for mappings it is below what a VMM may ask for.
  */
 
 import type { FdStore } from '../fd-store/index.js';
-import { check, native } from '../native/index.js';
+import { type Mapping, native, Protection, peerFds } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
+import { Errno, RequestError } from '../wire/index.js';
+
+/** Pieces of a file that do not cross a multiple of this share a mapping. */
+const EXTENT = 2 ** 30;
+/** The protocol's smallest page: pieces begin at a multiple of it. */
+const PAGE = 4096;
 
 /** A file, held by as many ranges as refer to it. */
 export interface SharedFile {
   readonly fd: Fd;
+  /** Bytes; 0 where the file does not say. */
+  readonly size: number;
+  /** A piece of it. To be unmapped before `release`. Call at most once. @throws RequestError */
+  map(offset: number, length: number): Mapping;
   release(): void;
+}
+
+/** A mapped part of a file, in which pieces are. */
+interface Extent {
+  readonly mapping: Mapping;
+  users: number;
 }
 
 interface Entry {
@@ -19,6 +36,10 @@ interface Entry {
   /** In the store, if there is one. */
   readonly number: number | undefined;
   readonly close: () => void;
+  readonly size: number;
+  readonly protection: number;
+  /** By their place in the file, in units of {@link EXTENT}. */
+  readonly extents: Map<number, Extent>;
   users: number;
 }
 
@@ -37,24 +58,34 @@ export class SharedFiles {
   }
 
   /**
-   * Holds the file behind `fd`, which stays the caller's. An fd for reading only is not mistaken for one that can be
-   * written, as it is only used for ranges of the same kind.
+   * Holds the file behind `fd`, which stays the caller's, for one range. An fd for reading only is not mistaken for one
+   * that can be written, as it is only used for ranges of the same kind.
+   * @throws RequestError EMFILE when the process cannot hold more files
    */
   hold(fd: Fd, writable: boolean): SharedFile {
     const stat = new Float64Array(4);
-    check(native.stat(fd.number, stat), 'examine the file of a DMA range');
+    const wrong = native.stat(fd.number, stat);
+    if (wrong < 0) throw new RequestError(-wrong, 'the fd of a DMA range cannot be examined');
     const [size, , device, inode] = stat;
     const key = `${device}:${inode}:${size}:${writable}`;
     let entry = this.#files.get(key);
     if (entry === undefined) {
-      entry = this.#open(fd);
+      entry = this.#open(fd, size!, writable);
       this.#files.set(key, entry);
     }
     const held = entry;
     held.users++;
+    let place: number | undefined;
     return {
       fd: held.fd,
+      size: held.size,
+      map: (offset, length) => {
+        const mapped = mapPiece(held, offset, length);
+        place = mapped.place;
+        return mapped.mapping;
+      },
       release: () => {
+        if (place !== undefined) leaveExtent(held, place);
         if (--held.users > 0) return;
         this.#files.delete(key);
         held.close();
@@ -62,17 +93,83 @@ export class SharedFiles {
     };
   }
 
-  #open(fd: Fd): Entry {
+  #open(fd: Fd, size: number, writable: boolean): Entry {
+    // The other half is for eventfds, connections and what is under way.
+    const most = Math.max(4, Math.floor(peerFds() / 2));
+    if (this.#files.size >= most)
+      throw new RequestError(
+        Errno.EMFILE,
+        `DMA ranges of more than ${most} files; raise the limit of open files`,
+      );
+    const rest = {
+      size,
+      protection: writable ? Protection.readWrite : Protection.read,
+      extents: new Map(),
+      users: 0,
+    };
     const stored = this.#store?.keep(fd);
-    if (stored === undefined) {
-      const copy = fd.duplicate();
-      return { fd: copy, number: undefined, close: () => copy.close(), users: 0 };
-    }
-    return { fd: stored.fd, number: stored.number, close: () => stored.release(), users: 0 };
+    if (stored !== undefined)
+      return { fd: stored.fd, number: stored.number, close: () => stored.release(), ...rest };
+    const copy = duplicate(fd);
+    return { fd: copy, number: undefined, close: () => copy.close(), ...rest };
   }
 
   /** The number under which a file that is held is in the store. */
   numberOf(fd: Fd): number | undefined {
     return [...this.#files.values()].find((entry) => entry.fd === fd)?.number;
   }
+}
+
+function duplicate(fd: Fd): Fd {
+  try {
+    return fd.duplicate();
+  } catch (error) {
+    const { errno = Errno.EMFILE } = error as { errno?: number };
+    throw new RequestError(errno, 'the file of a DMA range cannot be held; raise the limit of open files');
+  }
+}
+
+/** @param place of the extent that the piece is in; undefined for one that has a mapping of its own */
+function mapPiece(entry: Entry, offset: number, length: number): { mapping: Mapping; place?: number } {
+  if (offset % PAGE !== 0) throw cannotMap(Errno.EINVAL);
+  const place = Math.floor(offset / EXTENT);
+  const start = place * EXTENT;
+  const end = Math.min(start + EXTENT, entry.size);
+  if (offset + length <= end) {
+    const extent = entry.extents.get(place) ?? openExtent(entry, place, end - start);
+    if (extent !== undefined) {
+      const mapping = extent.mapping.part(offset - start, length);
+      if (typeof mapping === 'number') throw cannotMap(-mapping);
+      extent.users++;
+      return { mapping, place };
+    }
+  }
+  const mapping = native.map(entry.fd.number, offset, length, entry.protection);
+  if (typeof mapping === 'number') throw cannotMap(-mapping);
+  return { mapping };
+}
+
+/** Undefined when so much of the file cannot be mapped: less of it may be. */
+function openExtent(entry: Entry, place: number, length: number): Extent | undefined {
+  const mapping = native.map(entry.fd.number, place * EXTENT, length, entry.protection);
+  if (typeof mapping === 'number') return undefined;
+  const extent = { mapping, users: 0 };
+  entry.extents.set(place, extent);
+  return extent;
+}
+
+function leaveExtent(entry: Entry, place: number): void {
+  const extent = entry.extents.get(place);
+  if (extent === undefined || --extent.users > 0) return;
+  entry.extents.delete(place);
+  extent.mapping.unmap();
+}
+
+function cannotMap(errno: number): RequestError {
+  if (errno === Errno.ENOMEM)
+    return new RequestError(
+      errno,
+      'a DMA range cannot be mapped: no more memory or mappings (vm.max_map_count)',
+    );
+  return new RequestError(errno, 'the fd of a DMA range cannot be mapped');
 }

@@ -22,7 +22,7 @@ export interface Poller {
   unref(): void;
 }
 
-/** A shared mapping of a file. It is unmapped when neither it nor a window of it is referenced any more. */
+/** A shared mapping of a file, or a part of one. It is unmapped when neither it nor a window of it is referenced any more. */
 export interface Mapping {
   /** Bytes mapped. */
   readonly length: number;
@@ -38,6 +38,11 @@ export interface Mapping {
    * {@link unmap} detaches it (its length becomes 0). It must not be transferred to another thread or buffer.
    */
   window(offset: number, length: number): ArrayBuffer | number;
+  /**
+   * A part as a Mapping of its own: it has its own windows, pins and end. The memory stays mapped until the last of all
+   * parts is unmapped.
+   */
+  part(offset: number, length: number): Mapping | number;
   /**
    * Detaches all windows and unmaps: now, or with the last {@link unpin}. The range itself is given back by a thread of the
    * addon, in slices. May be called again.
@@ -144,6 +149,8 @@ export interface NativeBinding {
    */
   map(fd: number, offset: number, length: number, protection: number): Mapping | number;
 
+  /** Most {@link map}s at once, by vm.max_map_count: beyond, it is -ENOMEM. The rest is for the process itself. */
+  maxRanges(): number;
   /** Ranges that were given up and are still mapped. */
   unmapping(): number;
 

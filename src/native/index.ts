@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The native addon, loaded when this module is first imported, and the names that go with it. */
-
-import type { NativeBinding } from './binding.js';
-import { loadPackageAddon } from './loader.js';
-
-/** The addon of this package. Importing fails with DEVSTATE_E_ADDON when it is not there. */
-export const native: NativeBinding = loadPackageAddon();
+/** The native addon and the names that go with it. */
 
 export * from './binding.js';
 export * from './errno.js';
+export { native } from './native.js';
+export { MIN_FDS, peerFds, type SystemLimits, systemLimits } from './system-limits.js';

@@ -2,7 +2,9 @@
 /** The ranges of guest memory that the VMM has mapped, with their fds: for the next server, and for managers to read and write. */
 
 import { readSync, writeSync } from 'node:fs';
+import { DevstateError } from '../errors.js';
 import { FdKind } from '../handoff/index.js';
+import { native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import {
   type DmaMapEntry,
@@ -22,11 +24,23 @@ export interface DmaRangeOfVmm extends DmaMapRequest {
 
 export interface CapturedRange extends DmaMapRequest {
   readonly hasFd: boolean;
+  /** Index of the fd that goes along; that of the range unless given. */
+  readonly file?: number;
+}
+
+/** A file, held once for all ranges of it: a VMM gives an fd with each range, and there may be more of those than fds. */
+interface HeldFile {
+  readonly fd: Fd;
+  readonly key: string;
+  users: number;
 }
 
 export class DmaMaps {
   /** By address, in the order in which they were mapped. */
   readonly #ranges = new Map<number, DmaRangeOfVmm>();
+  /** By what they are, and for what they may be used. */
+  readonly #files = new Map<string, HeldFile>();
+  readonly #held = new Map<Fd, HeldFile>();
 
   get ranges(): Iterable<DmaRangeOfVmm> {
     return this.#ranges.values();
@@ -38,8 +52,33 @@ export class DmaMaps {
 
   /** Takes `fd`. What the server has accepted overlaps nothing, so one at the same address is the same, mapped again. */
   add(request: DmaMapRequest, fd: Fd | undefined): void {
-    this.#ranges.get(request.address)?.fd?.close();
-    this.#ranges.set(request.address, { ...request, fd: fd?.take() });
+    const held = fd === undefined ? undefined : this.#hold(fd, request.flags);
+    this.#letGo(this.#ranges.get(request.address)?.fd);
+    this.#ranges.set(request.address, { ...request, fd: held });
+  }
+
+  #hold(fd: Fd, flags: number): Fd {
+    const stat = new Float64Array(4);
+    const writable = (flags & DmaMapFlag.WRITE) !== 0;
+    const known = native.stat(fd.number, stat) === 0;
+    // What cannot be told apart is held by itself.
+    const key = known ? `${stat[2]}:${stat[3]}:${writable}` : `fd ${fd.number}`;
+    let file = this.#files.get(key);
+    if (file === undefined) {
+      file = { fd: fd.take(), key, users: 0 };
+      this.#files.set(key, file);
+      this.#held.set(file.fd, file);
+    } else fd.close();
+    file.users++;
+    return file.fd;
+  }
+
+  #letGo(fd: Fd | undefined): void {
+    const file = fd === undefined ? undefined : this.#held.get(fd);
+    if (file === undefined || --file.users > 0) return;
+    this.#files.delete(file.key);
+    this.#held.delete(file.fd);
+    file.fd.close();
   }
 
   /** Whether a range has a byte of one that is there. */
@@ -47,6 +86,11 @@ export class DmaMaps {
     for (const range of this.#ranges.values())
       if (address < range.address + range.size && range.address < address + size) return true;
     return false;
+  }
+
+  /** The range that begins at this address. */
+  at(address: number): DmaRangeOfVmm | undefined {
+    return this.#ranges.get(address);
   }
 
   has({ address, size }: DmaUnmapRequest): boolean {
@@ -60,22 +104,39 @@ export class DmaMaps {
     }
     const range = this.#ranges.get(address);
     if (range === undefined || range.size !== size) return;
-    range.fd?.close();
+    this.#letGo(range.fd);
     this.#ranges.delete(address);
   }
 
   /** What another relay is to have; the fds go along. */
   capture(packer: Packer): CapturedRange[] {
+    const files = new Map<Fd, number>();
     return [...this.#ranges.values()].map(({ fd, ...request }, index) => {
-      if (fd !== undefined) packer.add(FdKind.MEMORY, fdName(index), fd);
-      return { ...request, hasFd: fd !== undefined };
+      if (fd === undefined) return { ...request, hasFd: false };
+      const file = files.get(fd) ?? index;
+      if (file === index) packer.add(FdKind.MEMORY, fdName(index), fd);
+      files.set(fd, file);
+      return { ...request, hasFd: true, file };
     });
   }
 
   /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
   restore(ranges: readonly CapturedRange[], unpacker: Unpacker): void {
-    for (const [index, { hasFd, ...request }] of ranges.entries())
-      this.add(request, hasFd ? unpacker.take(FdKind.MEMORY, fdName(index)) : undefined);
+    for (const [index, { hasFd, file = index, ...request }] of ranges.entries()) {
+      if (!hasFd) this.add(request, undefined);
+      else if (file === index) this.add(request, unpacker.take(FdKind.MEMORY, fdName(index)));
+      else this.#addOfFile(request, ranges[file]);
+    }
+  }
+
+  /** A range of the same file as `other`, which came before. @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  #addOfFile(request: DmaMapRequest, other: CapturedRange | undefined): void {
+    const fd = other === undefined ? undefined : this.#ranges.get(other.address)?.fd;
+    const file = fd === undefined ? undefined : this.#held.get(fd);
+    if (file === undefined || this.#ranges.has(request.address))
+      throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', 'a DMA range refers to a file that did not come');
+    file.users++;
+    this.#ranges.set(request.address, { ...request, fd: file.fd });
   }
 
   /** What a manager is told: ranges that the device can write without the VMM noticing. */
@@ -123,7 +184,9 @@ export class DmaMaps {
   }
 
   close(): void {
-    for (const { fd } of this.#ranges.values()) fd?.close();
+    for (const { fd } of this.#files.values()) fd.close();
+    this.#files.clear();
+    this.#held.clear();
     this.#ranges.clear();
   }
 }

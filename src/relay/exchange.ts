@@ -37,9 +37,10 @@ import type { ReplayLog } from './replay-log.js';
 function differences(now: ReplayLog, next: ReplayLog, maxFds: number): OwnMessage[] {
   const stays = new Set<DmaRangeOfVmm>();
   const removed = [...now.dma.ranges].filter((range) => {
-    const same = [...next.dma.ranges].find((other) => isSame(range, other));
-    if (same !== undefined) stays.add(same);
-    return same === undefined;
+    const other = next.dma.at(range.address);
+    const same = other !== undefined && isSame(range, other);
+    if (same) stays.add(other);
+    return !same;
   });
   const added = [...next.dma.ranges].filter((range) => !stays.has(range));
   return [

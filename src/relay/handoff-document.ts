@@ -44,6 +44,7 @@ const replayLog = z.object({
       address: unsigned,
       size: unsigned,
       hasFd: z.boolean(),
+      file: unsigned.exactOptional(),
     }),
   ),
   interrupts: z.array(

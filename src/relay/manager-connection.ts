@@ -25,6 +25,7 @@ import {
   DeviceStateBit,
   DMA_MAP_ENTRY_LENGTH,
   decodeConfigReadsRequest,
+  decodeDmaMapsRequest,
   decodeDmaTransfer,
   decodeFeatureHeader,
   decodeRegionAccess,
@@ -328,7 +329,8 @@ export class ManagerConnection implements Origin {
       if (log === undefined) throw new RequestError(Errno.ENOTCONN, 'no such VMM is connected');
       return encodeConfigReads(log.report(since));
     }
-    const entries = this.#managed.memory.entries();
+    const { first, most } = decodeDmaMapsRequest(view, HEADER_LENGTH + FEATURE_LENGTH, length);
+    const entries = this.#managed.memory.entries().slice(first, first + most);
     const value = new Uint8Array(entries.length * DMA_MAP_ENTRY_LENGTH);
     encodeDmaMapEntries(new DataView(value.buffer), 0, entries);
     return value;

@@ -8,6 +8,7 @@ import {
   decodeConfigReadsRequest,
   decodeDmaLoggingReport,
   decodeDmaLoggingStart,
+  decodeDmaMapsRequest,
   decodeFeatureHeader,
   decodeFormatSelection,
   decodeImageByte,
@@ -193,7 +194,8 @@ const features = new Map<number, FeatureHandlers>([
       exists: migrates,
       get: (context, request, _data, reply) => {
         const offers = requireMigration(context).formatOffers();
-        encodeFormatOffers(reply.view, startReply(reply, request, formatOffersLength(offers.length)), offers);
+        const at = startReply(reply, request, formatOffersLength(offers.length));
+        encodeFormatOffers(reply.view, at, offers);
       },
       set: (context, { view, end }, data) => {
         requireMigration(context).selectFormat(decodeFormatSelection(view, data, end));
@@ -274,9 +276,11 @@ const features = new Map<number, FeatureHandlers>([
     Feature.DEVSTATE_DMA_MAPS,
     {
       managerOnly: true,
-      get: ({ device }, request, _data, reply) => {
-        const maps = device.management.dmaMaps();
-        encodeDmaMapEntries(reply.view, startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH), maps);
+      get: ({ device }, request, data, reply) => {
+        const { first, most } = decodeDmaMapsRequest(request.view, data, request.end);
+        const maps = device.management.dmaMaps().slice(first, first + most);
+        const at = startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH);
+        encodeDmaMapEntries(reply.view, at, maps); // not before startReply: it may have moved the reply
       },
     },
   ],

@@ -18,6 +18,7 @@ export const Errno = {
   EEXIST: errno.EEXIST,
   ENODEV: errno.ENODEV,
   EINVAL: errno.EINVAL,
+  EMFILE: errno.EMFILE,
   ENOSPC: errno.ENOSPC,
   ESPIPE: errno.ESPIPE,
   E2BIG: errno.E2BIG,

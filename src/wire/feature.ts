@@ -8,7 +8,8 @@
  *       DMA_LOGGING_START      page_size u64, num_ranges u32, reserved u32, { iova u64, length u64 } each
  *       DMA_LOGGING_REPORT     iova u64, length u64, page_size u64, then in the reply the bitmap
  *       MIG_DATA_SIZE          stop_copy_length u64
- *       DEVSTATE_DMA_MAPS      { address u64, size u64, flags u32, reserved u32 } each
+ *       DEVSTATE_DMA_MAPS      first u32, most u32 (optional; all without), in the reply
+ *                              { address u64, size u64, flags u32, reserved u32 } each
  *       DEVSTATE_DMA_FILES     dma-files.ts
  */
 
@@ -20,6 +21,7 @@ export const MIG_DEVICE_STATE_LENGTH = 8;
 export const DMA_LOGGING_START_LENGTH = 16;
 export const DMA_LOGGING_REPORT_LENGTH = 24;
 export const DMA_MAP_ENTRY_LENGTH = 24;
+const DMA_MAPS_REQUEST_LENGTH = 8;
 /** Most ranges that DMA_LOGGING_START may name: the kernel's own minimum guarantee is 256. */
 export const MAX_LOGGING_RANGES = 4096;
 
@@ -100,6 +102,33 @@ export function encodeDmaLoggingReport(view: DataView, at: number, report: DmaLo
 /** Bytes of the bitmap for `length` bytes of IOVA: one bit a page, rounded up to whole u64s. */
 export function dirtyBitmapLength(length: number, pageSize: number): number {
   return Math.ceil(Math.ceil(length / pageSize) / 64) * 8;
+}
+
+/** Most entries of one DEVSTATE_DMA_MAPS reply, so that it fits a message. */
+export const MAX_DMA_MAP_ENTRIES = 32_768;
+
+/** Which ranges a manager asks for: from the one with index `first` on, `most` of them. */
+export interface DmaMapsRequest {
+  readonly first: number;
+  readonly most: number;
+}
+
+/** Reads the data of a GET of DEVSTATE_DMA_MAPS. `at` is where the data begin. */
+export function decodeDmaMapsRequest(view: DataView, at: number, end: number): DmaMapsRequest {
+  if (at === end) return { first: 0, most: MAX_DMA_MAP_ENTRIES };
+  requireBytes(view, at, end, DMA_MAPS_REQUEST_LENGTH, 'DEVSTATE_DMA_MAPS');
+  return {
+    first: view.getUint32(at, true),
+    most: Math.min(view.getUint32(at + 4, true), MAX_DMA_MAP_ENTRIES),
+  };
+}
+
+export function encodeDmaMapsRequest({ first, most }: DmaMapsRequest): Uint8Array {
+  const bytes = new Uint8Array(DMA_MAPS_REQUEST_LENGTH);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, first, true);
+  view.setUint32(4, most, true);
+  return bytes;
 }
 
 export interface DmaMapEntry {

@@ -14,6 +14,24 @@
  *     VM run at the destination        not before it has arrived   not before              ends; neither side runs
  *
  * A dash: QEMU does not let it happen, as the CPUs stand.
+ *
+ * What is read early and used late, and what makes it true then:
+ *
+ *     run state                      events since it was read (GuestWatch), asked again before migrate-continue, before the
+ *                                    destination's `cont`, in rollback and in recover
+ *     a device's migration state     asked before each round of pre-copy and when the VM stands: a reset has made it RUNNING
+ *     where QEMU has a device        asked again at the stop and at the destination: bus numbers are the guest's
+ *     BARs, COMMAND, MSI-X, INTx     read when the VM stands; read anew after a reset; COMMAND is put back only if it is
+ *                                    still what was written to silence INTx
+ *     memory ranges of a device      asked before each use; what is refused because they changed is asked for again
+ *     the log of dirty pages         outlives a reset in our servers; where it does not its next report is refused, and the
+ *                                    migration ends
+ *     QEMU's migration status        events; `pre-switchover` is asked for before migrate-continue
+ *     that the destination waits     `stop` is sent once more before the rest: somebody may have sent `cont`
+ *     configuration space of the destination's fresh device (`like`), models, parameters, formats, namespaces
+ *                                    cannot change: of a server's start, and the destination has run no guest
+ *     capabilities of the two QEMUs  QEMU refuses to change them while it migrates; changed before, it passes
+ *                                    `pre-switchover` by, which is noticed
  */
 
 import { DevstateError } from '../../errors.js';

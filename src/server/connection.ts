@@ -14,6 +14,7 @@ import { asDevstateError, DevstateError } from '../errors.js';
 import { ConfigReadLog } from '../migration/index.js';
 import type { Parts } from '../native/index.js';
 import {
+  BURST_MS,
   closeAll,
   type Fd,
   type Frame,
@@ -245,11 +246,7 @@ export class Connection implements ServerContext {
     this.#held = false;
     this.#onSettled = undefined;
     this.#socket.resume();
-    try {
-      this.#serveBacklog();
-    } catch (error) {
-      this.#socket.close(asDevstateError(error));
-    }
+    this.#resumeBacklog();
   }
 
   /** A successor has the connection: closes what is ours of it, and tells nobody. */
@@ -265,7 +262,7 @@ export class Connection implements ServerContext {
       if (this.#dmaPeer?.reply(frame) !== true) {
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the client answered a command that was never sent');
       }
-    } else if (this.#busy || this.#held) {
+    } else if (this.#busy || this.#held || this.#backlog.length > 0) {
       const fds = frame.fds.map((fd) => fd.take());
       this.#wait(frame.bytes.slice(0, frame.length), fds);
     } else {
@@ -335,14 +332,28 @@ export class Connection implements ServerContext {
     this.#finish(messageId(view), messageCommand(view), noReply, error);
   }
 
+  /** Carries out what waits, in turns with other work: there may be thousands. */
   #serveBacklog(): void {
+    const end = performance.now() + BURST_MS;
     while (!this.#busy && !this.#held && !this.#socket.isClosed) {
+      if (performance.now() > end && this.#backlog.length > 0) {
+        setImmediate(() => this.#resumeBacklog());
+        return;
+      }
       const waiting = this.#backlog.shift();
       if (waiting === undefined) return;
       this.#backlogBytes -= waiting.bytes.length;
       const { bytes, fds } = waiting;
       this.#dispatch(new DataView(bytes.buffer), bytes, bytes.length, fds);
       closeAll(fds);
+    }
+  }
+
+  #resumeBacklog(): void {
+    try {
+      this.#serveBacklog();
+    } catch (error) {
+      this.#socket.close(asDevstateError(error));
     }
   }
 

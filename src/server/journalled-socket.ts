@@ -21,6 +21,7 @@ import type { StoredFd } from '../fd-store/index.js';
 import { MAX_EXCHANGE_FDS } from '../journal/index.js';
 import { Errno, native, type Parts, PollEvent } from '../native/index.js';
 import {
+  BURST_MS,
   CloseGate,
   closeAll,
   type Fd,
@@ -164,7 +165,9 @@ export class JournalledSocket {
   };
 
   #serve(): void {
+    const end = performance.now() + BURST_MS;
     for (let messages = 0; messages < BURST_MESSAGES && !this.#closed; messages++) {
+      if (messages > 0 && performance.now() > end) return;
       if (this.#stage === Stage.sending && !this.#sendReply()) return;
       if (this.#holdsBack || this.#stage !== Stage.receiving) return;
       try {

@@ -28,6 +28,8 @@ import { SocketWatcher } from './socket-watcher.js';
 /** One wake-up serves at most this many messages and about this many bytes, then other sockets have their turn. */
 const BURST_MESSAGES = 64;
 const BURST_BYTES = 4 << 20;
+/** Or when they have taken so long, ms: how much work a message is, the peer decides. */
+export const BURST_MS = 5;
 
 const INITIAL_BUFFER = 4096;
 /** Linux gives a socket at least this much to send from, unless its administrator changed that. */
@@ -269,6 +271,7 @@ export class MessageSocket {
   #receive(): void {
     let messages = 0;
     let bytes = 0;
+    let end = 0;
     while (
       !this.#closed &&
       !this.#paused &&
@@ -291,6 +294,11 @@ export class MessageSocket {
       if (this.#have === this.#want) {
         messages++;
         this.#deliver();
+        // Most often there is only one, and the clock is not looked at.
+        if (messages === 1) continue;
+        const now = performance.now();
+        if (end === 0) end = now + BURST_MS;
+        else if (now > end) return;
       }
     }
   }

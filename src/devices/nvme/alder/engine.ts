@@ -17,6 +17,7 @@ import type { DeviceHost } from '../../../device/device.js';
 import { DmaFault } from '../../../device/guest-memory.js';
 import { DevstateError } from '../../../errors.js';
 import { CQ_ENTRY_SIZE, SQ_ENTRY_SIZE, Status, statusField } from '../spec/index.js';
+import { Turn } from '../turn.js';
 import { Activity } from './activity.js';
 import { Command, CommandError } from './command.js';
 import type { CompletionQueue, HeldCompletion, SubmissionQueue } from './queues.js';
@@ -27,6 +28,8 @@ export const MAX_OUTSTANDING = 2048;
 const MAX_HELD = 256;
 /** Commands fetched from one queue before other work of the process gets its turn. */
 const BATCH = 64;
+/** Commands after which the time is looked at. */
+const LOOK_AFTER = 8;
 /** Of a command that no record holds. */
 export const NOT_KEPT = -1;
 
@@ -82,6 +85,7 @@ export class QueueEngine {
   #batches = 0;
   readonly #due: CompletionQueue[] = [];
   readonly #free: Command[] = [];
+  readonly #turn = new Turn();
   #outstanding = 0;
   /** Commands that came with a state, taken from their queues where that was saved; carried out when work is taken up. */
   inherited: readonly InheritedCommand[] = [];
@@ -235,8 +239,8 @@ export class QueueEngine {
     this.#beginBatch();
     try {
       for (let left = BATCH; sq.head !== sq.tail && this.#mayFetch(sq); left--) {
-        if (left === 0) {
-          setImmediate(() => this.#service(sq));
+        if (left === 0 || (left < BATCH && left % LOOK_AFTER === 0 && this.#turn.isOver)) {
+          this.#serviceLater(sq);
           break;
         }
         const words = sq.ring.words(this.owner.host.memory);
@@ -257,6 +261,13 @@ export class QueueEngine {
     }
   }
 
+  #serviceLater(sq: SubmissionQueue): void {
+    setImmediate(() => {
+      if (this.#turn.isOver) this.#serviceLater(sq);
+      else this.#service(sq);
+    });
+  }
+
   async #fetchRemote(sq: SubmissionQueue): Promise<void> {
     sq.fetching = true;
     this.activity.begin();
@@ -275,7 +286,7 @@ export class QueueEngine {
         this.#execute(command);
       }
       this.#endBatch();
-      setImmediate(() => this.#service(sq));
+      this.#serviceLater(sq);
     } catch (error) {
       sq.fetching = false;
       this.#ringFailed(`submission queue ${sq.id}`, error);

@@ -13,6 +13,7 @@
  */
 
 import { Status, statusField } from '../spec/index.js';
+import { Turn } from '../turn.js';
 import { CompletionWriter } from './completion-writer.js';
 import { type ControllerImage, commandAt, completionAt, submissionAt } from './controller-image.js';
 import { type EngineOwner, PARKED, PENDING } from './engine-owner.js';
@@ -38,6 +39,8 @@ const FETCH_LIMIT = 256;
 const START_LIMIT = 32;
 /** Entries taken before other work of the process gets its turn. */
 const BATCH = 64;
+/** Entries after which the time is looked at. */
+const LOOK_AFTER = 8;
 
 export class QueueEngine {
   /** Called whenever nothing is under way any more. */
@@ -61,6 +64,8 @@ export class QueueEngine {
   #started = 0;
   #startedIo = 0;
   #pumping = false;
+  #pumpsLater = false;
+  readonly #turn = new Turn();
   #mode: Mode = Mode.SILENT;
   #order = 0;
 
@@ -245,12 +250,22 @@ export class QueueEngine {
       left -= taken;
       // A queue of which nothing could be taken gets its next turn when something changes.
       if (taken > 0) this.#offerTurn(sqid);
+      if (left <= BATCH - LOOK_AFTER && this.#turn.isOver) left = 0;
       this.#startReady();
     }
-    if (left <= 0 && this.#turns.next !== undefined) setImmediate(() => this.#pump());
+    if (left <= 0 && this.#turns.next !== undefined) this.#pumpLater();
     this.#pumping = false;
     this.#writer.endBatch();
     if (this.onIdle !== undefined && this.idle) this.onIdle();
+  }
+
+  #pumpLater(): void {
+    if (this.#pumpsLater) return;
+    this.#pumpsLater = true;
+    setImmediate(() => {
+      this.#pumpsLater = false;
+      this.#pump();
+    });
   }
 
   #mayFetch(sqid: number): boolean {

@@ -67,6 +67,32 @@ export class PageBitmap {
     }
   }
 
+  /**
+   * Calls `found` for every 32 pages that have one of the set, from `first` to `last`: the number of the first page and a bit
+   * for each. It returns the bits of those to remove.
+   */
+  visitWords(first: number, last: number, found: (page: number, bits: number) => number): void {
+    const firstChunk = Math.floor(first / CHUNK_PAGES);
+    const lastChunk = Math.floor(last / CHUNK_PAGES);
+    for (const [index, chunk] of this.#chunks) {
+      if (index < firstChunk || index > lastChunk) continue;
+      const base = index * CHUNK_PAGES;
+      const from = Math.max(first - base, 0);
+      const to = Math.min(last - base, CHUNK_PAGES - 1);
+      const { words } = chunk;
+      for (let word = from >>> 5; word <= to >>> 5; word++) {
+        const bits = words[word]! & maskOf(word, from, to);
+        if (bits === 0) continue;
+        const removed = found(base + word * 32, bits);
+        words[word]! &= ~removed;
+        const count = bitCount(removed);
+        chunk.count -= count;
+        this.#count -= count;
+      }
+      if (chunk.count === 0) this.#chunks.delete(index);
+    }
+  }
+
   #visitChunk(
     chunk: Chunk,
     base: number,

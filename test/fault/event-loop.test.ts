@@ -6,10 +6,11 @@ import { deflateRawSync } from 'node:zlib';
 import t, { type Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { decodeEnvelope } from '../../src/formats/envelope/decoder.js';
-import { MigrationState } from '../../src/wire/index.js';
+import { Command, HeaderFlag, MigrationState } from '../../src/wire/index.js';
 import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { encodeBlob, forgeRecord, piecesOf } from '../formats/blobs.js';
 import { takeStops } from '../support/loop-watch.js';
+import { RawClient } from '../support/raw-client.js';
 import { socketFolder } from '../support/served.js';
 
 t.setTimeout(240_000);
@@ -97,5 +98,25 @@ for (const vendor of ['alder', 'birch']) {
       t.same(takeStops(), [], name);
       await manager.reset();
     }
+  });
+
+  t.test(`${vendor}: 20,000 posted writes, also while an access of the guest's is under way`, async (t) => {
+    const { socket, migrationSocket } = await serve(t, vendor);
+    const vmm = await RawClient.connect(socket);
+    t.teardown(() => vmm.close());
+    await vmm.version();
+    const write = new Uint8Array(20);
+    const view = new DataView(write.buffer);
+    view.setBigUint64(0, 0x14n, true);
+    view.setUint32(12, 4, true);
+    for (let i = 0; i < 20_000; i++) {
+      // CC with an entry size that does not exist, and 0: the controller fails, and is reset.
+      view.setUint32(16, i % 2 === 0 ? 0x460781 : 0, true);
+      vmm.send(vmm.message(Command.REGION_WRITE, write.slice(), { flags: HeaderFlag.NO_REPLY }));
+    }
+    const read = new Uint8Array(16);
+    new DataView(read.buffer).setUint32(12, 4, true);
+    await meanwhile(migrationSocket, vmm.call(Command.REGION_READ, read));
+    t.same(takeStops(), []);
   });
 }

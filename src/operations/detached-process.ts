@@ -2,10 +2,13 @@
 /** A process that an operation starts and that lives on when the operation's own has ended. */
 
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
-import { closeSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { whySystem } from '../native/index.js';
 import { openForAppending } from './files/target.js';
+
+/** Most of its output that is told, bytes: the last of it. */
+const MAX_WORDS = 600;
 
 export class DetachedProcess {
   /** Undefined when the system would not even try. */
@@ -25,6 +28,7 @@ export class DetachedProcess {
   ) {
     const [program = '', ...args] = command;
     const output = log === undefined ? 2 : openLog(log);
+    const before = log === undefined ? 0 : fstatSync(output).size;
     const started = start(program, args, {
       stdio: ['ignore', output, output],
       detached: true,
@@ -45,7 +49,9 @@ export class DetachedProcess {
       };
       started.once('error', (error) => end(notStarted(error)));
       started.once('exit', (code, signal) =>
-        end(`ended with ${signal ?? `exit code ${code}`}; its output says why`),
+        end(
+          `ended with ${signal ?? `exit code ${code}`}${log === undefined ? OUTPUT : lastWords(log, before)}`,
+        ),
       );
     });
   }
@@ -54,7 +60,7 @@ export class DetachedProcess {
     return this.#process?.pid;
   }
 
-  /** How it ended, once it has: `ended with exit code 1; its output says why`. */
+  /** How it ended, once it has: `ended with exit code 1: no such file`, or `…; its output says why`. */
   get ended(): string | undefined {
     return this.#ended;
   }
@@ -87,4 +93,40 @@ function start(program: string, args: readonly string[], options: SpawnOptions):
 
 function notStarted({ message }: Error): string {
   return `cannot be started: ${message}; name a program that this user may execute`;
+}
+
+const OUTPUT = '; its output says why';
+
+/** What is in a log since it had `from` bytes, or where to look. */
+function lastWords(log: string, from: number): string {
+  let words = '';
+  try {
+    const fd = openSync(log, 'r');
+    try {
+      const { size } = fstatSync(fd);
+      const start = Math.max(from, size - MAX_WORDS);
+      const bytes = Buffer.alloc(Math.max(0, size - start));
+      words = bytes.toString('utf8', 0, readSync(fd, bytes, 0, bytes.length, start));
+      // The first line may have been cut.
+      if (start > from) words = words.slice(words.indexOf('\n') + 1);
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    // The log was removed.
+  }
+  const lines = words.split('\n').map(wordsOfLine);
+  const told = lines.filter((line) => line !== '').join('; ');
+  return told === '' ? `; its output is in ${log}` : `: ${told}`;
+}
+
+/** A line of a log in JSON has its words in `msg`. */
+function wordsOfLine(line: string): string {
+  if (!line.startsWith('{')) return line.trim();
+  try {
+    const { msg } = JSON.parse(line) as { msg?: unknown };
+    return typeof msg === 'string' ? msg : line;
+  } catch {
+    return line;
+  }
 }

@@ -4,8 +4,9 @@ export { type ConfigAccess, type ConfigEcam, type ConfigPorts, findConfigAccess 
 export { makeConfigReads } from './config-reads.js';
 export * from './cpr/index.js';
 export { type Guest, GuestWatch, guestAfter, guestInState, initialGuest } from './guest-watch.js';
-export { privateFiles } from './memory.js';
+export { privateFiles, type RamBlock, ramBlocks } from './memory.js';
 export * from './migration.js';
+export { QemuOutput } from './output.js';
 export {
   addFd,
   addIommufd,

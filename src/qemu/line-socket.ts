@@ -41,6 +41,11 @@ export class LineSocket {
     return new LineSocket(fd, maxLineBytes);
   }
 
+  /** The process that listened when this connected; 0 if it is in a namespace that we do not see. */
+  get peerPid(): number {
+    return this.#socket.peerCredentials.pid;
+  }
+
   /** Called when the peer ends it, also if it already has: why. */
   set onEnd(listener: (why: string, cause?: unknown) => void) {
     this.#onEnd = listener;

@@ -25,3 +25,26 @@ export async function privateFiles(
   }
   return found;
 }
+
+/** A block of RAM as QEMU's migration stream has it: by its name. */
+export interface RamBlock {
+  readonly name: string;
+  /** Bytes in use. */
+  readonly used: number;
+}
+
+/** QEMU says it to people only: a name, a page size, and three numbers before the rest. */
+const RAM_BLOCK = /^ *(\S.*?) +\d+ [KMGT]?i?B +0x[0-9a-f]+ 0x([0-9a-f]+) 0x[0-9a-f]+ /gim;
+
+/** All RAM of a QEMU, ROMs included. Empty if QEMU does not say it in the way that is known. */
+export async function ramBlocks(
+  qmp: QmpClient,
+  { signal }: { readonly signal?: AbortSignal | undefined } = {},
+): Promise<RamBlock[]> {
+  const command = { 'command-line': 'info ramblock' };
+  const text = await qmp.execute('human-monitor-command', { arguments: command, schema: z.string(), signal });
+  return [...text.matchAll(RAM_BLOCK)].map(([, name = '', used = '']) => ({
+    name,
+    used: Number.parseInt(used, 16),
+  }));
+}

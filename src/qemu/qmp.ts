@@ -104,6 +104,8 @@ export class QmpClient {
   /** Absolute path of the socket. */
   readonly path: string;
   readonly version: QemuVersion;
+  /** The process that listens there, most often QEMU; 0 if it is in a namespace that we do not see. */
+  readonly pid: number;
   readonly #socket: LineSocket;
   readonly #pending = new Map<number, Pending>();
   readonly #emitter = new EventEmitter<{
@@ -118,6 +120,7 @@ export class QmpClient {
   private constructor(path: string, socket: LineSocket, version: QemuVersion, early: readonly string[]) {
     this.path = resolve(path);
     this.#socket = socket;
+    this.pid = socket.peerPid;
     this.version = version;
     this.#emitter.setMaxListeners(0);
     const lose = (code: 'DEVSTATE_E_QMP_CLOSED' | 'DEVSTATE_E_QMP_PROTOCOL', why: string, cause?: unknown) =>

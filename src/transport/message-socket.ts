@@ -22,6 +22,7 @@ import {
   ReusedFrame,
   type SendOptions,
 } from './message.js';
+import { peerCredentialsOf } from './peer-credentials.js';
 import { lengthOf, SendQueue, sendNow } from './send-queue.js';
 import { SocketWatcher } from './socket-watcher.js';
 
@@ -114,9 +115,7 @@ export class MessageSocket {
 
   /** Pid, uid and gid of the peer when it connected. */
   get peerCredentials(): { pid: number; uid: number; gid: number } {
-    const out = new Int32Array(3);
-    native.peerCredentials(this.#fd.number, out);
-    return { pid: out[0]!, uid: out[1]!, gid: out[2]! };
+    return peerCredentialsOf(this.#fd);
   }
 
   /**

@@ -10,6 +10,7 @@ import { DevstateError } from '../errors.js';
 import { Errno, MAX_MESSAGE_FDS, native, PollEvent, Shutdown } from '../native/index.js';
 import { CloseGate } from './close-gate.js';
 import { closeAll, type Fd, receivedFds } from './fd.js';
+import { peerCredentialsOf } from './peer-credentials.js';
 import { SendQueue, sendNow } from './send-queue.js';
 import { SocketWatcher } from './socket-watcher.js';
 
@@ -68,6 +69,11 @@ export class StreamSocket {
     this.#maxQueuedBytes = maxQueuedBytes;
     this.#watcher = new SocketWatcher(this.#fd, this.#onReady);
     this.#watch();
+  }
+
+  /** Pid, uid and gid of the peer when it connected, or began to listen. */
+  get peerCredentials(): { pid: number; uid: number; gid: number } {
+    return peerCredentialsOf(this.#fd);
   }
 
   get isClosed(): boolean {

@@ -8,6 +8,7 @@ import {
   GuestWatch,
   MigrationWatch,
   privateFiles,
+  QemuOutput,
   QmpClient,
   Qtest,
   queryMigration,
@@ -135,7 +136,9 @@ async function attach(qmp: QmpClient, signal: AbortSignal, cleanup: Cleanup): Pr
   cleanup.push(() => watch.close());
   const guest = await GuestWatch.begin(qmp, { signal });
   cleanup.push(() => guest.close());
-  return { qmp, qtest, watch, guest };
+  const output = await QemuOutput.watch(qmp.pid);
+  cleanup.push(() => output?.close());
+  return { qmp, qtest, watch, guest, output };
 }
 
 async function openPair(

@@ -25,13 +25,14 @@
 
 import { asDevstateError, DevstateError } from '../../errors.js';
 import { formatVersionText } from '../../formats/index.js';
-import { queryMigration, queryRunState } from '../../qemu/index.js';
+import { queryMigration } from '../../qemu/index.js';
 import { limitsOf } from '../limits.js';
 import { summarisePlan } from '../state-plan.js';
 import { check } from './check.js';
 import { watchVm, whyNot } from './guest.js';
 import { commit, type LandTimes, land } from './land.js';
 import { precopy } from './precopy.js';
+import { causeOf } from './reasons.js';
 import { rollback } from './rollback.js';
 import { closeRun, type Run, runsAtSource, Stopwatch } from './run.js';
 import { type SwitchoverTimes, switchover } from './switchover.js';
@@ -185,25 +186,6 @@ function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
   }
 }
 
-/** A QEMU that dies takes its VM's memory from the device servers, and all that they can say is that there is none. */
-async function causeOf(run: Run, error: unknown): Promise<unknown> {
-  if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') return error;
-  for (const [where, { qmp }] of [
-    ['source', run.source],
-    ['destination', run.destination],
-  ] as const) {
-    const lost = await queryRunState(qmp, { signal: AbortSignal.timeout(QEMU_ALIVE_MS) }).then(
-      () => undefined,
-      (failure: unknown) => failure,
-    );
-    if (lost instanceof DevstateError)
-      return new DevstateError(lost.code, `${where} QEMU: ${lost.message}`, { cause: error });
-  }
-  return error;
-}
-
-/** How long a QEMU that lives may take to say so, ms. */
-const QEMU_ALIVE_MS = 1000;
 /** The error with the phase it came from. Its code and exit code stay. */
 function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
   const { code, message, errno } = asDevstateError(error);

@@ -9,6 +9,7 @@ import { sendRoundOf } from './again.js';
 import { startLog } from './dirty-pages.js';
 import { PauseControl } from './pause.js';
 import { prepareQemus } from './qemu-settings.js';
+import { saidBy } from './reasons.js';
 import { rehearse } from './rehearse.js';
 import { forEachDevice, type Run } from './run.js';
 
@@ -32,8 +33,8 @@ export async function precopy(run: Run): Promise<void> {
   run.pause = pause;
   await pause.begin();
   await prepareQemus(run, pause.qemuMs);
-  await startIncoming(destination.qmp, options.uri, { signal });
-  await startMigration(source.qmp, options.uri, { signal });
+  await saidBy('destination', startIncoming(destination.qmp, options.uri, { signal }));
+  await saidBy('source', startMigration(source.qmp, options.uri, { signal }));
   run.started = true;
   await untilSwitchover(run, pause);
 }

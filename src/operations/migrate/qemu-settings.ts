@@ -20,6 +20,7 @@ import {
   type WantedSettings,
 } from '../../qemu/index.js';
 import { type ChangedSettings, readNote, writeNote } from './note.js';
+import { saidBy } from './reasons.js';
 import { forEachDevice, type Run, type RunDevice, runsAtSource, type Vm } from './run.js';
 
 /** How long a QEMU may take to have its settings put back, ms. */
@@ -39,11 +40,11 @@ export async function prepareQemus(run: Run, downtimeMs: number): Promise<void> 
   const { options, destination, signal } = run;
   const { qmp } = destination;
   const settings = destinationSettings();
-  const planned = await planSettings(qmp, settings, { signal });
+  const planned = await saidBy('destination', planSettings(qmp, settings, { signal }));
   await changeSource(run, sourceSettings({ ...options, downtimeMs }), planned);
   // While it waits, `stop` means: do not run when you have everything. As -S does, which may have been forgotten.
-  await stopVm(qmp, { signal });
-  await applySettings(qmp, settings, planned, { signal });
+  await saidBy('destination', stopVm(qmp, { signal }));
+  await saidBy('destination', applySettings(qmp, settings, planned, { signal }));
 }
 
 /**
@@ -63,7 +64,7 @@ export async function changeSource(
   const devices = run.devices.map(({ id }) => id);
   await forEachDevice(run, ({ id, source }) => writeNote(source.device, { id, devices, running, settings }));
   run.settings = settings;
-  await applySettings(qmp, wanted, settings.source, { signal });
+  await saidBy('source', applySettings(qmp, wanted, settings.source, { signal }));
 }
 
 /**

@@ -2,7 +2,7 @@
 /** One migration under way: who takes part, and how far each has come. */
 
 import type { EndDescription, PageBitmap } from '../../migration/index.js';
-import type { GuestWatch, MigrationWatch, PciView, QmpClient, Qtest } from '../../qemu/index.js';
+import type { GuestWatch, MigrationWatch, PciView, QemuOutput, QmpClient, Qtest } from '../../qemu/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import type { StatePlan } from '../state-plan.js';
 import type { StateTransfer } from '../state-transfer.js';
@@ -19,6 +19,8 @@ export interface Vm {
   readonly watch: MigrationWatch;
   /** What becomes of its VM, whoever brings it about. */
   readonly guest: GuestWatch;
+  /** What it says on stderr, if that can be read. */
+  readonly output?: QemuOutput | undefined;
 }
 
 /** One device, at both ends. */
@@ -144,6 +146,7 @@ export function closeRun(run: Run): void {
   for (const vm of [run.source, run.destination]) {
     vm.watch.close();
     vm.guest.close();
+    vm.output?.close();
     vm.qtest.close();
     vm.qmp.close();
   }

@@ -27,12 +27,23 @@ import { asDevstateError, DevstateError } from '../../errors.js';
 import { limitsOf } from '../limits.js';
 import { watchVm, whyNot } from '../migrate/guest.js';
 import { runsAtSource, Stopwatch } from '../migrate/run.js';
+import { delay } from '../waiting.js';
 import { check } from './check.js';
 import { connect, start } from './connect.js';
 import { commit, destinationOf, land, switchover } from './land.js';
 import { rollback } from './rollback.js';
 import { closeUpgradeRun, type UpgradeRun } from './run.js';
 import type { UpgradedDevice, UpgradeQemuHooks, UpgradeQemuOptions, UpgradeQemuResult } from './types.js';
+
+/** How long a new QEMU that has failed may take to end, ms. */
+const ENDING_MS = 1000;
+/** Codes of errors that may come of a new QEMU that has ended. */
+const SECOND_HAND: readonly string[] = [
+  'DEVSTATE_E_QEMU_MIGRATION',
+  'DEVSTATE_E_QMP_CLOSED',
+  'DEVSTATE_E_QTEST',
+  'DEVSTATE_E_REFUSED',
+];
 
 /** When it rejects, the VM runs in the old QEMU as before, unless the error is DEVSTATE_E_ROLLBACK. */
 export async function upgradeQemu(
@@ -59,7 +70,7 @@ export async function upgradeQemu(
     return await replace(run, stopwatch, limits.abort);
   } catch (error) {
     const { phase } = run;
-    const reason = whyNot(run) ?? error;
+    const reason = whyNot(run) ?? (await causeOf(run, error));
     const { left, problems, remarks } = await rollback(run);
     throw problems.length === 0
       ? inPhase(phase, reason, [left, ...remarks])
@@ -128,6 +139,16 @@ async function account({ id, source, before }: UpgradeRun['devices'][number]): P
       configWrites: after.absorbed.configWrites - before.absorbed.configWrites,
     },
   };
+}
+
+/** The old QEMU knows that the new one has failed, and the new one, which ends, says why. */
+async function causeOf({ process }: UpgradeRun, error: unknown): Promise<unknown> {
+  const isSecondHand = error instanceof DevstateError && SECOND_HAND.includes(error.code);
+  if (process === undefined || !isSecondHand) return error;
+  await Promise.race([process.exited, delay(ENDING_MS)]);
+  if (process.ended === undefined || error.message.includes(process.ended)) return error;
+  const message = `${error.message}; the new QEMU ${process.ended}`;
+  return new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message, { cause: error });
 }
 
 /** A new QEMU that ends, ends the upgrade when it does, not when it is next needed. */

@@ -181,6 +181,10 @@ export class MigrationLab {
       incoming?: boolean;
       /** Overrides the lab's. */
       append?: string;
+      /** Overrides the lab's. */
+      memoryMiB?: number;
+      /** A file for QEMU's stderr. */
+      log?: string;
       /** More of QEMU's arguments. */
       extra?: readonly string[];
     },
@@ -189,6 +193,8 @@ export class MigrationLab {
     const append = options.append ?? this.options.append;
     const machine = {
       ...this.#machine(servers, append, options.extra),
+      memoryMiB: options.memoryMiB ?? this.options.memoryMiB,
+      ...(options.log === undefined ? {} : { log: options.log }),
       incoming: options.incoming === true,
     };
     return this.#know(await QemuProcess.start(this.qemu, machine), servers);

@@ -2,7 +2,7 @@
 /** A QEMU under test: started, watched and cleaned up. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -50,6 +50,8 @@ export interface QemuOptions {
   readonly reboots?: boolean;
   /** More of QEMU's arguments, such as ports, that the vfio-user devices need before them. */
   readonly before?: readonly string[];
+  /** A file for QEMU's stderr, which the test itself does not see then. */
+  readonly log?: string;
   /** More of QEMU's arguments. */
   readonly extra?: readonly string[];
 }
@@ -95,13 +97,15 @@ export class QemuProcess {
     const directory = await mkdtemp(join(tmpdir(), 'devstate-vm-'));
     const serial = new SerialConsole(join(directory, 'serial'));
     const argv = [...(existsSync('/usr/bin/setpriv') ? WITH_PARENT : []), ...qemu.command];
+    const log = options.log === undefined ? undefined : openSync(options.log, 'a');
     const child = spawn(argv[0] ?? '', [...argv.slice(1), ...qemuArguments(directory, options)], {
       env: { ...process.env, ...qemu.environment },
-      stdio: ['ignore', 'ignore', 'pipe'],
+      stdio: ['ignore', 'ignore', log ?? 'pipe'],
     });
+    if (log !== undefined) closeSync(log);
     const ended = new AbortController();
     let stderr = '';
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       stderr = (stderr + text).slice(-MAX_STDERR_CHARACTERS);
     });
     const exited = once(child, 'exit').then(([code, signal]) => {

@@ -41,7 +41,12 @@ export class DebianRelease {
    * Sets up the private state in `directory` and fetches the package lists of `suites`.
    * Throws, with the reason, if the machine has no apt, no mirror of Debian or cannot reach it.
    */
-  static async open(directory: string, suites: readonly string[], report: Report): Promise<DebianRelease> {
+  static async open(
+    directory: string,
+    suites: readonly string[],
+    report: Report,
+    architecture = 'amd64',
+  ): Promise<DebianRelease> {
     const printed = await run('apt-get', ['update', '--print-uris']);
     const configured = process.env.DEVSTATE_DEBIAN_MIRROR;
     const mirrors = configured ? [configured] : mirrorsOf(printed);
@@ -49,7 +54,7 @@ export class DebianRelease {
     const failures: string[] = [];
     for (const mirror of mirrors) {
       try {
-        return await DebianRelease.#openMirror(directory, mirror, suites, report);
+        return await DebianRelease.#openMirror(directory, mirror, suites, report, architecture);
       } catch (error) {
         failures.push(error instanceof Error ? error.message : String(error));
       }
@@ -57,7 +62,13 @@ export class DebianRelease {
     throw new Error(`no mirror has ${suites.join(' and ')}: ${failures.join('; ')}`);
   }
 
-  static async #openMirror(directory: string, mirror: string, suites: readonly string[], report: Report) {
+  static async #openMirror(
+    directory: string,
+    mirror: string,
+    suites: readonly string[],
+    report: Report,
+    architecture: string,
+  ) {
     const attempt = async (keyring: string | undefined) => {
       const options = await privateState(directory, [
         'Types: deb',
@@ -67,6 +78,8 @@ export class DebianRelease {
         // Without a keyring of the distribution, apt falls back on the keys the machine's owner trusts.
         ...(keyring === undefined ? [] : [`Signed-By: ${keyring}`]),
       ]);
+      // Only this one's lists are fetched, whatever machine this is.
+      options.push('-o', `APT::Architecture=${architecture}`, '-o', `APT::Architectures=${architecture}`);
       await run('apt-get', [...options, '-o', 'APT::Update::Error-Mode=any', 'update']);
       return new DebianRelease(directory, options);
     };

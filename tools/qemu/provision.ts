@@ -28,23 +28,60 @@ export interface QemuInstallation {
 
 /** What a test guest is made of; paths of files. */
 export interface GuestParts {
-  /** A bzImage with the NVMe PCI driver built in. */
+  /** An image that QEMU's -kernel takes, with the NVMe PCI driver built in. */
   readonly kernel: string;
   /** A statically linked busybox. */
   readonly busybox: string;
-  /** The kernel's VFIO modules, in the order in which they load. */
+  /** The kernel's VFIO modules, in the order in which they load; none for a guest of another architecture. */
   readonly vfioModules: readonly string[];
 }
 
 const RELEASE = 'trixie';
 const BACKPORTS = `${RELEASE}-backports`;
 
-// A changed recipe needs a new name: an entry that exists is taken as complete.
-const QEMU_ENTRY = 'qemu-1';
-const GUEST_ENTRY = 'guest-2';
+/** The machines that there are QEMUs and guests for. */
+export type GuestArchitecture = 'x86_64' | 'arm64';
 
 /** Each after those that it needs; the type 1 IOMMU backend is needed by no other module, but asked for by name. */
 const VFIO_MODULES = ['irqbypass', 'vfio', 'vfio_iommu_type1', 'vfio-pci-core', 'vfio-pci'];
+
+interface Recipe {
+  readonly program: string;
+  /** Names an installed QEMU to use. */
+  readonly variable: string;
+  readonly packages: readonly string[];
+  // A changed recipe needs a new name of its entry: one that exists is taken as complete.
+  readonly qemuEntry: string;
+  readonly guestEntry: string;
+  readonly kernel: string;
+  /** Debian's name of the architecture. */
+  readonly architecture: string;
+  /** What is kept of the kernel's modules. */
+  readonly modules: readonly string[];
+}
+
+const RECIPES: Readonly<Record<GuestArchitecture, Recipe>> = {
+  x86_64: {
+    program: 'qemu-system-x86_64',
+    variable: 'DEVSTATE_QEMU',
+    packages: ['qemu-system-x86', 'seabios'],
+    qemuEntry: 'qemu-1',
+    guestEntry: 'guest-2',
+    kernel: 'linux-image-cloud-amd64',
+    architecture: 'amd64',
+    modules: VFIO_MODULES,
+  },
+  arm64: {
+    program: 'qemu-system-aarch64',
+    variable: 'DEVSTATE_QEMU_ARM64',
+    packages: ['qemu-system-arm'],
+    qemuEntry: 'qemu-arm64-1',
+    guestEntry: 'guest-arm64-1',
+    kernel: 'linux-image-cloud-arm64',
+    architecture: 'arm64',
+    modules: [],
+  },
+};
 
 function toStderr(line: string): void {
   process.stderr.write(`provision: ${line}\n`);
@@ -61,45 +98,53 @@ export async function provisionGuest(report: Report = toStderr): Promise<GuestPa
 }
 
 /** A QEMU with `vfio-user-pci`: the installed one, or one from the cache, which is filled first if need be. */
-export async function obtainQemu(report: Report = toStderr): Promise<QemuInstallation> {
-  const named = process.env.DEVSTATE_QEMU;
-  const version = await usableVersion([named ?? 'qemu-system-x86_64']);
+export async function obtainQemu(
+  report: Report = toStderr,
+  architecture: GuestArchitecture = 'x86_64',
+): Promise<QemuInstallation> {
+  const { program, variable, packages: wanted, qemuEntry } = RECIPES[architecture];
+  const named = process.env[variable];
+  const version = await usableVersion([named ?? program]);
   if (version !== undefined) {
     return {
-      command: [named ?? 'qemu-system-x86_64'],
+      command: [named ?? program],
       environment: {},
       version,
       origin: 'installed',
     };
   }
-  if (named !== undefined) throw new Error(`DEVSTATE_QEMU=${named} does not run or has no vfio-user-pci`);
+  if (named !== undefined) throw new Error(`${variable}=${named} does not run or has no vfio-user-pci`);
   requireX86('QEMU');
-  const entry = await cached(QEMU_ENTRY, async (directory) => {
+  const entry = await cached(qemuEntry, async (directory) => {
     await withRelease(report, async (release) => {
-      report('fetching QEMU and the libraries it needs (about 40 MB)');
-      const packages = await release.downloadClosure(['qemu-system-x86', 'seabios'], BACKPORTS);
+      report(`fetching ${program} and the libraries it needs (about 40 MB)`);
+      const packages = await release.downloadClosure(wanted, BACKPORTS);
       report(`unpacking ${packages.length} packages`);
       for (const deb of packages) await unpack(deb, directory);
     });
-    const { command, environment } = unpackedQemu(directory);
+    const { command, environment } = unpackedQemu(directory, program);
     const unpackedVersion = await usableVersion(command, environment);
     if (unpackedVersion === undefined) throw new Error(`the QEMU of ${BACKPORTS} has no vfio-user-pci`);
     await writeFile(join(directory, 'version'), unpackedVersion);
     report(`QEMU ${unpackedVersion} is ready`);
   });
   return {
-    ...unpackedQemu(entry),
+    ...unpackedQemu(entry, program),
     version: await readFile(join(entry, 'version'), 'utf8'),
     origin: 'provisioned',
   };
 }
 
 /** Kernel, its VFIO modules and busybox for a guest, from the cache, which is filled first if need be. */
-export async function obtainGuest(report: Report = toStderr): Promise<GuestParts> {
+export async function obtainGuest(
+  report: Report = toStderr,
+  guest: GuestArchitecture = 'x86_64',
+): Promise<GuestParts> {
   requireX86('the guest');
-  const entry = await cached(GUEST_ENTRY, async (directory) => {
-    await withRelease(report, async (release) => {
-      const images = await release.dependencies('linux-image-cloud-amd64');
+  const { guestEntry, kernel: metapackage, architecture, modules } = RECIPES[guest];
+  const entry = await cached(guestEntry, async (directory) => {
+    const use = async (release: DebianRelease): Promise<void> => {
+      const images = await release.dependencies(metapackage);
       const image = images.find((name) => name.startsWith('linux-image-'));
       if (image === undefined) throw new Error(`${RELEASE} has no cloud kernel`);
       report(`fetching ${image} and busybox (about 36 MB)`);
@@ -111,23 +156,24 @@ export async function obtainGuest(report: Report = toStderr): Promise<GuestParts
       await copyFile(join(unpacked, 'boot', kernel), join(directory, 'vmlinuz'));
       await copyFile(join(unpacked, 'usr/bin/busybox'), join(directory, 'busybox'));
       await chmod(join(directory, 'busybox'), 0o755);
-      await copyModules(unpacked, directory);
+      await copyModules(unpacked, directory, modules);
       await rm(unpacked, { recursive: true });
       report('the guest is ready');
-    });
+    };
+    await withRelease(report, use, architecture);
   });
   return {
     kernel: join(entry, 'vmlinuz'),
     busybox: join(entry, 'busybox'),
-    vfioModules: VFIO_MODULES.map((name) => join(entry, `${name}.ko`)),
+    vfioModules: modules.map((name) => join(entry, `${name}.ko`)),
   };
 }
 
 /** Copies the VFIO modules of an unpacked kernel package to `directory`, uncompressed. */
-async function copyModules(unpacked: string, directory: string): Promise<void> {
+async function copyModules(unpacked: string, directory: string, wanted: readonly string[]): Promise<void> {
   const modules = join(unpacked, `${existsSync(join(unpacked, 'usr/lib/modules')) ? 'usr/' : ''}lib/modules`);
   const files = await readdir(modules, { recursive: true });
-  for (const name of VFIO_MODULES) {
+  for (const name of wanted) {
     const file = files.find((path) => path.endsWith(`/${name}.ko`) || path.endsWith(`/${name}.ko.xz`));
     if (file === undefined) throw new Error(`the cloud kernel has no module ${name}`);
     const path = join(modules, file);
@@ -137,12 +183,12 @@ async function copyModules(unpacked: string, directory: string): Promise<void> {
 }
 
 /** How to start the QEMU that was unpacked into `root`: by its own loader, libraries, firmware and modules. */
-function unpackedQemu(root: string): Pick<QemuInstallation, 'command' | 'environment'> {
+function unpackedQemu(root: string, program: string): Pick<QemuInstallation, 'command' | 'environment'> {
   const libraries = join(root, 'usr/lib/x86_64-linux-gnu');
   const command = [
     join(root, 'usr/lib64/ld-linux-x86-64.so.2'),
     ...['--library-path', `${libraries}:${join(libraries, 'pulseaudio')}`],
-    join(root, 'usr/bin/qemu-system-x86_64'),
+    join(root, 'usr/bin', program),
     ...['-L', join(root, 'usr/share/qemu'), '-L', join(root, 'usr/share/seabios')],
   ];
   return { command, environment: { QEMU_MODULE_DIR: join(libraries, 'qemu') } };
@@ -171,11 +217,14 @@ async function usableVersion(
 export async function withRelease(
   report: Report,
   use: (release: DebianRelease) => Promise<void>,
+  architecture = 'amd64',
 ): Promise<void> {
   if (!existsSync('/usr/bin/apt-get')) throw new Error('this machine has no apt to fetch packages with');
   const work = await mkdtemp(join(tmpdir(), 'devstate-apt-'));
   try {
-    await use(await DebianRelease.open(work, [RELEASE, BACKPORTS], report));
+    // A guest's kernel and busybox are the release's own.
+    const suites = architecture === 'amd64' ? [RELEASE, BACKPORTS] : [RELEASE];
+    await use(await DebianRelease.open(work, suites, report, architecture));
   } finally {
     await rm(work, { recursive: true, force: true });
   }

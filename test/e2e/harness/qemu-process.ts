@@ -33,6 +33,10 @@ export interface VfioUserDevice {
 }
 
 export interface QemuOptions {
+  /** As for QEMU's `-machine`. Default `q35`. */
+  readonly machine?: string;
+  /** The kernel's name of the serial console. Default `ttyS0`. */
+  readonly consoleName?: string;
   /** Guest RAM. Default 256. */
   readonly memoryMiB?: number;
   /** Whether RAM is a file that a device server can map (default), or QEMU's own. */
@@ -230,7 +234,7 @@ function qemuArguments(directory: string, options: QemuOptions): string[] {
   const monitor = (name: string) => ['-qmp', `unix:${join(directory, name)},server=on,wait=off`];
   const boot = options.boot;
   return [
-    ...['-accel', 'tcg', '-M', 'q35', '-m', size, '-nodefaults', '-display', 'none'],
+    ...['-accel', 'tcg', '-M', options.machine ?? 'q35', '-m', size, '-nodefaults', '-display', 'none'],
     ...(options.reboots === true ? [] : ['-no-reboot']),
     // What a device server maps must be a file that can be passed.
     ...(options.sharedMemory === false
@@ -248,12 +252,19 @@ function qemuArguments(directory: string, options: QemuOptions): string[] {
     ...(options.incoming ? ['-S', '-incoming', 'defer'] : options.paused ? ['-S'] : []),
     ...(boot === undefined
       ? []
-      : ['-kernel', boot.kernel, '-initrd', boot.initrd, '-append', kernelCommandLine(boot.append)]),
+      : [
+          '-kernel',
+          boot.kernel,
+          '-initrd',
+          boot.initrd,
+          '-append',
+          kernelCommandLine(boot.append, options.consoleName),
+        ]),
     ...(options.extra ?? []),
   ];
 }
 
-function kernelCommandLine(more = ''): string {
+function kernelCommandLine(more = '', consoleName = 'ttyS0'): string {
   // Without KVM a guest may see no timer tick for so long, on a busy machine, that Linux takes its timer for broken.
-  return `console=ttyS0 quiet panic=-1 no_timer_check ${more}`.trim();
+  return `console=${consoleName} quiet panic=-1 no_timer_check ${more}`.trim();
 }

@@ -5,6 +5,7 @@
  */
 import type { Test } from 'tap';
 import {
+  type GuestArchitecture,
   type GuestParts,
   obtainGuest,
   obtainQemu,
@@ -19,6 +20,17 @@ export function requireQemu(t: Test): Promise<QemuInstallation | undefined> {
 /** Kernel and busybox of a Linux guest, or `undefined` once `t` is skipped (or failed). */
 export function requireGuest(t: Test): Promise<GuestParts | undefined> {
   return orSkip(t, 'a Linux guest', obtainGuest);
+}
+
+/** QEMU and guest of another architecture, or `undefined` once `t` is skipped (or failed). */
+export async function requireForeign(
+  t: Test,
+  architecture: GuestArchitecture,
+): Promise<{ qemu: QemuInstallation; guest: GuestParts } | undefined> {
+  return orSkip(t, `${architecture} machine`, async () => ({
+    qemu: await obtainQemu(undefined, architecture),
+    guest: await obtainGuest(undefined, architecture),
+  }));
 }
 
 /** What `obtain` gives, or `undefined` once `t` is skipped (or failed) because there is no `what`. */

@@ -92,7 +92,7 @@ Writer* WriterOf(Arguments* args) {
 /// outputOpen(fd, limit) → number of a writer
 napi_value Open(napi_env env, napi_callback_info info) {
   Arguments args(env, info);
-  int fd = args.Int(0);
+  int fd = args.Fd(0);
   uint64_t limit = args.Size(1);
   if (args.failed()) return nullptr;
   std::lock_guard<std::mutex> lock(registryMutex);

@@ -83,7 +83,7 @@ export function printError(error: unknown): ExitCode {
 
 /** Says on stderr what happens although it may not be what was meant. */
 export function printWarning(message: string): void {
-  process.stderr.write(`warning: ${printable(message)}\n`);
+  writeStderr(`warning: ${printable(message)}\n`);
 }
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];

@@ -50,7 +50,11 @@ async function refused(t: Test, name: string, why: RegExp, written: Written = 'b
 async function lockElsewhere(t: Test, name: string, how: 'flock' | 'lockf'): Promise<void> {
   const code = `import fcntl,sys\nf=open(sys.argv[1],'r+')\nfcntl.${how}(f,fcntl.LOCK_EX)\nprint('locked',flush=True)\nsys.stdin.read()`;
   const holder = spawn('python3', ['-c', code, path(name)], { stdio: ['pipe', 'pipe', 'inherit'] });
-  t.teardown(() => holder.kill());
+  const gone = once(holder, 'exit');
+  t.teardown(async () => {
+    holder.kill('SIGKILL');
+    await gone;
+  });
   await once(holder.stdout, 'data');
 }
 

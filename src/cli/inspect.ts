@@ -13,7 +13,7 @@ import {
   withRereadable,
 } from '../operations/index.js';
 import { readProgress } from './byte-progress.js';
-import { outputOption } from './options.js';
+import { outputOption, parseSize } from './options.js';
 import { formatBytes, printJson, writeStdout } from './output.js';
 import { writeStderr } from './stderr.js';
 
@@ -25,6 +25,7 @@ interface InspectCommandOptions {
   hex?: boolean;
   path?: string;
   extract?: string;
+  limit?: number;
   output: 'text' | 'json';
 }
 
@@ -36,6 +37,7 @@ export function inspectCommand(): Command {
     .option('--hex', 'with the first bytes of every record and section: 4 KiB of each, 8 MiB in all')
     .option('--path <expr>', 'only what this JSONPath (RFC 9535) selects in the JSON, as JSON')
     .option('--extract <dir>', 'write what is found inside to files in this directory')
+    .option('--limit <size>', 'most bytes to decompress of a compressed file', parseSize)
     .addOption(outputOption())
     .action((path: string, options: InspectCommandOptions) =>
       options.hex === true
@@ -50,6 +52,7 @@ async function inspectInput(input: InputFile, options: InspectCommandOptions): P
   const progress = readProgress();
   const { inspection, extracted } = await inspectFile(input, {
     extractTo: options.extract,
+    limit: options.limit,
     progress: progress.update,
   }).finally(progress.end);
   const json = () => (bytes === undefined ? inspection : withHex(inspection, bytes));

@@ -1,64 +1,45 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
-/** The command line: one file per command, put together here. */
+/**
+ * Where the process begins. It imports nothing but what Node.js has built in, so that a process that cannot even load its
+ * modules (too many open files, an addon that is missing) says so in one line, like every other error.
+ */
 
-import './own-stderr.js';
+import { writeSync } from 'node:fs';
+import { constants } from 'node:os';
 
-import { Command, CommanderError } from 'commander';
-import { ExitCode } from '../errors.js';
-import { VERSION } from '../version.js';
-import { guardStdout, printError } from './output.js';
-
-/** As --help lists them. Only the one that is asked for is loaded: a server that is started anew has somebody waiting. */
-const commands: readonly (readonly [name: string, load: () => Promise<() => Command>])[] = [
-  ['serve', async () => (await import('./serve.js')).serveCommand],
-  ['run', async () => (await import('./run.js')).runCommand],
-  ['check', async () => (await import('./check.js')).checkCommand],
-  ['migrate', async () => (await import('./migrate.js')).migrateCommand],
-  ['upgrade', async () => (await import('./upgrade.js')).upgradeCommand],
-  ['recover', async () => (await import('./recover.js')).recoverCommand],
-  ['relay', async () => (await import('./relay.js')).relayCommand],
-  ['relay-switch', async () => (await import('./relay-switch.js')).relaySwitchCommand],
-  ['cpr', async () => (await import('./cpr.js')).cprCommand],
-  ['save', async () => (await import('./save.js')).saveCommand],
-  ['load', async () => (await import('./load.js')).loadCommand],
-  ['inspect', async () => (await import('./inspect.js')).inspectCommand],
-  ['verify', async () => (await import('./verify.js')).verifyCommand],
-  ['diff', async () => (await import('./diff.js')).diffCommand],
-  ['convert', async () => (await import('./convert.js')).convertCommand],
-  ['formats', async () => (await import('./formats.js')).formatsCommand],
-  ['wrap', async () => (await import('./wrap.js')).wrapCommand],
-  ['unwrap', async () => (await import('./wrap.js')).unwrapCommand],
-  ['vfio', async () => (await import('./vfio.js')).vfioCommand],
-];
-
-const program = new Command('devstate')
-  .description('Live migration and device state for vfio-user devices')
-  .version(`devstate ${VERSION}, vfio-user 0.2, envelope 1`)
-  .showHelpAfterError('(devstate COMMAND --help shows the options)')
-  .exitOverride();
-
-const asked = commands.filter(([name]) => name === process.argv[2]);
-for (const [, load] of asked.length > 0 ? asked : commands) program.addCommand((await load())());
-// Options of a subcommand are wrong in the same way as those of the program.
-for (const command of [...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
-  command.exitOverride();
+/** What an error that comes before everything else is called; those of ours have a code already. */
+function describe(error: unknown): string {
+  const { code = '', message = String(error), errno, path } = (error ?? {}) as NodeJS.ErrnoException;
+  if (code.startsWith('DEVSTATE_E_')) return `${message} [${code}]`;
+  if (code === 'EMFILE' || code === 'ENFILE') {
+    const limit =
+      code === 'EMFILE'
+        ? 'this process may open too few files (ulimit -n)'
+        : 'the system has too many files open';
+    return `cannot start devstate: ${limit}: raise the limit to 1024 or more [DEVSTATE_E_SYSTEM]`;
+  }
+  const known = errno !== undefined && Object.values(constants.errno).includes(-errno);
+  const what = known ? `${code}${path === undefined ? '' : ` at ${path}`}` : message.split('\n')[0];
+  return `cannot go on: ${what} [${known ? 'DEVSTATE_E_SYSTEM' : 'DEVSTATE_E_INTERNAL'}]`;
 }
 
-/**
- * Servers, which write nothing to stdout but by request. For them Node.js must not open it: it would make a pipe non-blocking
- * for every process that has it.
- */
-const SERVERS: ReadonlySet<string | undefined> = new Set(['serve', 'relay', 'run']);
+let loaded = false;
 
-// Whoever reads our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
-if (!SERVERS.has(process.argv[2])) guardStdout();
+function fail(error: unknown): never {
+  const stack = process.env.DEVSTATE_DEBUG !== undefined && error instanceof Error ? `${error.stack}\n` : '';
+  const text = `error: ${describe(error)}\n${stack}`;
+  // Once the program is loaded this is its own, which waits for nobody.
+  if (loaded) process.stderr.write(text);
+  else writeSync(2, text);
+  process.exit(1);
+}
 
+process.on('uncaughtException', fail);
 try {
-  await program.parseAsync();
+  const { main } = await import('./program.js');
+  loaded = true;
+  await main();
 } catch (error) {
-  if (error instanceof CommanderError) {
-    // commander has printed it; help and version are no errors.
-    process.exitCode = error.exitCode === 0 ? ExitCode.done : ExitCode.usage;
-  } else process.exitCode = printError(error);
+  fail(error);
 }

@@ -3,6 +3,7 @@
 
 import { asDevstateError, DevstateError, type ExitCode } from '../errors.js';
 import { printable } from '../formats/index.js';
+import { whySystem } from '../native/index.js';
 import { settleStderr, writeStderr } from './stderr.js';
 
 let guarded = false;
@@ -71,14 +72,25 @@ function wrap(text: string, columns: number): string[] {
 
 /** Says on stderr what went wrong. @returns the exit code for it */
 export function printError(error: unknown): ExitCode {
-  const { code, message, exitCode } = asDevstateError(error);
+  const { code, message, exitCode } = ofSystem(error) ?? asDevstateError(error);
   // It may quote what a file or a peer says.
   const lines = message.split('\n').map(printable);
   writeStderr(`error: ${lines.join('\n')} [${code}]\n`);
   if (code === 'DEVSTATE_E_INTERNAL' && error instanceof Error && error.stack !== undefined) {
-    writeStderr(`${error.stack}\n`);
+    const debug = process.env.DEVSTATE_DEBUG !== undefined;
+    const advice = 'this is a fault of devstate; set DEVSTATE_DEBUG=1 to see where, and report it';
+    writeStderr(debug ? `${error.stack}\n` : `${advice}\n`);
   }
   return exitCode;
+}
+
+/** A system call that failed where nobody expected it to: not a fault of ours. */
+function ofSystem(error: unknown): DevstateError | undefined {
+  if (!(error instanceof Error) || error instanceof DevstateError) return undefined;
+  const { syscall, path, errno } = error as NodeJS.ErrnoException;
+  if (syscall === undefined || errno === undefined) return undefined;
+  const what = path === undefined ? syscall : `${syscall} ${path}`;
+  return new DevstateError('DEVSTATE_E_SYSTEM', `cannot ${what}: ${whySystem(error)}`, { cause: error });
 }
 
 /** Says on stderr what happens although it may not be what was meant. */

@@ -26,7 +26,7 @@ export {
 export type { FieldMap, FieldValue } from './fields.js';
 export type * from './foreign/content.js';
 export { detectContent, FOREIGN_KINDS, probeLengthOf } from './foreign/index.js';
-export { envelopeKind } from './inspection/envelope-kind.js';
+export { envelopeKind, reportOf } from './inspection/envelope-kind.js';
 export { type InspectOptions, inspect } from './inspection/inspect.js';
 export { printable } from './inspection/lines.js';
 export { type RenderOptions, renderInspection } from './inspection/render.js';

@@ -11,10 +11,12 @@ import {
   type FieldValue,
   findPath,
   inspect,
+  SIGNATURE_LENGTH,
   type Uuid,
 } from '../formats/index.js';
 import { PRODUCER } from '../version.js';
 import type { InputFile } from './files/input.js';
+import { whatItIs } from './files/wrong-file.js';
 
 /** A field, or a whole record, that is not the same. */
 export interface Difference {
@@ -67,12 +69,15 @@ export async function diffFiles(a: InputFile, b: InputFile): Promise<DiffResult>
 async function inspectBlob(input: InputFile, way: readonly Converter[] = []): Promise<EnvelopeInspection> {
   const chunks = way.length === 0 ? input.chunks() : converted(input, way);
   const found = await inspect(chunks, { formats: formatDescriptions });
-  if (found.error !== null) {
+  if (found.error !== null && found.kind !== 'content') {
     const { code, message } = found.error;
+    const what = whatItIs(input.head(SIGNATURE_LENGTH), code);
+    if (what !== undefined) throw new DevstateError(code as DevstateError['code'], `${input.path} ${what}`);
     throw new DevstateError(code as DevstateError['code'], `${input.path}: ${message}`);
   }
   if (found.kind === 'envelope') return found;
-  throw new DevstateError('DEVSTATE_E_ENVELOPE_MAGIC', `${input.path} is no device-state blob`);
+  const what = whatItIs(input.head(SIGNATURE_LENGTH), 'DEVSTATE_E_ENVELOPE_MAGIC') ?? 'is no device state';
+  throw new DevstateError('DEVSTATE_E_ENVELOPE_MAGIC', `${input.path} ${what}`);
 }
 
 async function* converted(input: InputFile, way: readonly Converter[]): AsyncGenerator<Uint8Array> {

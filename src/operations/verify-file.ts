@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Whether a blob is intact and complete. */
 
-import { EnvelopeDecoder, EnvelopeError, findFormat, formatVersionText } from '../formats/index.js';
+import {
+  EnvelopeDecoder,
+  EnvelopeError,
+  findFormat,
+  formatVersionText,
+  SIGNATURE_LENGTH,
+} from '../formats/index.js';
 import type { InputFile, ReadProgress } from './files/input.js';
+import { whatItIs } from './files/wrong-file.js';
 
 export interface VerifyResult {
   /** Every byte is as it was written, and none is missing. */
@@ -26,7 +33,7 @@ export interface VerifyResult {
 
 /** Knows no format: it checks what the envelope vouches for. @throws DEVSTATE_E_INPUT */
 export async function verifyFile(
-  input: Pick<InputFile, 'chunks'>,
+  input: Pick<InputFile, 'chunks'> & Partial<Pick<InputFile, 'head'>>,
   progress?: ReadProgress,
 ): Promise<VerifyResult> {
   const found = { size: 0, records: 0, format: null as string | null, digest: null as string | null };
@@ -50,7 +57,9 @@ export async function verifyFile(
     return { intact: true, ...found, error: null };
   } catch (error) {
     if (!(error instanceof EnvelopeError)) throw error;
-    const { code, message, offset = null, record = null } = error;
+    const { code, offset = null, record = null } = error;
+    const what = input.head === undefined ? undefined : whatItIs(input.head(SIGNATURE_LENGTH), code);
+    const message = what === undefined ? error.message : `it ${what}`;
     return { intact: false, ...found, error: { code, message, offset, record } };
   }
 }

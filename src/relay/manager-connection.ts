@@ -163,7 +163,8 @@ export class ManagerConnection implements Origin {
   #refuse(request: Message, error: unknown): void {
     if (!(error instanceof RequestError)) throw error;
     this.#lastError = error.message;
-    this.#options.log('warn', `${commandName(messageCommand(request.view))} of a manager: ${error.message}`);
+    // It gets the words in answer, and tries what it need not succeed with.
+    this.#options.log('info', `${commandName(messageCommand(request.view))} of a manager: ${error.message}`);
     this.#reply(request, error.errno);
   }
 

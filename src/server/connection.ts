@@ -372,7 +372,9 @@ export class Connection implements ServerContext {
     let errno = 0;
     if (error !== undefined) {
       errno = error instanceof RequestError ? error.errno : Errno.EIO;
-      const level = error instanceof RequestError ? 'warn' : 'error';
+      // A manager gets the words in answer, and tries what it need not succeed with.
+      const refusal = this.role === 'manager' ? 'info' : 'warn';
+      const level = error instanceof RequestError ? refusal : 'error';
       this.lastError = error instanceof Error ? error.message : String(error);
       this.#options.log(level, `${commandName(command)}: ${this.lastError}`);
     }

@@ -20,7 +20,7 @@ import {
 import type { DeviceFiles, DeviceImage } from '../../device/device.js';
 import { DevstateError, type ErrorCode } from '../../errors.js';
 import { type BundleEntry, FdKind } from '../../handoff/index.js';
-import { check, Errno, LockType, native } from '../../native/index.js';
+import { check, Errno, errnoText, LockType, native, whySystem } from '../../native/index.js';
 import { Fd } from '../../transport/index.js';
 import { type ClearMode, RangeClearing } from './range-clearing.js';
 
@@ -429,7 +429,7 @@ function openImage(options: ImageOptions): number {
   try {
     return openSync(options.path, flags, 0o600);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
+    const { code } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT' && !create) {
       throw imageError(
         'DEVSTATE_E_IMAGE_MISSING',
@@ -441,7 +441,7 @@ function openImage(options: ImageOptions): number {
     }
     throw imageError(
       'DEVSTATE_E_IMAGE_OPEN',
-      `cannot open ${options.path} for reading and writing: ${message}`,
+      `cannot open ${options.path} for reading and writing: ${whySystem(error)}`,
       error,
     );
   }
@@ -462,7 +462,7 @@ function imageError(code: ErrorCode, message: string, cause?: unknown): Devstate
 }
 
 function systemError(what: string, errno: number, cause?: unknown): DevstateError {
-  return new DevstateError('DEVSTATE_E_SYSTEM', `cannot ${what}: errno ${Math.abs(errno)}`, {
+  return new DevstateError('DEVSTATE_E_SYSTEM', `cannot ${what}: ${errnoText(errno)}`, {
     errno: Math.abs(errno),
     cause,
   });

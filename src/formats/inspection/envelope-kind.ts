@@ -6,7 +6,7 @@ import { HEADER_INVARIANT_LENGTH, padded, RECORD_HEADER_LENGTH } from '../envelo
 import type { FieldMap, FieldValue } from '../fields.js';
 import type { ContentKind, ContentReport, ContentSection } from '../foreign/content.js';
 import { EnvelopeReader } from './envelope-reader.js';
-import type { EnvelopeInspection, FormatDescription, UnknownInspection } from './types.js';
+import type { EnvelopeInspection, FormatDescription, Inspection, UnknownInspection } from './types.js';
 
 /** Records listed of one: there may be many of them within a stream. */
 const LISTED = 1000;
@@ -25,6 +25,13 @@ export function envelopeKind(formats: readonly FormatDescription[]): ContentKind
       };
     },
   };
+}
+
+/** An inspection as what is found within something else, and what to call it. */
+export function reportOf(found: Inspection): { title: string; report: ContentReport | null } {
+  if (found.kind === 'content') return { title: found.title, report: found.content };
+  if (found.kind === 'unknown') return { title: 'unknown content', report: null };
+  return { title: 'devstate blob', report: report(found, 0) };
 }
 
 function report(found: EnvelopeInspection | UnknownInspection, start: number): ContentReport {

@@ -8,6 +8,8 @@ import { hasMagic } from '../envelope/header.js';
 import { HEADER_INVARIANT_LENGTH } from '../envelope/layout.js';
 import type { ContentFile, ContentKind, ContentReader, Extraction } from '../foreign/content.js';
 import { detectContent, probeLengthOf } from '../foreign/index.js';
+import { FIRST_BYTES, hex } from '../foreign/text.js';
+import { type Recognised, recognise, SIGNATURE_LENGTH } from '../signatures/index.js';
 import { envelopeKind } from './envelope-kind.js';
 import { EnvelopeReader } from './envelope-reader.js';
 import type { FormatDescription, Inspection } from './types.js';
@@ -53,7 +55,11 @@ class InputReader implements Reading {
 
   constructor(options: InspectOptions) {
     this.#options = options;
-    this.#probeLength = Math.max(HEADER_INVARIANT_LENGTH, probeLengthOf(options.kinds ?? []));
+    this.#probeLength = Math.max(
+      HEADER_INVARIANT_LENGTH,
+      SIGNATURE_LENGTH,
+      probeLengthOf(options.kinds ?? []),
+    );
   }
 
   push(chunk: Uint8Array): void {
@@ -75,13 +81,23 @@ class InputReader implements Reading {
     const kind = hasMagic(probe) ? undefined : detectContent(probe, kinds);
     // Content that is not ours may hold blobs that are.
     const within = [envelopeKind(formats), ...kinds];
+    const foreign = kind === undefined && !hasMagic(probe) ? recognise(probe, file) : undefined;
+    // A word may as well be the beginning of anything.
+    const isWord = foreign?.signature.name === 'text' && probe.length < HEADER_INVARIANT_LENGTH;
+    const recognised = isWord ? undefined : foreign;
     this.#reading =
-      kind === undefined
-        ? new EnvelopeReader({ ...this.#options, kinds: within })
-        : contentReading(kind, kind.prepare !== undefined && file !== undefined ? kind.prepare(file) : kind, {
-            kinds: within,
-            ...(extraction === undefined ? {} : { extraction }),
-          });
+      recognised !== undefined
+        ? recognisedReading(recognised, probe)
+        : kind === undefined
+          ? new EnvelopeReader({ ...this.#options, kinds: within })
+          : contentReading(
+              kind,
+              kind.prepare !== undefined && file !== undefined ? kind.prepare(file) : kind,
+              {
+                kinds: within,
+                ...(extraction === undefined ? {} : { extraction }),
+              },
+            );
     this.#reading.push(probe);
     return this.#reading;
   }
@@ -107,4 +123,34 @@ function contentReading(
       };
     },
   };
+}
+
+/** What a file is that holds no state: nothing behind its first bytes is looked into. */
+function recognisedReading({ signature, fields }: Recognised, probe: Uint8Array): Reading {
+  const { name, title, group } = signature;
+  const first = hex(probe.subarray(0, FIRST_BYTES));
+  let size = 0;
+  return {
+    push: (chunk) => {
+      size += chunk.length;
+    },
+    finish: () => {
+      const section = {
+        name: null,
+        offset: 0,
+        size,
+        fields: {},
+        first,
+        sections: [],
+        extract: null,
+        content: null,
+      };
+      const content = { kind: name, size, fields, sections: [section], error: null };
+      return { kind: 'content', size, title: withoutArticle(title), recognised: group, content, error: null };
+    },
+  };
+}
+
+function withoutArticle(title: string): string {
+  return title.replace(/^(an?|the) /, '');
 }

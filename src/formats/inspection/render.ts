@@ -3,11 +3,11 @@
 
 import { RECORD_HEADER_LENGTH } from '../envelope/layout.js';
 import type { FieldMap } from '../fields.js';
-import type { ContentReport } from '../foreign/content.js';
 import { HEX_LENGTH, hexLines } from './hex-dump.js';
 import { bytesText, clip, fieldLines, pair, printable, spaced, wrapped } from './lines.js';
 import { sectionLines } from './render-sections.js';
 import type {
+  ContentInspection,
   EnvelopeInspection,
   Inspection,
   InspectionError,
@@ -28,16 +28,25 @@ const RECORD_ROWS = 200;
 /** Lines of text, each ended by a line feed. */
 export function renderInspection(value: Inspection, options: RenderOptions = {}): string {
   // What has no checksum can only be followed to its end.
-  const sound = value.kind === 'content' ? 'complete, as far as its structure tells' : 'intact and complete';
+  const sound = soundness(value);
   const verdict = value.error === null ? [pair('Status', sound)] : errorLines(value.error);
   return [...inspectionLines(value, options), ...verdict].map((line) => `${clip(line)}\n`).join('');
+}
+
+function soundness(value: Inspection): string {
+  if (value.kind !== 'content') return 'intact and complete';
+  return value.recognised === undefined
+    ? 'complete, as far as its structure tells'
+    : 'recognised by its first bytes; it holds no device state';
 }
 
 function inspectionLines(value: Inspection, options: RenderOptions): string[] {
   if (value.kind === 'envelope') {
     return [...envelopeLines(value), ...recordLines(value, options), ...opaqueLines(value.opaque, options)];
   }
-  if (value.kind === 'content') return contentLines(value.title, value.content, options);
+  if (value.kind === 'content') {
+    return contentLines(value, options);
+  }
   return [
     pair('Format', 'unknown'),
     pair('Size', bytesText(value.size)),
@@ -66,8 +75,13 @@ function envelopeLines(value: EnvelopeInspection): string[] {
   ];
 }
 
-function contentLines(title: string, content: ContentReport, options: RenderOptions): string[] {
-  const fields = options.fields === true ? fieldLines(content.fields, pair('', '')) : [];
+/** Kinds of which the fields are few, and say what the file is. */
+const SUMMED_UP: readonly string[] = ['libvirt-save'];
+
+function contentLines({ title, recognised, content }: ContentInspection, options: RenderOptions): string[] {
+  // Of what is only recognised there is nothing but these.
+  const shown = options.fields === true || recognised !== undefined || SUMMED_UP.includes(content.kind);
+  const fields = shown ? fieldLines(content.fields, pair('', '')) : [];
   return [
     pair('Format', title),
     ...fields,

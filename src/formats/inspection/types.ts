@@ -5,6 +5,7 @@ import type { FieldMap } from '../fields.js';
 import type { ContentReport } from '../foreign/content.js';
 import type { ParameterValue } from '../model.js';
 import type { RegisteredFormat } from '../registry.js';
+import type { SignatureGroup } from '../signatures/index.js';
 import type { Uuid } from '../uuid.js';
 
 /** How a format explains its records to people. */
@@ -104,6 +105,8 @@ export interface ContentInspection {
   size: number;
   /** What it is, for people: `QEMU migration stream`. */
   title: string;
+  /** What it is for, if it is no state and only its first bytes were looked at. */
+  recognised?: SignatureGroup;
   content: ContentReport;
   error: InspectionError | null;
 }

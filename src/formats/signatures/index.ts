@@ -59,7 +59,10 @@ export function nextStepWith({ group }: Signature): string {
 }
 
 /** What a file is, for a sentence: `a qcow2 disk image (version 3)`, `a QEMU migration stream`; undefined if nobody knows. */
-export function saysWhat(head: Uint8Array, kinds: readonly ContentKind[]): string | undefined {
+export function saysWhat(
+  head: Uint8Array,
+  kinds: readonly Pick<ContentKind, 'title' | 'probeLength' | 'matches'>[],
+): string | undefined {
   const kind = kinds.find((one) => one.matches(head.subarray(0, one.probeLength)));
   if (kind !== undefined) return `${/^[AEIOU]/.test(kind.title) ? 'an' : 'a'} ${kind.title}`;
   const found = recognise(head);

@@ -8,7 +8,10 @@ import { DevstateError } from '../../errors.js';
 import type { ContentFile } from '../../formats/index.js';
 import { whySystem } from '../../native/index.js';
 import { openScratch } from './new-file.js';
+import { explained } from './wrong-file.js';
 
+/** Bytes kept of the beginning of a pipe. */
+const HEAD_LENGTH = 128 * 1024;
 /** Bytes read at a time. */
 const READ_LENGTH = 1024 * 1024;
 
@@ -22,6 +25,8 @@ export class InputFile {
   readonly #handle: FileHandle | undefined;
   /** Bytes; undefined of what has no length: a pipe, stdin. */
   readonly size: number | undefined;
+  /** Of a pipe: its first bytes, kept. */
+  #head: Uint8Array = new Uint8Array(0);
 
   private constructor(path: string, handle: FileHandle | undefined, size: number | undefined) {
     this.path = path;
@@ -61,6 +66,11 @@ export class InputFile {
     }
   }
 
+  /** The first bytes: of a pipe as far as its first piece has them, once that was read. @throws DEVSTATE_E_INPUT */
+  head(length: number): Uint8Array {
+    return this.size === undefined ? this.#head.subarray(0, length) : this.bytesAt(0, length);
+  }
+
   /** The file for those who look at its end before its beginning; undefined of what has no length. */
   get content(): ContentFile | undefined {
     const { size } = this;
@@ -89,6 +99,7 @@ export class InputFile {
   async *chunks(progress?: ReadProgress): AsyncGenerator<Uint8Array> {
     let done = 0;
     for await (const chunk of this.#handle === undefined ? stdinPieces() : this.#pieces(this.#handle)) {
+      if (done === 0 && this.size === undefined) this.#head = new Uint8Array(chunk.subarray(0, HEAD_LENGTH));
       yield chunk;
       done += chunk.length;
       progress?.(done, this.size);
@@ -135,6 +146,8 @@ export async function withInput<T>(path: string, work: (input: InputFile) => Pro
   const input = await InputFile.open(path);
   try {
     return await work(input);
+  } catch (error) {
+    throw explained(error, input);
   } finally {
     await input.close();
   }

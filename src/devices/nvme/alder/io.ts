@@ -203,7 +203,7 @@ export class IoCommands {
       (error: unknown) => {
         if (!(error instanceof DevstateError)) return engine.completeError(command, error);
         health.counters.mediaErrors = counted(health.counters.mediaErrors);
-        host.log('error', `${error.message} (${error.code})`);
+        host.log('error', `a command of the guest has failed: ${error.message} (${error.code})`);
         engine.complete(command, ioStatus);
       },
     );

@@ -268,7 +268,7 @@ function later(birch: Birch, slot: number, work: Promise<number>, ioStatus: numb
 function failure(birch: Birch, error: unknown, ioStatus: number): number {
   if (!(error instanceof DevstateError)) return statusOf(birch.host, error);
   birch.image.count(HealthCounter.MEDIA_ERRORS);
-  birch.host.log('error', `${error.message} (${error.code})`);
+  birch.host.log('error', `a command of the guest has failed: ${error.message} (${error.code})`);
   return ioStatus;
 }
 

@@ -30,6 +30,7 @@ export class PauseControl {
   readonly #run: Run;
   readonly #growth = new Map<RunDevice, Growth>();
   #plan: PausePlan;
+  #expected: ExpectedPause | undefined;
   #qemuMs: number;
   #logMs = 0;
   #lookMs = LOOK_MS;
@@ -63,7 +64,8 @@ export class PauseControl {
     await this.#collect();
     for (const device of devices) {
       device.dirty.clear();
-      this.#growth.delete(device);
+      const { bytesPerMs = 0 } = this.#growth.get(device) ?? {};
+      this.#growth.set(device, { pages: 0, at: performance.now(), bytesPerMs });
     }
   }
 
@@ -86,7 +88,11 @@ export class PauseControl {
   }
 
   /** What the pause is expected to be, as of the last look. */
-  get expected(): ExpectedPause {
+  get expected(): ExpectedPause | undefined {
+    return this.#expected;
+  }
+
+  #expect(): ExpectedPause {
     const { fixedMs, pagesMs, qemuMs, totalMs } = this.#plan;
     const perSecond = (bytesPerMs: number): number => Math.round(bytesPerMs * 1000);
     const { devices } = this.#run;
@@ -145,6 +151,7 @@ export class PauseControl {
     }
     // One that cannot is none to count on.
     if (switched.some(({ byMessage }) => !byMessage)) await this.#decide();
+    this.#expected = this.#expect();
   }
 }
 

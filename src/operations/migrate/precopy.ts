@@ -69,7 +69,7 @@ async function reportProgress(run: Run, pause: PauseControl): Promise<void> {
     ramTotal: ram.totalBytes,
     ramTransferred: ram.transferredBytes,
     bitsPerSecond: ram.megabitsPerSecond * 1e6,
-    expectedPauseMs: pause.expected.totalMs,
+    ...(pause.expected === undefined ? {} : { expectedPauseMs: pause.expected.totalMs }),
     deviceBytes: run.devices.reduce((sum, { precopyBytes }) => sum + precopyBytes, 0),
   });
 }

@@ -260,6 +260,6 @@ t.test('a QEMU that cannot be replaced is refused with every reason', async (t) 
   await t.rejects(refused, {
     code: 'DEVSTATE_E_INCOMPATIBLE',
     message:
-      /aux-ram-share=on.*device disk1 too: --device disk1,server=PATH.*device other: QEMU has no PCI device/,
+      /aux-ram-share=on.*device disk1, which is not named: .*--device disk1,server=PATH.*device other: QEMU has no PCI device/,
   });
 });

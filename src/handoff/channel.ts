@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** One end of a handoff's socket: messages one after the other, with the fds they brought. */
+/**
+ * One end of a handoff's socket: messages one after the other, with the fds they brought. While one waits to be taken,
+ * nothing more is received: what a peer sends ahead stays in its own memory and fds.
+ */
 
 import { DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
@@ -24,6 +27,17 @@ export interface ReceivedMessage {
   readonly fds: Fd[];
 }
 
+/** Longest request or answer: what comes before anything is handed over. */
+export const MAX_REQUEST_MESSAGE = 64 * 1024;
+
+/** What a channel takes. */
+export interface ChannelOptions {
+  /** Users whose processes may be at the other end, besides this one's. */
+  readonly peers?: readonly number[] | 'any';
+  /** Most bytes of a message until {@link Channel.expectHandoff}. Default: those of a handoff. */
+  readonly maxMessageLength?: number;
+}
+
 interface Waiter {
   resolve(message: ReceivedMessage): void;
   reject(error: Error): void;
@@ -38,6 +52,9 @@ export interface Refusal {
 export class Channel {
   /** Pid of the other process when it connected or listened. */
   readonly peerPid: number;
+  /** Its user. */
+  readonly peerUid: number;
+  readonly #limits: { maxMessageLength: number; readonly maxFds: number; readonly maxQueuedBytes: number };
   readonly #socket: MessageSocket;
   readonly #arrived: ReceivedMessage[] = [];
   #waiter: Waiter | undefined;
@@ -47,19 +64,19 @@ export class Channel {
    * Takes a connected socket. @throws DEVSTATE_E_HANDOFF_PEER, and closes it, when the process at its other end is
    * another user's than this one and `peers`: what is handed over is control of a VM's device
    */
-  constructor(fd: Fd, peers: readonly number[] | 'any' = []) {
-    this.#socket = new MessageSocket(
-      fd,
-      handoffFraming,
-      {
-        maxMessageLength: MAX_HANDOFF_MESSAGE,
-        maxFds: MAX_MESSAGE_FDS,
-        maxQueuedBytes: 2 * MAX_HANDOFF_MESSAGE,
-      },
-      { message: (frame) => this.#message(frame), closed: (error) => this.#closed(error) },
-    );
+  constructor(fd: Fd, { peers = [], maxMessageLength = MAX_HANDOFF_MESSAGE }: ChannelOptions = {}) {
+    this.#limits = {
+      maxMessageLength,
+      maxFds: MAX_MESSAGE_FDS,
+      maxQueuedBytes: 2 * MAX_HANDOFF_MESSAGE,
+    };
+    this.#socket = new MessageSocket(fd, handoffFraming, this.#limits, {
+      message: (frame) => this.#message(frame),
+      closed: (error) => this.#closed(error),
+    });
     const { uid, pid } = this.#socket.peerCredentials;
     this.peerPid = pid;
+    this.peerUid = uid;
     if (uid === process.getuid?.() || peers === 'any' || peers.includes(uid)) return;
     this.#socket.close();
     const message = `the other process runs as user ${uid}, this one as ${process.getuid?.()}: run both as the same`;
@@ -79,8 +96,15 @@ export class Channel {
     const message = { type, payload, fds: frame.fds.map((fd) => fd.take()) };
     const waiter = this.#waiter;
     this.#waiter = undefined;
-    if (waiter === undefined) this.#arrived.push(message);
-    else waiter.resolve(message);
+    if (waiter === undefined) {
+      this.#arrived.push(message);
+      this.#socket.pause();
+    } else waiter.resolve(message);
+  }
+
+  /** A handoff begins: its messages may be as long as they need to be. */
+  expectHandoff(): void {
+    this.#limits.maxMessageLength = MAX_HANDOFF_MESSAGE;
   }
 
   #closed(error: DevstateError | undefined): void {
@@ -103,7 +127,10 @@ export class Channel {
   /** Whatever comes next. @throws DEVSTATE_E_CONNECTION_CLOSED when nothing does */
   next(): Promise<ReceivedMessage> {
     const message = this.#arrived.shift();
-    if (message !== undefined) return Promise.resolve(message);
+    if (message !== undefined) {
+      if (this.#arrived.length === 0) this.#socket.resume();
+      return Promise.resolve(message);
+    }
     if (this.#end !== undefined) return Promise.reject(this.#end);
     return new Promise((resolve, reject) => {
       this.#waiter = { resolve, reject };
@@ -139,5 +166,11 @@ export class Channel {
   end(): void {
     for (const { fds } of this.#arrived.splice(0)) closeAll(fds);
     this.#socket.end();
+  }
+
+  /** Closes at once, whether or not the other end has read what was sent. */
+  abort(): void {
+    for (const { fds } of this.#arrived.splice(0)) closeAll(fds);
+    this.#socket.close();
   }
 }

@@ -98,7 +98,7 @@ class Handoff {
 
   async run(fd: Fd): Promise<GiveReport> {
     try {
-      const channel = new Channel(fd, this.#options.peers);
+      const channel = new Channel(fd, { peers: this.#options.peers ?? [] });
       this.#channel = channel;
       await this.#steps(channel);
       return this.#reportOf(channel, false);

@@ -3,7 +3,7 @@
 
 export { AdoptedSockets, SocketName } from './adopted-sockets.js';
 export { Bundle, type BundleEntry } from './bundle.js';
-export { Channel, type ReceivedMessage } from './channel.js';
+export { Channel, type ChannelOptions, MAX_REQUEST_MESSAGE, type ReceivedMessage } from './channel.js';
 export { collectYoungGarbage } from './collect-garbage.js';
 export {
   type HandoffReport,
@@ -36,6 +36,7 @@ export {
   encodeTransferred,
   HANDOFF_VERSION,
   HandoffMessage,
+  malformed,
 } from './protocol.js';
 export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
 export { REHEARSALS, rehearseHandoff } from './rehearsal.js';

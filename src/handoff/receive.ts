@@ -77,7 +77,8 @@ export async function receive(
   let adopted: Adopted;
   let lease: Lease;
   try {
-    channel = connection instanceof Channel ? connection : new Channel(connection, options.peers);
+    channel =
+      connection instanceof Channel ? connection : new Channel(connection, { peers: options.peers ?? [] });
     ({ adopted, lease } = await takeOver(channel, receiver, clock));
   } catch (error) {
     const failure = new HandoffError(clock.phase, error, 'nothing was taken over');

@@ -72,7 +72,7 @@ export class Unpacker {
     }
     const fd = bundle.take(MESSAGES, FdKind.SEALED);
     try {
-      const chunks = [...readSealed(fd, MAX_MESSAGES_LENGTH)].map((chunk) => chunk.slice());
+      const chunks = Array.from(readSealed(fd, MAX_MESSAGES_LENGTH), (chunk) => chunk.slice());
       this.#bytes = Buffer.concat(chunks);
     } finally {
       fd.close();

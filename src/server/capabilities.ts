@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The server's side of the VERSION negotiation (specification, "Version Negotiation"). Pure. */
 
+import { peerFds, systemLimits } from '../native/index.js';
 import {
   type Capabilities,
   DEFAULT_MAX_DATA_XFER_SIZE,
@@ -19,6 +20,20 @@ export const MAX_DATA_XFER_SIZE = DEFAULT_MAX_DATA_XFER_SIZE;
 /** Longest message that we take: the largest transfer and the longest fixed part before it. */
 export const MAX_MESSAGE_LENGTH = MAX_DATA_XFER_SIZE + 4096;
 
+/** Mappings that are enough for as many ranges as the protocol has: those of one file share them. */
+const ENOUGH_RANGES = 16_384;
+
+/** Most DMA ranges that this process can have. */
+export function maxDmaMaps(): number {
+  const { ranges } = systemLimits();
+  return ranges >= ENOUGH_RANGES ? DEFAULT_MAX_DMA_MAPS : ranges;
+}
+
+/** Most fds of one message that this process can take: a quarter of those that peers may have it hold. */
+export function maxMessageFds(): number {
+  return Math.max(1, Math.min(MAX_MESSAGE_FDS, Math.floor(peerFds() / 4)));
+}
+
 /** What we answer to a client's proposal. @throws RequestError EINVAL when there is no common version */
 export function negotiate(proposal: Version, offer: { twinSocket: boolean }): Version {
   if (proposal.major !== PROTOCOL_MAJOR) {
@@ -28,9 +43,9 @@ export function negotiate(proposal: Version, offer: { twinSocket: boolean }): Ve
     );
   }
   const capabilities: Capabilities = {
-    maxMsgFds: MAX_MESSAGE_FDS,
+    maxMsgFds: maxMessageFds(),
     maxDataXferSize: MAX_DATA_XFER_SIZE,
-    maxDmaMaps: Math.min(proposal.capabilities.maxDmaMaps, DEFAULT_MAX_DMA_MAPS),
+    maxDmaMaps: Math.min(proposal.capabilities.maxDmaMaps, maxDmaMaps()),
     pageSizes: 4096,
     writeMultiple: proposal.capabilities.writeMultiple,
     twinSocket: offer.twinSocket && proposal.capabilities.twinSocket,

@@ -40,6 +40,7 @@ import {
   type Version,
   vfioUserFraming,
 } from '../wire/index.js';
+import { MAX_BACKLOG_BYTES, MAX_BACKLOG_FDS, MAX_BACKLOG_MESSAGES } from './backlog-bundle.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH, negotiate } from './capabilities.js';
 import type {
   CommandHandler,
@@ -59,10 +60,6 @@ import type { DmaPeer, MigrationPort, ServedDevice } from './served-device.js';
 
 /** A client that does not agree on a version within this time is sent away, so that it does not keep others out. */
 export const VERSION_TIMEOUT_MS = 5000;
-/** Most that a client may send ahead while one of its commands is being carried out. */
-const MAX_BACKLOG_MESSAGES = 4096;
-const MAX_BACKLOG_BYTES = 16 * 1024 * 1024;
-
 /** Parts of a reply that are sent as they are; the addon gathers at most 64. */
 const MAX_PARTS = 32;
 
@@ -137,6 +134,7 @@ export class Connection implements ServerContext {
   readonly #commands: ReadonlyMap<number, CommandHandler>;
   readonly #backlog: Waiting[] = [];
   #backlogBytes = 0;
+  #backlogFds = 0;
   #busy = false;
   /** Commands wait, because the device is about to be another process's. */
   #held = false;
@@ -276,7 +274,12 @@ export class Connection implements ServerContext {
   #wait(bytes: Uint8Array, fds: Fd[]): void {
     this.#backlog.push({ bytes, fds });
     this.#backlogBytes += bytes.length;
-    if (this.#backlog.length > MAX_BACKLOG_MESSAGES || this.#backlogBytes > MAX_BACKLOG_BYTES) {
+    this.#backlogFds += fds.length;
+    if (
+      this.#backlog.length > MAX_BACKLOG_MESSAGES ||
+      this.#backlogBytes > MAX_BACKLOG_BYTES ||
+      this.#backlogFds > MAX_BACKLOG_FDS
+    ) {
       throw new DevstateError(
         'DEVSTATE_E_PROTOCOL',
         'the client sends commands faster than they can be carried out',
@@ -343,6 +346,7 @@ export class Connection implements ServerContext {
       const waiting = this.#backlog.shift();
       if (waiting === undefined) return;
       this.#backlogBytes -= waiting.bytes.length;
+      this.#backlogFds -= waiting.fds.length;
       const { bytes, fds } = waiting;
       this.#dispatch(new DataView(bytes.buffer), bytes, bytes.length, fds);
       closeAll(fds);

@@ -18,6 +18,7 @@ import {
   rehearseHandoff,
 } from '../handoff/index.js';
 import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
+import { packBacklog } from './backlog-bundle.js';
 import type { Connection, FrozenConnection } from './connection.js';
 import { FdName, type HandoffOffer, type HandoffRequest, type ServerDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
@@ -124,9 +125,6 @@ class ServerGiver implements Giver {
   #captureConnection(frozen: FrozenConnection | undefined): ServerDocument['vmm'] {
     if (frozen === undefined) return null;
     const { negotiated, peer, dma, backlog } = frozen;
-    let passengers = 0;
-    for (const fd of backlog.flatMap(({ fds }) => fds))
-      this.#add(FdKind.PASSENGER, FdName.passenger(passengers++), fd.duplicate());
     return {
       negotiated,
       peer,
@@ -138,10 +136,7 @@ class ServerGiver implements Giver {
               width: dma.terms.width ?? null,
               twin: dma.twin !== undefined,
             },
-      backlog: backlog.map(({ bytes, fds }) => ({
-        bytes: Buffer.from(bytes).toString('base64'),
-        fds: fds.length,
-      })),
+      backlog: packBacklog(backlog, (kind, name, fd) => this.#add(kind, name, fd)),
     };
   }
 

@@ -4,6 +4,7 @@
 import { z } from 'zod';
 import { phaseTimes, SocketName } from '../handoff/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
+import { backlogSchema } from './backlog-bundle.js';
 
 const unsigned = z.number().int().nonnegative();
 
@@ -42,8 +43,8 @@ export const serverDocument = z.object({
           twin: z.boolean(),
         })
         .nullable(),
-      /** Messages that were received and not carried out: base64, and how many fds each brought. */
-      backlog: z.array(z.object({ bytes: z.string(), fds: unsigned })),
+      /** Messages that were received and not carried out. */
+      backlog: backlogSchema,
     })
     .nullable(),
   /** Clients that wait for the VMM's place. */
@@ -60,5 +61,4 @@ export type ServerDocument = z.infer<typeof serverDocument>;
 export const FdName = {
   ...SocketName,
   twin: 'vmm:twin',
-  passenger: (index: number): string => `backlog:${index}`,
 } as const;

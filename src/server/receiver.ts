@@ -16,6 +16,7 @@ import {
 } from '../handoff/index.js';
 import { closeAll, type Fd, type Listener, socketPair } from '../transport/index.js';
 import { defaultCapabilities } from '../wire/index.js';
+import { unpackBacklog } from './backlog-bundle.js';
 import type { Connection, FrozenConnection } from './connection.js';
 import { FdName, handoffOffer, type ServerDocument, serverDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
@@ -150,7 +151,6 @@ class Adoption {
   }
 
   #takeConnection({ negotiated, peer, dma, backlog }: NonNullable<ServerDocument['vmm']>): FrozenConnection {
-    let passengers = 0;
     const twin = dma?.twin === true ? this.#bundle.take(FdName.twin, FdKind.SOCKET) : undefined;
     return {
       negotiated,
@@ -159,12 +159,7 @@ class Adoption {
         dma === null
           ? undefined
           : { terms: { maxTransfer: dma.maxTransfer, width: dma.width ?? undefined }, twin },
-      backlog: backlog.map(({ bytes, fds }) => ({
-        bytes: new Uint8Array(Buffer.from(bytes, 'base64')),
-        fds: Array.from({ length: fds }, () =>
-          this.#bundle.take(FdName.passenger(passengers++), FdKind.PASSENGER),
-        ),
-      })),
+      backlog: unpackBacklog(backlog, this.#bundle),
     };
   }
 

@@ -61,7 +61,7 @@ async function ask<Schema extends z.ZodType>(
   schema: Schema,
 ): Promise<z.infer<Schema>> {
   // Nothing of ours goes there but the question, so its user is no matter.
-  const channel = new Channel(await connect(path), 'any');
+  const channel = new Channel(await connect(path), { peers: 'any' });
   try {
     await channel.send(HandoffMessage.REQUEST, encodeJson(request));
     const { payload } = await channel.expect(HandoffMessage.RESPONSE);

@@ -20,6 +20,7 @@ import {
   HandoffMessage,
   isKnown,
   isRunning,
+  MAX_REQUEST_MESSAGE,
   type PhaseTimeouts,
   parseHandoff,
   type ReceivedMessage,
@@ -41,8 +42,11 @@ import { AssignmentGiver, AssignmentReceiver, type Operator } from './transfer.j
 
 /** Root may take anything from any process anyway, so it may give as well. */
 const ROOT = 0;
-/** Longest that a client may say nothing after it has connected, ms. */
-const FIRST_MESSAGE_MS = 30_000;
+/** Longest that a client may say nothing, or not read its answer, ms. */
+const IDLE_MS = 30_000;
+/** Connections of one user, and of all. */
+const MAX_CHANNELS_OF_USER = 8;
+const MAX_CHANNELS = 64;
 
 export interface StationOptions {
   /** Devices that it has from the beginning. Takes them. */
@@ -53,6 +57,8 @@ export interface StationOptions {
   readonly users?: readonly number[];
   /** Permissions of the socket. Default 0600, and 0666 when there are `users`: they are checked anyway. */
   readonly mode?: number;
+  /** Longest that a client may say nothing, or not read its answer, ms. Default 30 s. */
+  readonly idleMs?: number;
   /** Is told what happens that nobody asked for. */
   readonly log?: Log;
 }
@@ -61,6 +67,7 @@ export class VfioStation {
   readonly #operator: Operator;
   readonly #users: readonly number[];
   readonly #lends: boolean;
+  readonly #idleMs: number;
   readonly #log: Log;
   readonly #listener: Listener;
   readonly #channels = new Set<Channel>();
@@ -71,7 +78,8 @@ export class VfioStation {
 
   /** Listens at `path`. @throws DEVSTATE_E_ADDRESS_IN_USE */
   constructor(path: string, operator: Operator = {}, options: StationOptions = {}) {
-    const { assignment, lends = false, users = [], mode, log } = options;
+    const { assignment, lends = false, users = [], mode, log, idleMs = IDLE_MS } = options;
+    this.#idleMs = idleMs;
     this.#operator = operator;
     this.#users = [...users, ROOT];
     this.#lends = lends;
@@ -149,28 +157,39 @@ export class VfioStation {
   async #serve(fd: Fd): Promise<void> {
     let channel: Channel;
     try {
-      channel = new Channel(fd, this.#users);
+      channel = new Channel(fd, { peers: this.#users, maxMessageLength: MAX_REQUEST_MESSAGE });
     } catch (error) {
       this.#log('warn', (error as Error).message);
       return;
     }
+    if (!this.#hasRoomFor(channel)) {
+      const message = `more than ${MAX_CHANNELS_OF_USER} connections of user ${channel.peerUid}, or too many in all`;
+      this.#log('warn', message);
+      return channel.abort();
+    }
     this.#channels.add(channel);
-    const silent = setTimeout(() => channel.end(), FIRST_MESSAGE_MS);
+    const idle = new IdleTimer(() => channel.abort(), this.#idleMs);
     try {
-      const first = await channel.next();
-      clearTimeout(silent);
+      const first = await idle.during(channel.next());
       if (first.type === HandoffMessage.PREPARE) {
+        channel.expectHandoff();
         channel.putBack(first);
         await this.#receive(channel);
-      } else await this.#answerAll(channel, first);
+      } else await this.#answerAll(channel, first, idle);
     } catch (error) {
       if ((error as DevstateError).code !== 'DEVSTATE_E_CONNECTION_CLOSED')
         this.#log('warn', (error as Error).message);
     } finally {
-      clearTimeout(silent);
       this.#channels.delete(channel);
       channel.end();
     }
+  }
+
+  /** A user who fills its places does not take those of others, and root and this process's user always find one. */
+  #hasRoomFor({ peerUid }: Channel): boolean {
+    const uids = [...this.#channels].map((channel) => channel.peerUid);
+    if (uids.filter((uid) => uid === peerUid).length >= MAX_CHANNELS_OF_USER) return false;
+    return uids.length < MAX_CHANNELS || peerUid === ROOT || peerUid === process.getuid?.();
   }
 
   async #receive(channel: Channel): Promise<void> {
@@ -198,11 +217,11 @@ export class VfioStation {
     });
   }
 
-  async #answerAll(channel: Channel, first: ReceivedMessage): Promise<void> {
-    for (let message = first; ; message = await channel.next()) {
+  async #answerAll(channel: Channel, first: ReceivedMessage, idle: IdleTimer): Promise<void> {
+    for (let message = first; ; message = await idle.during(channel.next())) {
       closeAll(message.fds);
       const answer = await this.#answer(message).then(encodeJson, encodeFailure);
-      await channel.send(HandoffMessage.RESPONSE, answer);
+      await idle.during(channel.send(HandoffMessage.RESPONSE, answer));
     }
   }
 
@@ -275,6 +294,27 @@ export class VfioStation {
     while (this.#busy) await delay(10);
     this.#assignment?.close();
     this.#assignment = undefined;
+  }
+}
+
+/** Ends a connection on which the other end keeps us waiting. */
+class IdleTimer {
+  readonly #expired: () => void;
+  readonly #ms: number;
+
+  constructor(expired: () => void, ms: number) {
+    this.#expired = expired;
+    this.#ms = ms;
+  }
+
+  /** Waits for what depends on the other end. */
+  async during<T>(work: Promise<T>): Promise<T> {
+    const timer = setTimeout(this.#expired, this.#ms);
+    try {
+      return await work;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
 

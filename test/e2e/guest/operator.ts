@@ -83,7 +83,7 @@ async function passEntries(
   giver = new AssignmentGiver(assignment(), operator),
   alter: (document: AssignmentDocument) => void = () => {},
 ): Promise<Channel> {
-  const channel = new Channel(await connect(to), 'any');
+  const channel = new Channel(await connect(to), { peers: 'any' });
   await channel.send(HandoffMessage.PREPARE, encodeJson(giver.offer));
   await channel.expect(HandoffMessage.READY);
   const { entries, document } = await giver.freeze(null, new AbortController().signal);
@@ -217,7 +217,7 @@ const commands: Record<string, (argument: never) => unknown> = {
   /** Instead of a station: takes everything, and dies before it takes the lease. */
   receiveAndDie: () => {
     Listener.listen(path, async (fd) => {
-      const channel = new Channel(fd, 'any');
+      const channel = new Channel(fd, { peers: 'any' });
       await channel.expect(HandoffMessage.PREPARE);
       await channel.send(HandoffMessage.READY, encodeJson(null));
       while ((await channel.next()).type !== HandoffMessage.TRANSFERRED);

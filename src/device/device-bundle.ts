@@ -205,7 +205,7 @@ export class DeviceBundle {
   async #load(state: Fd): Promise<void> {
     try {
       this.#sessions.startLoad(this.#choice);
-      for (const chunk of readSealed(state, MAX_STATE)) this.#sessions.write(chunk);
+      for (const chunk of readSealed(state, MAX_STATE)) await this.#sessions.write(chunk);
       await this.#sessions.commitLoad();
     } finally {
       state.close();

@@ -18,7 +18,12 @@ const TICK_MS = 10;
 const CALM_TICKS = 20;
 
 /** Commands of `devstate` that serve, and test programs that do. */
-const SERVERS = /\b(serve|relay|run)\b|-server\.js|\bvfio hold\b/;
+function isServer([program = '', command = '', first = '', ...rest]: readonly string[]): boolean {
+  if (program.endsWith('-server.js')) return true;
+  // It prints and ends.
+  if (rest.includes('--print-model-json')) return false;
+  return ['serve', 'relay', 'run'].includes(command) || (command === 'vfio' && first === 'hold');
+}
 
 function watch(directory: string): void {
   const buffer = Buffer.alloc(256);
@@ -59,4 +64,4 @@ function isTooLong(stood: number, ran: number): boolean {
 }
 
 const { DEVSTATE_LOOP_WATCH: directory } = process.env;
-if (directory !== undefined && SERVERS.test(process.argv.slice(1).join(' '))) watch(directory);
+if (directory !== undefined && isServer(process.argv.slice(1))) watch(directory);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `devstate serve`: a device server, until it is told to end. `serve nvme`, and the others. */
 
-import { existsSync, rmSync, statSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readSync, rmSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
 import { DeviceRuntime } from '../device/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
 import { DevstateError } from '../errors.js';
-import { modelJson } from '../formats/index.js';
+import { modelJson, SIGNATURE_LENGTH, saysNoRawDisk } from '../formats/index.js';
 import { TAKEOVER_VARIABLE } from '../handoff/index.js';
 import { type CrashJournal, Server } from '../server/index.js';
 import { goesOn, journalOption, openCrashJournal, serviceEnvironment } from './crash-journal.js';
@@ -35,6 +35,7 @@ interface ServeNvmeOptions extends ServedProtocolOptions {
   format?: string[];
   printModelJson?: boolean;
   journal?: boolean;
+  force?: boolean;
 }
 
 const VENDORS = {
@@ -71,6 +72,7 @@ function serveNvmeCommand(): Command {
       (name: string, all: string[] | undefined) => [...(all ?? []), name],
     )
     .addOption(journalOption())
+    .option('--force', 'serve the image although it is in a format of its own, such as qcow2')
     .option(
       '--print-model-json',
       'print the model with its parameters and what they can be, and serve nothing',
@@ -155,7 +157,25 @@ async function serve(options: Serving): Promise<void> {
   }
 }
 
+/**
+ * A file that holds a disk in another way than byte by byte, or no disk, would be destroyed by the guest's writes. What a guest
+ * itself has written to its disk is looked at by none but the first server of it.
+ * @throws DEVSTATE_E_IMAGE_OPEN
+ */
+function requireRaw({ image, force = false }: Serving): void {
+  if (force || statSync(image, { throwIfNoEntry: false })?.isFile() !== true) return;
+  const head = new Uint8Array(SIGNATURE_LENGTH);
+  const fd = openSync(image, 'r');
+  const length = readSync(fd, head, 0, head.length, 0);
+  closeSync(fd);
+  const what = saysNoRawDisk(head.subarray(0, length));
+  if (what === undefined) return;
+  const next = `convert it first (qemu-img convert -O raw), or give --force to serve its bytes as they are`;
+  throw new DevstateError('DEVSTATE_E_IMAGE_OPEN', `${image} is ${what}, not a raw image: ${next}`);
+}
+
 function openImage(options: Serving, incoming: boolean): ImageFile {
+  if (!incoming) requireRaw(options);
   const isNew = !incoming && !existsSync(options.image);
   const size = options.size ?? (isNew ? DEFAULT_IMAGE_SIZE : undefined);
   return ImageFile.open({ path: options.image, lock: !incoming, ...(size === undefined ? {} : { size }) });

@@ -96,6 +96,7 @@ export {
   SIGNATURES,
   type Signature,
   type SignatureGroup,
+  saysNoRawDisk,
   saysWhat,
 } from './signatures/index.js';
 export { compareUuids, isUuid, newUuid, parseUuid, type Uuid, uuidFromBytes, uuidToBytes } from './uuid.js';

@@ -171,8 +171,10 @@ t.test('images and parameters that a server does not take', async (t) => {
   writeFileSync(at('odd'), 'x'.repeat(5000));
   writeFileSync(at('small'), '');
   truncateSync(at('small'), 65536);
+  writeFileSync(at('qcow2'), Buffer.concat([Buffer.from('514649fb00000003', 'hex'), Buffer.alloc(65528)]));
   const { image } = await nvme(t, directory);
   const cases: [string[], number, RegExp][] = [
+    [serve(at('qcow2')), 1, /a qcow2 disk image.*--force.*DEVSTATE_E_IMAGE_OPEN/],
     [serve(at('odd')), 1, /DEVSTATE_E_IMAGE_/],
     [serve(at('small'), '--size', '1M'), 1, /65536.*DEVSTATE_E_IMAGE_SIZE/],
     [serve(image), 1, /in use.*DEVSTATE_E_IMAGE_LOCKED/],

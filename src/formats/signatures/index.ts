@@ -3,6 +3,7 @@
  * What files are that hold no device's state, told by their first bytes: an operator who names the wrong file is told what
  * it is. To make another one known, add a row to one of the tables.
  */
+import { hasMagic } from '../envelope/header.js';
 import type { FieldMap } from '../fields.js';
 import type { ContentFile, ContentKind } from '../foreign/content.js';
 import { DISK_FORMATS, RAW_DISKS } from './disks.js';
@@ -70,6 +71,13 @@ export function saysWhat(
   const { title } = found.signature;
   const { version } = found.fields;
   return typeof version === 'number' ? `${title} (version ${version})` : title;
+}
+
+/** What a file is that is certainly no raw disk: a disk in a format of its own, or a saved state. */
+export function saysNoRawDisk(head: Uint8Array): string | undefined {
+  if (hasMagic(head)) return 'a saved device state';
+  const found = recognise(head, undefined, DISK_FORMATS);
+  return found === undefined ? undefined : saysWhat(head, []);
 }
 
 function isBlank(head: Uint8Array): boolean {

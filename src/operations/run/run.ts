@@ -4,11 +4,12 @@
  * with `Restart=on-failure` and an fd store, in the same protocol, for whoever has no systemd.
  */
 
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, constants, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DevstateError, ExitCode } from '../../errors.js';
 import { FdHolder } from '../../fd-store/index.js';
+import { native } from '../../native/index.js';
 import { type Ended, ServiceProcess } from './service-process.js';
 
 export interface RunOptions {
@@ -45,11 +46,31 @@ export async function run(options: RunOptions): Promise<RunResult> {
     throw new DevstateError('DEVSTATE_E_USAGE', "the server's command line is missing; give it after --");
   // Only this user may enter it.
   const directory = mkdtempSync(join(tmpdir(), 'devstate-run-'));
+  const remove = (): void => rmSync(directory, { recursive: true, force: true });
   try {
-    return await new Supervision(options, join(directory, 'notify')).run();
+    return await new Supervision(options, join(directory, 'notify'), remove).run();
   } finally {
-    rmSync(directory, { recursive: true, force: true });
+    remove();
   }
+}
+
+/** Opens a file for nothing but its place in the file system. Node.js has no name for it. */
+const O_PATH = 0o10000000;
+
+/**
+ * Another path to the socket, for as long as this process lives: the one in the directory is of no use any more then, so
+ * that nothing is left behind by a supervisor that is killed. Undefined where /proc does not lead to it.
+ */
+function pathOfProcess(path: string): string | undefined {
+  const fd = openSync(path, O_PATH | constants.O_NOFOLLOW);
+  const other = `/proc/${process.pid}/fd/${fd}`;
+  const probe = native.datagramConnect(other);
+  if (probe >= 0) {
+    native.close(probe);
+    return other;
+  }
+  closeSync(fd);
+  return undefined;
 }
 
 class Supervision {
@@ -66,10 +87,13 @@ class Supervision {
   /** The server is to be replaced by itself. */
   #told = false;
 
-  constructor(options: RunOptions, path: string) {
+  /** @param remove removes `path` and its directory */
+  constructor(options: RunOptions, path: string, remove: () => void) {
     this.#options = options;
-    this.#path = path;
     this.#holder = new FdHolder(path, options.maxFds, () => this.#ready());
+    const other = pathOfProcess(path);
+    this.#path = other ?? path;
+    if (other !== undefined) remove();
   }
 
   async run(): Promise<RunResult> {

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Fails a test file if the event loop of a server that it started stood still for longer than the bound. */
+/** Shows when the event loop of a server that a test file started stood still, and fails the file if it was for too long. */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const HOOK = new URL('./loop-watch-hook.js', import.meta.url).href;
+
+/**
+ * What is longer fails the test file, ms; what is shorter is printed. More than the bound that event-loop.test.ts holds a
+ * server to: the first run of code, beside a QEMU that emulates CPUs, was seen to take up to 92 ms.
+ */
+const FAILS_MS = 200;
 
 let directory: string | undefined;
 
@@ -37,5 +43,5 @@ function check(): void {
   rmSync(directory!, { recursive: true });
   if (stops.length === 0) return;
   process.stderr.write(`The event loop of a server stood still:\n  ${stops.join('\n  ')}\n`);
-  process.exitCode ||= 1;
+  if (stops.some((stop) => Number(/: (\d+) ms/.exec(stop)?.[1]) > FAILS_MS)) process.exitCode ||= 1;
 }

@@ -32,11 +32,11 @@ t.test('errno values become errors', async (t) => {
   t.throws(() => check(-Errno.ENOENT, 'open x'), {
     code: 'DEVSTATE_E_SYSTEM',
     errno: Errno.ENOENT,
-    message: 'cannot open x: ENOENT',
+    message: 'cannot open x: there is no such file or folder; make it first (ENOENT)',
   });
   t.throws(() => checkObject<object>(-Errno.EPERM, 'map'), {
     code: 'DEVSTATE_E_SYSTEM',
-    message: 'cannot map: EPERM',
+    message: 'cannot map: not permitted; run as a user who may (EPERM)',
   });
   t.equal(systemError('do', Errno.EAGAIN).message, 'cannot do: EAGAIN');
 });

@@ -50,7 +50,7 @@ async function blobOf(state: ScratchState, size = 4096): Promise<Buffer> {
 
 async function load(state: ScratchState, blob: Uint8Array, size = blob.length): Promise<void> {
   const session = new LoadSession(() => state);
-  for (let at = 0; at < blob.length; at += size) session.push(blob.subarray(at, at + size));
+  for (let at = 0; at < blob.length; at += size) await session.push(blob.subarray(at, at + size));
   await session.commit();
 }
 

@@ -12,7 +12,8 @@
  */
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
-import { type QmpClient, QmpCommandError } from './qmp.js';
+import { type Cancellable, type Child, childrenOf, property } from './object-model.js';
+import type { QmpClient } from './qmp.js';
 
 /** A latch that selects a register, and the port its value is at. The latch is guest state. */
 export interface ConfigPorts {
@@ -31,18 +32,11 @@ export interface ConfigEcam {
 
 export type ConfigAccess = ConfigPorts | ConfigEcam;
 
-interface Cancellable {
-  readonly signal?: AbortSignal | undefined;
-}
-
 interface HostBridge {
   /** Path in QEMU's object model. */
   readonly path: string;
   readonly access: ConfigAccess;
 }
-
-const Children = z.array(z.object({ name: z.string(), type: z.string() }));
-type Child = z.infer<typeof Children>[number];
 
 /** Where machines keep the devices that are their own. */
 const PARENTS = ['/machine', '/machine/unattached'];
@@ -179,25 +173,4 @@ async function noWay(
     'DEVSTATE_E_PCI_CONFIG_ACCESS',
     `${what}; use a machine with one, such as q35, pc, or virt`,
   );
-}
-
-async function childrenOf(qmp: QmpClient, path: string, { signal }: Cancellable): Promise<Child[]> {
-  return qmp.execute('qom-list', { arguments: { path }, schema: Children, signal });
-}
-
-/** Undefined when the object has no such property, or it is of another kind. */
-async function property<T>(
-  qmp: QmpClient,
-  path: string,
-  name: string,
-  schema: z.ZodType<T>,
-  { signal }: Cancellable,
-): Promise<T | undefined> {
-  try {
-    const value = await qmp.execute('qom-get', { arguments: { path, property: name }, signal });
-    return schema.safeParse(value).data;
-  } catch (error) {
-    if (error instanceof QmpCommandError) return undefined;
-    throw error;
-  }
 }

@@ -10,15 +10,12 @@ import { dirname } from 'node:path';
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import { findConfigAccess } from './config-access.js';
+import { type Cancellable, property } from './object-model.js';
 import { configRead, configWrite, type PciLocation } from './pci-commands.js';
 import { findPciDevice } from './pci-location.js';
-import { type QmpClient, QmpCommandError } from './qmp.js';
+import type { QmpClient } from './qmp.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 import { WITH_IDS } from './vfio-user-devices.js';
-
-interface Cancellable {
-  readonly signal?: AbortSignal | undefined;
-}
 
 /** Offset of primary, secondary and subordinate bus number in a bridge's header, a byte each. */
 const BUS_NUMBERS = 0x18;
@@ -109,23 +106,6 @@ async function placeOf(qmp: QmpClient, path: string, options: Cancellable): Prom
   const bus = await property(qmp, path, 'parent_bus', z.string(), options);
   if (address === undefined || bus === undefined || bus === '') return undefined;
   return { slot: address >>> 3, function: address & 7, bus };
-}
-
-/** Undefined when the object has no such property, or it is of another kind. */
-async function property<T>(
-  qmp: QmpClient,
-  path: string,
-  name: string,
-  schema: z.ZodType<T>,
-  { signal }: Cancellable,
-): Promise<T | undefined> {
-  try {
-    const value = await qmp.execute('qom-get', { arguments: { path, property: name }, signal });
-    return schema.safeParse(value).data;
-  } catch (error) {
-    if (error instanceof QmpCommandError) return undefined;
-    throw error;
-  }
 }
 
 function unreachable(path: string): DevstateError {

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The vfio-user devices that a QEMU has, wherever they are plugged in, as its object model lists them. */
 
-import { z } from 'zod';
+import { type Cancellable, childrenOf } from './object-model.js';
 import type { QmpClient } from './qmp.js';
-
-interface Cancellable {
-  readonly signal?: AbortSignal | undefined;
-}
 
 export interface VfioUserDevice {
   /** QEMU's id of it; undefined for one that was given none. */
@@ -20,7 +16,6 @@ export function deviceName({ id, path }: VfioUserDevice): string {
   return id ?? path;
 }
 
-const Children = z.array(z.object({ name: z.string(), type: z.string() }));
 export const VFIO_USER_TYPE = 'vfio-user-pci';
 
 /** Every device that was asked for (-device, device_add) is in one of these, whatever bus it is on. */
@@ -30,11 +25,11 @@ const WITHOUT_IDS = '/machine/peripheral-anon';
 /** All vfio-user devices of a QEMU. */
 export async function listVfioUserDevices(
   qmp: QmpClient,
-  { signal }: Cancellable = {},
+  options: Cancellable = {},
 ): Promise<VfioUserDevice[]> {
   const found: VfioUserDevice[] = [];
   for (const parent of [WITH_IDS, WITHOUT_IDS]) {
-    for (const { name, type } of await childrenOf(qmp, parent, signal)) {
+    for (const { name, type } of await childrenOf(qmp, parent, options)) {
       if (type !== `child<${VFIO_USER_TYPE}>`) continue;
       found.push({ id: parent === WITH_IDS ? name : undefined, path: `${parent}/${name}` });
     }
@@ -46,9 +41,9 @@ export async function listVfioUserDevices(
 export async function deviceType(
   qmp: QmpClient,
   id: string,
-  { signal }: Cancellable = {},
+  options: Cancellable = {},
 ): Promise<string | undefined> {
-  const children = await childrenOf(qmp, WITH_IDS, signal);
+  const children = await childrenOf(qmp, WITH_IDS, options);
   return /^child<(.*)>$/.exec(children.find(({ name }) => name === id)?.type ?? '')?.[1];
 }
 
@@ -56,9 +51,9 @@ export async function deviceType(
 export async function connectedSocket(
   qmp: QmpClient,
   { path }: VfioUserDevice,
-  { signal }: Cancellable = {},
+  options: Cancellable = {},
 ): Promise<string | undefined> {
-  const children = await childrenOf(qmp, path, signal);
+  const children = await childrenOf(qmp, path, options);
   for (const { name } of children) {
     const socket = /^vfio-user:(.+) base BAR \d/.exec(name)?.[1];
     if (socket !== undefined) return unescaped(socket);
@@ -71,12 +66,4 @@ function unescaped(name: string): string {
   return name.replaceAll(/\\x([0-9a-f]{2})/g, (_, hex: string) =>
     String.fromCharCode(Number.parseInt(hex, 16)),
   );
-}
-
-function childrenOf(
-  qmp: QmpClient,
-  path: string,
-  signal: AbortSignal | undefined,
-): Promise<{ name: string; type: string }[]> {
-  return qmp.execute('qom-list', { arguments: { path }, schema: Children, signal });
 }

@@ -29,7 +29,7 @@ let loaded = false;
 function fail(error: unknown): never {
   const stack = process.env.DEVSTATE_DEBUG !== undefined && error instanceof Error ? `${error.stack}\n` : '';
   const text = `error: ${describe(error)}\n${stack}`;
-  // Once the program is loaded this is its own, which waits for nobody.
+  // Once the program is loaded this is its own, which never waits for a reader.
   if (loaded) process.stderr.write(text);
   else writeSync(2, text);
   process.exit(1);

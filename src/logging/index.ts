@@ -7,4 +7,5 @@ export {
   limitRepeats,
   type RepeatLimit,
   summarizeRepeats,
+  withoutLimit,
 } from './limit-repeats.js';

@@ -56,6 +56,12 @@ export function limitRepeats(log: Log | undefined, limit: RepeatLimit = DEFAULT_
   return result;
 }
 
+/** Marks a log whose owner limits it, or wants each line: {@link limitRepeats} returns it as it is. */
+export function withoutLimit(log: Log): Log {
+  limited.set(log, () => {});
+  return log;
+}
+
 /** Writes the summaries that are due at the end of the window now: before a process ends. */
 export function summarizeRepeats(log: Log): void {
   limited.get(log)?.();

@@ -50,9 +50,14 @@ const FLAGS = [
 const COMPILE_TIMEOUT_MS = 300_000;
 
 const native = (root: string): string => join(root, 'native');
+const sourceFolder = (root: string): string => join(native(root), 'src');
 
-/** Where the addon is built when the package has none that loads: in the package, or else in the user's cache. */
+/**
+ * Where the addon is built when the package has none that loads: in the package, or else in the user's cache. Nowhere
+ * without its sources.
+ */
 export function builtAddons(root: string): string[] {
+  if (!existsSync(sourceFolder(root))) return [];
   const name = `${process.platform}-${process.arch}-${sourceDigest(root)}`;
   const cache = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
   return [join(native(root), 'built', name, ADDON), join(cache, 'devstate', 'addon', name, ADDON)];
@@ -60,7 +65,7 @@ export function builtAddons(root: string): string[] {
 
 /** A build is of these sources, so that another version of the package does not take it for its own. */
 function sourceDigest(root: string): string {
-  const folder = join(native(root), 'src');
+  const folder = sourceFolder(root);
   const hash = createHash('sha256').update(FLAGS.join(' '));
   for (const name of readdirSync(folder).sort()) hash.update(name).update(readFileSync(join(folder, name)));
   return hash.digest('hex').slice(0, 16);
@@ -82,10 +87,13 @@ function headerFolder(root: string): string | undefined {
  * @throws DEVSTATE_E_ADDON that says what is missing
  */
 export function buildAddon(root: string): string {
-  const target = builtAddons(root).find((path) => isWritable(dirname(path)));
+  const places = builtAddons(root);
+  if (places.length === 0)
+    throw failure(`there are no sources in ${sourceFolder(root)}; install devstate again`);
+  const target = places.find((path) => isWritable(dirname(path)));
   if (target === undefined)
     throw failure(
-      `none of ${builtAddons(root).map(dirname).join(', ')} can be written; set XDG_CACHE_HOME to a folder that can`,
+      `none of ${places.map(dirname).join(', ')} can be written; set XDG_CACHE_HOME to a folder that can`,
     );
   compileAddon(root, target);
   return target;
@@ -106,7 +114,7 @@ export function compileAddon(root: string, target: string): void {
   mkdirSync(dirname(target), { recursive: true });
   const scratch = mkdtempSync(join(dirname(target), '.building-'));
   try {
-    const folder = join(native(root), 'src');
+    const folder = sourceFolder(root);
     const sources = readdirSync(folder).filter((name) => name.endsWith('.cc'));
     const output = join(scratch, ADDON);
     const args = [...FLAGS, '-I', include, ...sources.map((name) => join(folder, name)), '-o', output];

@@ -65,12 +65,14 @@ export function loadPackageAddon(): NativeBinding {
   const explicit = process.env.DEVSTATE_ADDON;
   if (explicit !== undefined && explicit !== '') return loadAddon([explicit]);
   let unloadable: unknown;
-  const candidates = addonCandidates(root);
-  for (const path of [...candidates, ...builtAddons(root)].filter((path) => existsSync(path))) {
-    try {
-      return open(path);
-    } catch (error) {
-      unloadable ??= error;
+  // The names of what is built on first use need the sources, which a package with a built addon can be without.
+  for (const places of [addonCandidates, builtAddons]) {
+    for (const path of places(root).filter((path) => existsSync(path))) {
+      try {
+        return open(path);
+      } catch (error) {
+        unloadable ??= error;
+      }
     }
   }
   try {

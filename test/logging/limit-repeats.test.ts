@@ -2,7 +2,7 @@
 /** Lines that a peer repeats: the first ones are written, the others counted. */
 import { mock } from 'node:test';
 import t from 'tap';
-import { type Log, limitRepeats, summarizeRepeats } from '../../src/logging/index.js';
+import { type Log, limitRepeats, summarizeRepeats, withoutLimit } from '../../src/logging/index.js';
 
 function collected(limit?: Parameters<typeof limitRepeats>[1]): { lines: string[]; log: Log } {
   const lines: string[] = [];
@@ -72,3 +72,11 @@ t.test('a long line is cut', async (t) => {
 function letters(value: number): string {
   return [...value.toString()].map((digit) => String.fromCharCode(97 + Number(digit))).join('');
 }
+
+t.test('a log whose owner wants every line gets every line', async (t) => {
+  const lines: string[] = [];
+  const log = limitRepeats(withoutLimit((_, message) => lines.push(message)));
+  for (let i = 0; i < 1000; i++) log('info', 'a manager has connected', 'manager 1');
+  summarizeRepeats(log);
+  t.equal(lines.length, 1000);
+});

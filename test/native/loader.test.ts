@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { buildAddon, builtAddons } from '../../src/native/compile.js';
 import { check, checkObject, Errno, systemError } from '../../src/native/index.js';
 import { addonCandidates, loadAddon, loadPackageAddon } from '../../src/native/loader.js';
 
@@ -25,6 +26,16 @@ t.test('an addon that is missing or does not load', async (t) => {
   t.throws(() => loadAddon([path]), { code: 'DEVSTATE_E_ADDON', message: /tools\/prepare\.mjs/ });
   writeFileSync(path, 'not an addon');
   t.throws(() => loadAddon([path]), { code: 'DEVSTATE_E_ADDON', message: /does not load/ });
+});
+
+t.test('a package without the sources of its addon', async (t) => {
+  const root = mkdtempSync(join(tmpdir(), 'devstate-loader-'));
+  t.teardown(() => rmSync(root, { recursive: true }));
+  t.same(builtAddons(root), []);
+  t.throws(() => buildAddon(root), {
+    code: 'DEVSTATE_E_ADDON',
+    message: /there are no sources in .*; install/,
+  });
 });
 
 t.test('errno values become errors', async (t) => {

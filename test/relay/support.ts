@@ -5,6 +5,7 @@ import { mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import { Client, type ClientOptions, MigrationClient } from '../../src/client/index.js';
 import { type HandoffReport, type HandoffStatus, takeoverPaths } from '../../src/handoff/index.js';
+import { withoutLimit } from '../../src/logging/index.js';
 import { Relay, RelayControl, type RelayOptions } from '../../src/relay/index.js';
 import { RawClient } from '../support/raw-client.js';
 import { serveScratch, socketFolder, type Test, until } from '../support/served.js';
@@ -33,7 +34,7 @@ export class RelayBed {
       listenPath: this.listenPath,
       migrationSocketPath: this.migrationPath,
       controlPath: this.controlPath,
-      log: (level, message) => this.log.push(`${level}: ${message}`),
+      log: withoutLimit((level, message) => this.log.push(`${level}: ${message}`)),
       ...options,
       serverPath: this.serverPath,
     };

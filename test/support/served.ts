@@ -11,6 +11,7 @@ import {
   RegionMigrationClient,
 } from '../../src/client/index.js';
 import { DeviceRuntime, type RuntimeOptions } from '../../src/device/index.js';
+import { withoutLimit } from '../../src/logging/index.js';
 import { type ServedDevice, Server, type ServerOptions } from '../../src/server/index.js';
 import { openFds } from './closes.js';
 import { RawClient } from './raw-client.js';
@@ -42,7 +43,7 @@ export class Served {
       device: served,
       socketPath: this.path,
       migrationSocketPath: this.migrationPath,
-      log: (level, message) => this.log.push(`${level}: ${message}`),
+      log: withoutLimit((level, message) => this.log.push(`${level}: ${message}`)),
       ...options,
     });
     t.teardown(async () => {

@@ -96,6 +96,7 @@ async function packageEntries(): Promise<ArchiveEntry[]> {
     ...(await treeEntries('formats')),
     ...(await treeEntries('dist/src', /\.js$/)),
     ...(await treeEntries('dist/test/e2e/guest', /\.js$/)),
+    ...(await treeEntries('dist/test/support/closes.js')),
   ].filter(firstOfItsName());
 }
 

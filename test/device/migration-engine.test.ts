@@ -86,7 +86,7 @@ t.test('RESUMING → STOP takes the state over, and RUNNING runs it', async (t) 
   await port.setState(RESUMING);
   device.holdsLock = false;
   interrupts.triggerMsix(3);
-  for (let at = 0; at < blob.length; at += 100) port.write(blob.subarray(at, at + 100));
+  for (let at = 0; at < blob.length; at += 100) await port.write(blob.subarray(at, at + 100));
   t.equal(device.state.memory[0], 0, 'nothing before the end');
   device.takeCalls();
   await port.setState(STOP);

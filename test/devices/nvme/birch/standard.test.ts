@@ -36,7 +36,7 @@ async function busyRig(path: string): Promise<Rig> {
   rig.queue(0, { opcode: 0x0c, cid: 0x200 });
   rig.submit(0);
   for (let i = 0; i < 60; i++) rig.queue(1, { opcode: FLUSH, nsid: 1 });
-  rig.submit(1);
+  rig.submitAll(1, 60);
   await rig.device.quiesce();
   return rig;
 }

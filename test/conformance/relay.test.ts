@@ -20,8 +20,6 @@ import { eventfd, MemoryPeer, memfd, signals } from '../support/memory.js';
 import { resources, until } from '../support/served.js';
 import { runSampleClientAt, SampleServer } from './libvfio-user.js';
 
-t.setTimeout(60_000);
-
 const { RUNNING, STOP, STOP_COPY, RESUMING } = MigrationState;
 const BAR1 = 0x3000;
 const READ_WRITE = DmaMapFlag.READ | DmaMapFlag.WRITE;

@@ -21,8 +21,6 @@ import { Register, SCRATCH_ID } from '../support/scratch-device.js';
 import { outcome, resources, until } from '../support/served.js';
 import { RelayBed } from './support.js';
 
-t.setTimeout(60_000);
-
 const READ_WRITE = DmaMapFlag.READ | DmaMapFlag.WRITE;
 const BLOCKS = 256;
 

@@ -12,8 +12,6 @@ import { SCRATCH_ID } from '../support/scratch-device.js';
 import { outcome, resources, until } from '../support/served.js';
 import { RelayBed } from './support.js';
 
-t.setTimeout(60_000);
-
 /** Commands with a payload that is valid, for somebody. */
 const COMMANDS: readonly [number, Uint8Array][] = [
   [Command.VERSION, Buffer.from('\0\0\x02\0{"capabilities":{"twin_socket":{"supported":true}}}\0')],

@@ -24,8 +24,6 @@ import { Register } from '../support/scratch-device.js';
 import { outcome, resources, until } from '../support/served.js';
 import { RelayBed } from './support.js';
 
-t.setTimeout(60_000);
-
 const { CONFIG } = PciRegion;
 const { STOP, RUNNING } = MigrationState;
 

@@ -68,7 +68,7 @@ export const ERROR_CODES = {
   DEVSTATE_E_QEMU_MIGRATION: ExitCode.failed,
   /** The VM ended while it was worked on: the guest powered off or panicked, or its QEMU was ended. */
   DEVSTATE_E_VM_ENDED: ExitCode.failed,
-  /** Another client of QEMU changed the VM so that the operation cannot be completed. */
+  /** The guest, or another client of QEMU, changed the VM or a device of it so that the operation cannot be completed. */
   DEVSTATE_E_VM_CHANGED: ExitCode.failed,
   /** What a QEMU hands to its successor lacks what must be there, or is not what its names say; it was not passed on. */
   DEVSTATE_E_CPR_REFUSED: ExitCode.incompatible,

@@ -276,6 +276,10 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     return parsed(nextVmmStatus, data, 'tells who its VMM is');
   }
 
+  async resets(): Promise<number | undefined> {
+    return (await this.canFollow()) ? (await this.nextVmm()).resets : undefined;
+  }
+
   /** The next step of it. @throws DEVSTATE_E_REFUSED when it cannot be taken: nothing has changed then */
   async setNextVmm(request: NextVmmRequest): Promise<void> {
     const data = new TextEncoder().encode(JSON.stringify(request));

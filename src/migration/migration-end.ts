@@ -50,6 +50,8 @@ export interface MigrationEnd {
   flags(): Promise<number>;
   state(): Promise<MigrationState>;
   setState(state: MigrationState): Promise<void>;
+  /** How often the device has been reset, by whomever; undefined when it does not tell. */
+  resets(): Promise<number | undefined>;
   /** Estimate, in bytes, of the data still to come; undefined when the device does not tell. */
   dataSize(): Promise<number | undefined>;
   /** In PRE_COPY. Undefined when the device does not tell. */

@@ -14,6 +14,9 @@ import { readPeer } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
 import { type Wrapping, wrapState } from './wrapped-state.js';
 
+/** How often a saving begins that resets of the device end. */
+const MAX_ATTEMPTS = 10;
+
 export type SaveOptions = DeviceAddress & SaveSettings;
 
 export interface SaveSettings extends DeviceSocketOptions {
@@ -46,8 +49,8 @@ export interface SaveResult {
 }
 
 /**
- * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT, DEVSTATE_E_CANCELLED; the
- * device then goes on as it was
+ * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT, DEVSTATE_E_CANCELLED,
+ * DEVSTATE_E_VM_CHANGED when the device is reset again and again; the device then goes on as it was
  */
 export async function save(options: SaveOptions): Promise<SaveResult> {
   const { signal } = options;
@@ -64,6 +67,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     const canPrecopy = before === MigrationState.RUNNING && (flags & MigrationFlag.PRE_COPY) !== 0;
     const saving = new Saving(peer, device, options.precopy === true && canPrecopy);
     let stoppedMs = 0;
+    let isGiven = false;
     try {
       // Somebody may have begun to save and died: what is left of that is no whole state.
       if (before === MigrationState.STOP_COPY) await device.setState(MigrationState.STOP);
@@ -71,6 +75,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
         const chunks = saving.chunks(signal);
         for await (const chunk of wrapping === undefined ? chunks : wrapState(chunks, wrapping)) {
           output.write(chunk);
+          isGiven = !output.canDiscard;
           await output.flush();
         }
         signal?.throwIfAborted();
@@ -79,11 +84,13 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
         stoppedMs = performance.now() - saving.stopped;
         return output.bytes;
       };
-      const bytes = await withOutput(options.output, write, {
-        written: wrapping !== undefined || hasEnvelope(peer) ? 'blob' : 'device-stream',
-        force: options.force,
-        warn: options.warn,
-      });
+      const attempt = (): Promise<number> =>
+        withOutput(options.output, write, {
+          written: wrapping !== undefined || hasEnvelope(peer) ? 'blob' : 'device-stream',
+          force: options.force,
+          warn: options.warn,
+        });
+      const bytes = await unlessReset(attempt, () => isGiven);
       return { bytes, precopyBytes: saving.precopyBytes, stoppedMs };
     } catch (error) {
       await device.setState(before).catch(() => {});
@@ -93,6 +100,26 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     }
   } finally {
     device.close();
+  }
+}
+
+/** The guest, or another client of the VMM, has reset the device: what was saved of it has no end. */
+class DeviceReset extends Error {}
+
+/** Begins anew where a reset of the device has ended it. @param isGiven whether bytes have left that cannot be taken back */
+async function unlessReset<T>(attempt: () => Promise<T>, isGiven: () => boolean): Promise<T> {
+  for (let left = MAX_ATTEMPTS; ; left--) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (!(error instanceof DeviceReset)) throw error;
+      if (!isGiven() && left > 1) continue;
+      const what = 'the device was reset, by its guest or another client of its VMM, while it was saved';
+      const next = isGiven()
+        ? 'the output has a part of the old state already; save to a regular file, which can begin anew'
+        : `${MAX_ATTEMPTS} attempts were ended like that; save again when the guest does not reset it`;
+      throw new DevstateError('DEVSTATE_E_VM_CHANGED', `${what}: ${next}`, { cause: error.cause });
+    }
   }
 }
 
@@ -117,18 +144,43 @@ class Saving {
     this.#precopy = precopy && peer.values === undefined;
   }
 
-  /** A chunk is valid until the next. */
+  /**
+   * A chunk is valid until the next. May be called again, for another attempt.
+   * @throws DeviceReset when the device was reset meanwhile
+   */
   async *chunks(signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+    this.precopyBytes = 0;
+    try {
+      yield* this.#read(signal);
+    } catch (error) {
+      if (error instanceof DeviceReset || signal?.aborted === true) throw error;
+      const state = await this.#device.state().catch(() => undefined);
+      throw state === MigrationState.RUNNING ? new DeviceReset('', { cause: error }) : error;
+    }
+  }
+
+  async *#read(signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+    const device = this.#device;
+    const resets = await device.resets();
     if (this.#precopy) {
-      await unlessAborted(this.#device.setState(MigrationState.PRE_COPY), signal);
-      for await (const chunk of readPrecopy(this.#device, signal)) {
+      await unlessAborted(device.setState(MigrationState.PRE_COPY), signal);
+      for await (const chunk of readPrecopy(device, signal)) {
         this.precopyBytes += chunk.length;
         yield chunk;
       }
+      await this.#require(MigrationState.PRE_COPY);
     }
     this.stopped = performance.now();
-    await unlessAborted(this.#device.setState(MigrationState.STOP_COPY), signal);
-    yield* readPeer(this.#peer, this.#device, signal);
+    await unlessAborted(device.setState(MigrationState.STOP_COPY), signal);
+    // A reset right before that: the new stream does not continue the old one.
+    if ((await device.resets()) !== resets) throw new DeviceReset();
+    yield* readPeer(this.#peer, device, signal);
+    // Values are asked for one by one: they are of one moment only if the device has stood all the time.
+    await this.#require(MigrationState.STOP_COPY);
+  }
+
+  async #require(state: MigrationState): Promise<void> {
+    if ((await this.#device.state()) !== state) throw new DeviceReset();
   }
 }
 

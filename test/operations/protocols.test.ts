@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** save, load and check by migration v1, v2 or whatever a server has, of devices of our own. */
 
-import { readFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { createReadStream, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import t from 'tap';
 import { checkDevices, load, type ProtocolChoice, save } from '../../src/operations/index.js';
 import { Errno, MigrationState, RequestError } from '../../src/wire/index.js';
@@ -62,6 +66,55 @@ t.test('saved while the device runs, as far as that goes', async (t) => {
   }
 });
 
+t.test('a device that is reset while it is saved: what is saved is its state after that', async (t) => {
+  const file = join(socketFolder(t), 'state');
+  for (const protocol of ['v1', 'v2'] as const) {
+    for (const step of ['save pre-copy', 'saved a chunk', 'quiesce', 'handOver', 'save final']) {
+      const source = serveScratch(t, { stateSize: SIZE, migration: protocol });
+      const vmm = await source.vmm();
+      const destination = serveScratch(t, { stateSize: SIZE });
+      source.scratch.state.memory.fill(7);
+      let left = 2;
+      source.scratch.hook = (now) => {
+        // The guest does not wait for it, and the device runs again with other memory.
+        if (now === step && left-- > 0) void vmm.reset();
+        if (now.startsWith('reset')) setImmediate(() => source.scratch.state.write(0, Buffer.from([left])));
+      };
+      const options = { migrationSocket: source.migrationPath, output: file, precopy: true } as const;
+      await save({ ...options, afterwards: 'stop' });
+      await load({ migrationSocket: destination.migrationPath, input: file, afterwards: 'run' });
+      t.equal(source.scratch.takeCalls().filter((call) => call === 'reset requested').length, 2);
+      t.ok(sameBytes(source.scratch.state.memory, destination.scratch.state.memory), `${protocol}: ${step}`);
+    }
+  }
+});
+
+t.test('a device that is reset whenever it is saved, or with a part of it given away', async (t) => {
+  const folder = socketFolder(t);
+  const source = serveScratch(t, { stateSize: SIZE });
+  const vmm = await source.vmm();
+  source.scratch.hook = (now) => {
+    if (now === 'save pre-copy') void vmm.reset();
+  };
+  const file = join(folder, 'state');
+  const options = { migrationSocket: source.migrationPath, output: file, precopy: true } as const;
+  await t.rejects(save({ ...options, afterwards: 'run' }), {
+    code: 'DEVSTATE_E_VM_CHANGED',
+    message: /10 attempts/,
+  });
+  t.equal(existsSync(file), false);
+  t.equal(source.scratch.running, true);
+
+  const pipe = join(folder, 'pipe');
+  execFileSync('mkfifo', [pipe]);
+  const reader = createReadStream(pipe).resume();
+  await t.rejects(save({ ...options, output: pipe, afterwards: 'run' }), {
+    code: 'DEVSTATE_E_VM_CHANGED',
+    message: /save to a regular file/,
+  });
+  await once(reader, 'close');
+});
+
 t.test('a device of v1 that is to be stopped after a load', async (t) => {
   const file = join(socketFolder(t), 'state');
   const served = serveScratch(t, { migration: 'v1' });
@@ -72,6 +125,26 @@ t.test('a device of v1 that is to be stopped after a load', async (t) => {
   t.equal(await region.state(), STOP);
   t.equal(served.scratch.state.commits > 0, true);
   await region.setState(RUNNING);
+});
+
+t.test('a file that is no state is named for what it is, and the device is not touched', async (t) => {
+  const served = serveScratch(t);
+  const file = join(socketFolder(t), 'file');
+  const samples: readonly (readonly [string, Uint8Array | string, RegExp])[] = [
+    ['empty', '', /is empty/],
+    ['text', 'what somebody wrote down\n'.repeat(20), /is .*text/],
+    ['qcow2', Buffer.concat([Buffer.from('514649fb00000003', 'hex'), Buffer.alloc(512)]), /qcow2/],
+    ['libvirt', `LibvirtQemudSave${'\0'.repeat(512)}`, /libvirt save file/],
+    ['gzip', gzipSync(randomBytes(512)), /gzip/],
+    ['lzop', Buffer.concat([Buffer.from('894c5a4f000d0a1a0a', 'hex'), Buffer.alloc(512)]), /lzop/],
+    ['QEMU stream', Buffer.concat([Buffer.from('5145564d00000003', 'hex'), Buffer.alloc(512)]), /QEMU/],
+  ];
+  for (const [name, bytes, message] of samples) {
+    writeFileSync(file, bytes);
+    const loading = load({ migrationSocket: served.migrationPath, input: file, afterwards: 'run' });
+    await t.rejects(loading, { code: /^DEVSTATE_E_ENVELOPE_(MAGIC|TRUNCATED)$/, message }, name);
+  }
+  t.strictSame(served.scratch.takeCalls(), []);
 });
 
 t.test('a state that does not fit is refused before the device is touched, by either', async (t) => {

@@ -48,7 +48,7 @@ export class OutputFile {
    */
   static async create(
     path: string,
-    options: TargetOptions = { written: 'any' },
+    options: TargetOptions = { written: 'blob' },
     warn: (message: string) => void = () => {},
   ): Promise<OutputFile> {
     if (path === '-') return new OutputFile(path);
@@ -62,6 +62,11 @@ export class OutputFile {
     } catch (cause) {
       throw unwritable(path, cause);
     }
+  }
+
+  /** Whether nothing of it is left after `discard`: not where bytes go out as they are written. */
+  get canDiscard(): boolean {
+    return this.#file !== undefined;
   }
 
   write(bytes: Uint8Array): void {
@@ -149,11 +154,15 @@ export interface WithOutputOptions extends TargetOptions {
   readonly warn?: ((message: string) => void) | undefined;
 }
 
-/** Opens, works, and keeps what was written only if that succeeded. @returns what `work` does */
+/**
+ * Opens, works, and keeps what was written only if that succeeded.
+ * @param options default: a blob is written, so that no other kind of file is replaced
+ * @returns what `work` does
+ */
 export async function withOutput<T>(
   path: string,
   work: (output: OutputFile) => Promise<T>,
-  options: WithOutputOptions = { written: 'any' },
+  options: WithOutputOptions = { written: 'blob' },
 ): Promise<T> {
   const output = await OutputFile.create(path, options, options.warn);
   let result: T;

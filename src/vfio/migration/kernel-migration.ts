@@ -66,6 +66,11 @@ export class KernelMigration implements MigrationEnd {
     return this.#state();
   }
 
+  /** The kernel does not count them. */
+  resets(): Promise<undefined> {
+    return Promise.resolve(undefined);
+  }
+
   /** @throws DEVSTATE_E_REFUSED; the device is then in a state on the way, ERROR perhaps, which only `reset` ends */
   async setState(state: MigrationState): Promise<void> {
     const before = this.#state();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What arrives with a handoff: fds by kind and name, and the document that says what they are for. */
 
+import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { type FdKind, fdKindName, requireKind } from './fd-kind.js';
 import { type EntryLabel, MAX_BUNDLE_FDS, malformed } from './protocol.js';
@@ -35,8 +36,8 @@ export class Bundle {
   add(labels: readonly EntryLabel[], fds: readonly Fd[]): void {
     if (labels.length !== fds.length)
       throw malformed(`a message names ${labels.length} fds and carries ${fds.length}`);
-    if (this.#entries.size + fds.length > MAX_BUNDLE_FDS)
-      throw malformed(`more than ${MAX_BUNDLE_FDS} fds in one bundle`);
+    const limit = Math.min(MAX_BUNDLE_FDS, systemLimits().fds);
+    if (this.#entries.size + fds.length > limit) throw malformed(`more than ${limit} fds in one bundle`);
     labels.forEach(({ kind, name }, index) => {
       const fd = fds[index]!;
       if (this.#entries.has(name)) throw malformed(`two fds are named ${name}`);

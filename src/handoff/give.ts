@@ -4,6 +4,7 @@
  * then on it touches nothing any more.
  */
 
+import { readdir } from 'node:fs/promises';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
@@ -34,7 +35,7 @@ export interface Outgoing {
 
 /** What a process does that gives something away. */
 export interface Giver {
-  /** What the receiver is told first; it may refuse. Becomes JSON. */
+  /** What the receiver is told first; it may refuse. Becomes JSON. `fds` in it is the most that can go over. */
   readonly offer: unknown;
   /** Called while the receiver gets ready. @throws to refuse */
   prepare?(): Promise<void>;
@@ -81,6 +82,13 @@ export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Pro
   }
 }
 
+/** The offer, with the number of files that this process has open: more than that do not go over. */
+async function withFds(offer: unknown): Promise<unknown> {
+  if (typeof offer !== 'object' || offer === null) return offer;
+  const open = await readdir('/proc/self/fd').catch(() => undefined);
+  return open === undefined ? offer : { fds: open.length, ...offer };
+}
+
 class Handoff {
   readonly #clock: PhaseClock;
   readonly #giver: Giver;
@@ -121,7 +129,7 @@ class Handoff {
   async #steps(channel: Channel): Promise<void> {
     const clock = this.#clock;
     const answer = await clock.run('prepare', async () => {
-      await channel.send(HandoffMessage.PREPARE, encodeJson(this.#giver.offer));
+      await channel.send(HandoffMessage.PREPARE, encodeJson(await withFds(this.#giver.offer)));
       const [ready] = await Promise.all([channel.expect(HandoffMessage.READY), this.#giver.prepare?.()]);
       return decodeJson(ready.payload);
     });

@@ -5,6 +5,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
+import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { Bundle } from './bundle.js';
 import { Channel } from './channel.js';
@@ -106,7 +107,9 @@ async function takeOver(
 ): Promise<{ adopted: Adopted; lease: Lease }> {
   await clock.run('prepare', async () => {
     const { payload } = await channel.expect(HandoffMessage.PREPARE);
-    const answer = await receiver.prepare(decodeJson(payload));
+    const offer = decodeJson(payload);
+    requireRoom(offer);
+    const answer = await receiver.prepare(offer);
     await channel.send(HandoffMessage.READY, encodeJson(answer));
   });
   const bundle = new Bundle();
@@ -132,6 +135,15 @@ async function takeOver(
   } finally {
     bundle.close();
   }
+}
+
+/** @throws DEVSTATE_E_HANDOFF when this process may not have as many files open as the giver has: nothing has stopped yet */
+function requireRoom(offer: unknown): void {
+  const { fds } = (offer ?? {}) as { fds?: unknown };
+  const { fds: limit } = systemLimits();
+  if (typeof fds !== 'number' || fds <= limit) return;
+  const message = `the giver has ${fds} files open, and this process may have ${limit}: raise its limit (ulimit -n, LimitNOFILE=)`;
+  throw new DevstateError('DEVSTATE_E_HANDOFF', message);
 }
 
 /** Until all fds and the document are there. @returns the number of the lease's offer */

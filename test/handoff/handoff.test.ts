@@ -3,7 +3,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, fstatSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { chmodSync, fstatSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -69,6 +69,17 @@ async function withoutLeak(t: Test, work: () => Promise<void>): Promise<void> {
   t.same(openFiles(), before, 'no file is left open');
 }
 
+t.test('more fds than the receiver may have open are refused before anything stops', async (t) => {
+  const { entries, close } = assortment();
+  const limit = Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1]);
+  const giver = Object.assign(new RecordingGiver(entries), { offer: { what: 'a test', fds: limit + 1 } });
+  const [given, received] = await handOver(giver, new RecordingReceiver(entries));
+  t.match(given.error, { phase: 'prepare', message: /this process may have \d+: raise its limit/ });
+  t.match(received.error, { phase: 'prepare' });
+  t.equal(giver.frozen, 0);
+  close();
+});
+
 t.test('fds of every kind arrive, and the document', (t) =>
   withoutLeak(t, async () => {
     const { entries, close } = assortment();
@@ -79,7 +90,7 @@ t.test('fds of every kind arrive, and the document', (t) =>
     t.equal(received.report?.generation, 1);
     for (const phase of HANDOFF_PHASES) t.type(given.report?.ms[phase], 'number', phase);
     t.same(giver.answer, { ready: true });
-    t.same(receiver.offer, { what: 'a test' });
+    t.match(receiver.offer, { what: 'a test' });
     t.same(receiver.document, { list: [1, 2, 3], text: 'ä' });
     t.match(giver, { frozen: 1, thawed: 0 });
     t.match(receiver, { started: 1, abandoned: 0 });

@@ -15,6 +15,7 @@
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
+import { takesArgument } from './qmp-schema.js';
 import type { WantedSettings } from './settings.js';
 
 interface Cancellable {
@@ -98,8 +99,9 @@ export function destinationSettings(): WantedSettings {
 
 /** Makes the destination listen at `uri` (e.g. `unix:/run/vm/migration` or `tcp:0:4444`). */
 export async function startIncoming(qmp: QmpClient, uri: string, options: Cancellable = {}): Promise<void> {
-  // A destination that exits takes its reason along. Since QEMU 9.1 it can stay and tell.
-  const staying = qmp.isAtLeast(9, 1) ? { 'exit-on-error': false } : {};
+  // A destination that exits takes its reason along. One that has this argument (QEMU 9.1) can stay and tell.
+  const canStay = await takesArgument(qmp, 'migrate-incoming', 'exit-on-error', options);
+  const staying = canStay ? { 'exit-on-error': false } : {};
   await qmp.execute('migrate-incoming', { arguments: { uri, ...staying }, signal: options.signal });
 }
 

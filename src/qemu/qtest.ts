@@ -8,13 +8,14 @@
  *
  * The server is added to QEMU at the first use and stays: QEMU (11.1 and before) keeps a pointer to the first one for
  * ever and crashes at the first answer of a second. Its socket lies beside the QMP socket, which gives whoever can open
- * it the same power, so that it opens no new door; a later manager, or one after a crash, finds it by its name.
+ * it the same power, so that it opens no new door; in a folder that others can write to it gets a folder of its own. A
+ * later manager, or one after a crash, is told by QEMU where it is.
  */
 import { once } from 'node:events';
-import { mkdtemp } from 'node:fs/promises';
+import { chown, mkdtemp, stat } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import { LineSplitter } from './line-splitter.js';
@@ -184,7 +185,7 @@ async function findSocket(qmp: QmpClient, signal: AbortSignal): Promise<string |
   return /^(?:disconnected:)?unix:(.*?),server=on/.exec(ours?.filename ?? '')?.[1];
 }
 
-/** Has QEMU listen beside its QMP socket or, where it may not, in a directory of its own. */
+/** Has QEMU listen beside its QMP socket or, where others may write or QEMU may not, in a folder for QEMU alone. */
 async function addSocket(qmp: QmpClient, signal: AbortSignal): Promise<string> {
   const listen = async (path: string) => {
     const data = { addr: { type: 'unix', data: { path } }, server: true, wait: false };
@@ -193,9 +194,24 @@ async function addSocket(qmp: QmpClient, signal: AbortSignal): Promise<string> {
     return path;
   };
   try {
-    return await listen(`${qmp.path}.qtest`);
+    if (!(await canOthersWrite(dirname(qmp.path)))) return await listen(`${qmp.path}.qtest`);
   } catch (error) {
     if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_COMMAND') throw error;
-    return await listen(join(await mkdtemp(join(tmpdir(), 'devstate-qtest-')), 'socket'));
   }
+  return await listen(join(await privateFolder(qmp.pid), 'socket'));
+}
+
+/** Whether everybody may make files there: what lies under a name that can be foreseen may be somebody else's. */
+async function canOthersWrite(folder: string): Promise<boolean> {
+  const { mode } = await stat(folder);
+  return (mode & 0o002) !== 0;
+}
+
+/** A folder for the user of the process `pid` and the administrator. It stays, as QEMU's socket in it does. */
+async function privateFolder(pid: number): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'devstate-qtest-'));
+  if (process.geteuid?.() !== 0) return folder;
+  const owner = await stat(`/proc/${pid}`).catch(() => undefined);
+  if (owner !== undefined) await chown(folder, owner.uid, owner.gid);
+  return folder;
 }

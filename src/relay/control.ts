@@ -40,15 +40,19 @@ export interface ControlHost {
   deserted(): void;
 }
 
-/** Clients that may be connected at once. */
+/**
+ * Clients that may be connected at once. One more takes the place of the one that has asked for nothing the longest; clients
+ * that wait for an answer keep theirs.
+ */
 const MAX_CLIENTS = 16;
 
 /** Serves the clients of a control socket. */
 export class ControlServer {
   readonly #host: ControlHost;
+  /** In the order in which they were last active, longest ago first. */
   readonly #clients = new Set<Socket>();
-  /** Requests that are not answered. */
-  #pending = 0;
+  /** Clients with a request that is not answered. */
+  readonly #pending = new Set<Socket>();
   readonly #waiters: (() => void)[] = [];
 
   constructor(host: ControlHost) {
@@ -57,12 +61,14 @@ export class ControlServer {
 
   /** Takes a connected socket. */
   accept(fd: Fd): void {
-    if (this.#clients.size >= MAX_CLIENTS) {
-      fd.close();
-      return;
-    }
     // A client that has said all still waits for its answers.
     const client = new Socket({ fd: fd.release(), readable: true, writable: true, allowHalfOpen: true });
+    if (this.#clients.size >= MAX_CLIENTS && !this.#evict()) {
+      const message = `${MAX_CLIENTS} clients of the relay wait for answers; try again when it has answered`;
+      client.on('error', () => {});
+      client.end(`${JSON.stringify({ error: { code: 'DEVSTATE_E_RELAY', message } })}\n`);
+      return;
+    }
     this.#clients.add(client);
     client.on('close', () => {
       this.#clients.delete(client);
@@ -78,7 +84,7 @@ export class ControlServer {
     for (;;) {
       const line = await lines.next().catch(() => undefined);
       if (line === undefined) break;
-      this.#pending++;
+      this.#pending.add(client);
       const answer = await this.#carryOut(line).then(
         (result) => ({ result }),
         (error: unknown) => {
@@ -87,10 +93,23 @@ export class ControlServer {
         },
       );
       await new Promise<void>((resolve) => client.write(`${JSON.stringify(answer)}\n`, () => resolve()));
-      this.#pending--;
-      if (this.#pending === 0) for (const resolve of this.#waiters.splice(0)) resolve();
+      this.#pending.delete(client);
+      // To the end of the order.
+      if (this.#clients.delete(client)) this.#clients.add(client);
+      if (this.#pending.size === 0) for (const resolve of this.#waiters.splice(0)) resolve();
     }
     client.destroy();
+  }
+
+  /** Ends the connection that has been idle the longest. @returns false when all wait for answers */
+  #evict(): boolean {
+    for (const client of this.#clients) {
+      if (this.#pending.has(client)) continue;
+      this.#clients.delete(client);
+      client.destroy();
+      return true;
+    }
+    return false;
   }
 
   async #carryOut(line: string): Promise<unknown> {
@@ -107,7 +126,7 @@ export class ControlServer {
 
   /** Settles when every request is answered. */
   idle(): Promise<void> {
-    if (this.#pending === 0) return Promise.resolve();
+    if (this.#pending.size === 0) return Promise.resolve();
     return new Promise((resolve) => this.#waiters.push(resolve));
   }
 

@@ -1,13 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * VERSION through the relay: the proposal and the answer are the VMM's and the server's own, but for what the relay
- * cannot pass on: a twin socket, and transfers that are longer than its buffers.
+ * cannot pass on: a twin socket, transfers that are longer than its buffers, more fds than this process can hold.
  */
 
-import { DEFAULT_MAX_DATA_XFER_SIZE, type Version } from '../wire/index.js';
+import { peerFds } from '../native/index.js';
+import {
+  DEFAULT_MAX_DATA_XFER_SIZE,
+  DEFAULT_MAX_DMA_MAPS,
+  DEFAULT_MAX_MSG_FDS,
+  type Version,
+} from '../wire/index.js';
 
 /** `major u16, minor u16`, before the JSON. */
 const NUMBERS_LENGTH = 4;
+
+/** The relay's own limits: it keeps the fd of every range, so half of those that it can have are for ranges. */
+function ownLimits(): Readonly<Record<string, number>> {
+  const fds = peerFds();
+  return {
+    max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
+    max_msg_fds: Math.max(1, Math.floor(fds / 4)),
+    max_dma_maps: Math.max(1, Math.floor(fds / 2)),
+  };
+}
+
+/** What holds where a peer does not say: the specification's defaults. */
+const UNSAID: Readonly<Record<string, number>> = {
+  max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
+  max_msg_fds: DEFAULT_MAX_MSG_FDS,
+  max_dma_maps: DEFAULT_MAX_DMA_MAPS,
+};
 
 /** A VERSION payload as it is passed on. What is not JSON is left as it is: its receiver says what is wrong with it. */
 export function filterVersion(payload: Uint8Array): Uint8Array {
@@ -19,11 +42,11 @@ export function filterVersion(payload: Uint8Array): Uint8Array {
     return payload;
   }
   if (!isObject(json) || !isObject(json.capabilities)) return payload;
-  const { twin_socket: _, max_data_xfer_size: size, ...rest } = json.capabilities;
-  const capabilities =
-    typeof size === 'number'
-      ? { ...rest, max_data_xfer_size: Math.min(size, DEFAULT_MAX_DATA_XFER_SIZE) }
-      : rest;
+  const { twin_socket: _, ...capabilities } = json.capabilities;
+  for (const [name, own] of Object.entries(ownLimits())) {
+    const said = capabilities[name] ?? UNSAID[name];
+    if (typeof said === 'number' && said > own) capabilities[name] = own;
+  }
   const text = new TextEncoder().encode(JSON.stringify({ ...json, capabilities }));
   const filtered = new Uint8Array(NUMBERS_LENGTH + text.length + 1);
   filtered.set(payload.subarray(0, NUMBERS_LENGTH));

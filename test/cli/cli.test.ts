@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line as users meet it: what is refused, with which code and exit code; save, inspect and load. */
+import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -9,7 +10,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { DevstateError } from '../../src/errors.js';
 import { load, save } from '../../src/operations/index.js';
-import { Devstate, devstate, serveNvme } from '../e2e/harness/devstate-process.js';
+import { Devstate, devstate, devstateCommand, serveNvme } from '../e2e/harness/devstate-process.js';
 import { openFds } from '../support/closes.js';
 
 t.setTimeout(300_000);
@@ -49,6 +50,21 @@ const MIGRATE = [
   'unix:/nowhere/m',
 ];
 const DEVICE = ['--device', 'd,source=/nowhere/s,dest=/nowhere/d'];
+
+t.test('too few files that may be open are said in a sentence', async (t) => {
+  const commands = [
+    'serve nvme --socket s --migration-socket m --image i --size 1M',
+    'relay --listen s --server t --migration-socket m',
+    'migrate --source-qmp a --dest-qmp b --uri unix:c --device d,source=e,dest=f',
+  ];
+  for (const command of commands) {
+    const script = `ulimit -n 64; exec ${devstateCommand(...command.split(' ')).join(' ')}`;
+    const { status, stderr } = spawnSync('/bin/sh', ['-c', script], { encoding: 'utf8' });
+    t.not(status, 0, command);
+    t.match(stderr, /may open too few files \(ulimit -n\)/);
+    t.notMatch(stderr, /^\s+at /m, 'no stack trace');
+  }
+});
 
 t.test('wrong command lines', async (t) => {
   const wrong: [string[], RegExp][] = [

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One replacement of QEMU under way. */
 
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { PciView } from '../../qemu/index.js';
 import type { NextVmmStatus } from '../../wire/index.js';
@@ -11,6 +10,7 @@ import type { DeviceSocket } from '../device-socket.js';
 import type { Stand } from '../migrate/guest.js';
 import type { ChangedSettings } from '../migrate/note.js';
 import type { Vm } from '../migrate/run.js';
+import { makeScratchFolder } from '../scratch-folder.js';
 import type { UpgradeQemuOptions, UpgradeQemuPhase, UpgradeQemuProgress } from './types.js';
 
 /** One device. What a migration does at two ends is done at one. */
@@ -55,7 +55,7 @@ export interface UpgradeRun {
 
 /** A directory for this user alone: sockets, and the state that waits for the new program. */
 export class Scratch {
-  readonly #directory = mkdtempSync(join(tmpdir(), 'devstate-qemu-'));
+  readonly #directory = makeScratchFolder('qemu');
   readonly main = join(this.#directory, 'main');
   readonly cpr = join(this.#directory, 'cpr');
   readonly state = join(this.#directory, 'state');

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The successor as a process: started, waited for, ended if it is not to be. */
 
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { asDevstateError, DevstateError } from '../../errors.js';
+import { rmSync } from 'node:fs';
+import { DevstateError } from '../../errors.js';
 import { TAKEOVER_VARIABLE, takeoverPaths } from '../../handoff/index.js';
 import { DetachedProcess } from '../detached-process.js';
+import { makeScratchFolder } from '../scratch-folder.js';
 import { delay } from '../waiting.js';
 
 /** How often to look whether it listens. */
@@ -27,7 +26,7 @@ export class Successor {
       throw new DevstateError('DEVSTATE_E_USAGE', message);
     }
     // Only this user may enter it.
-    this.#directory = makeDirectory();
+    this.#directory = makeScratchFolder('upgrade');
     try {
       this.#process = new DetachedProcess(command, log, { [TAKEOVER_VARIABLE]: this.#directory });
     } catch (error) {
@@ -73,15 +72,5 @@ export class Successor {
   /** Its sockets for the takeover are of no use any more. */
   cleanUp(): void {
     rmSync(this.#directory, { recursive: true, force: true });
-  }
-}
-
-function makeDirectory(): string {
-  const parent = tmpdir();
-  try {
-    return mkdtempSync(join(parent, 'devstate-upgrade-'));
-  } catch (cause) {
-    const message = `cannot make a directory for the successor's sockets in ${parent}: ${asDevstateError(cause).message}; set TMPDIR`;
-    throw new DevstateError('DEVSTATE_E_OUTPUT', message, { cause });
   }
 }

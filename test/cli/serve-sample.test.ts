@@ -3,6 +3,7 @@
 
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import * as zlib from 'node:zlib';
 import t, { type Test } from 'tap';
 import { Client } from '../../src/client/index.js';
 import { Devstate, devstate, devstateCommand } from '../e2e/harness/devstate-process.js';
@@ -59,6 +60,26 @@ t.test('saved and loaded by its migration socket', async (t) => {
   const bytes = new Uint8Array(3);
   await vmm.regionRead(1, 5000, bytes);
   t.same([...bytes], [1, 2, 3]);
+});
+
+t.test('saved compressed, with the best that this Node.js has, and loaded', async (t) => {
+  const migration = join(socketFolder(t), 'migration');
+  const { socket, folder } = await serve(t, '--migration-socket', migration);
+  const file = join(folder, 'state');
+  const vmm = await Client.connect(socket);
+  t.teardown(() => vmm.close());
+  await vmm.regionWrite(1, 5000, Uint8Array.of(4, 5, 6));
+  t.match(await devstate('save', '--compress', '--migration-socket', migration, '-o', file), { code: 0 });
+  const compression = 'zstdCompressSync' in zlib ? 'zstd' : 'deflate';
+  const { stdout } = await devstate('inspect', '-o', 'json', file);
+  const { features, records } = JSON.parse(stdout) as { features: string[]; records: object[] };
+  t.same(features, [compression]);
+  t.ok(records.some((record) => 'compression' in record && record.compression === compression));
+  await vmm.reset();
+  t.match(await devstate('load', '--migration-socket', migration, file), { code: 0 });
+  const bytes = new Uint8Array(3);
+  await vmm.regionRead(1, 5000, bytes);
+  t.same([...bytes], [4, 5, 6]);
 });
 
 t.test('wrong command lines', async (t) => {

@@ -77,6 +77,13 @@ export const COMPRESSION_FLAGS: ReadonlyMap<string, number> = new Map(
   available.map(({ name, flag }) => [name, flag]),
 );
 
+/** Why a blob that requires `feature` cannot be read here, and what to do about it, as the rest of a sentence. */
+export function withoutFeature(feature: string): string {
+  return feature === 'zstd' && zstd === undefined
+    ? `which Node.js ${process.versions.node} does not have: use Node.js 22.15 or newer, or save it without --compress`
+    : 'which this reader does not have: save it without, or update devstate';
+}
+
 /** The flags of the compressions among `features`, of those too that cannot be used here. */
 export function compressionFlags(features: readonly string[]): number {
   const { zstd, deflate } = RecordFlag;

@@ -12,6 +12,7 @@ import {
   mayInflateTo,
   type SealedPayload,
   sealedPayload,
+  withoutFeature,
 } from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { ElementAssembler } from './element-assembler.js';
@@ -260,8 +261,7 @@ export class EnvelopeDecoder {
     for (const name of header.features) {
       const flags = this.#features.get(name);
       if (flags === undefined && !this.#lenient) {
-        const what = `the blob requires the feature ${name}, which this reader does not have: save it without, or update devstate`;
-        throw this.#wrong('FEATURE', what);
+        throw this.#wrong('FEATURE', `the blob requires the feature ${name}, ${withoutFeature(name)}`);
       }
       this.#flagsAllowed |= flags ?? FEATURE_FLAGS_MASK;
     }

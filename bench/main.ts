@@ -18,6 +18,7 @@ import { latency } from './latency.js';
 import { memory } from './memory.js';
 import { nvme } from './nvme.js';
 import { pause } from './pause.js';
+import { endAll } from './processes.js';
 import { region } from './region.js';
 import { relay } from './relay.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
@@ -67,6 +68,7 @@ async function main(): Promise<void> {
       print(`\n${section.title}\n${renderTable(results)}\n`);
     }
   } finally {
+    await endAll();
     rmSync(folder, { recursive: true, force: true });
   }
   const missed = all.filter(({ ok }) => ok === false);

@@ -5,6 +5,7 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { DevstateError } from '../src/errors.js';
@@ -49,24 +50,56 @@ export const ourManager: Program = [process.execPath, join(here, 'state-manager.
 /** Our relay: `LISTEN SERVER`. */
 export const ourRelay: Program = [process.execPath, join(here, 'state-relay.js')];
 
-/** A program that serves until it is ended. */
+/** Servers that were started and not ended. */
+const running = new Set<Running>();
+
+/** Ends what a benchmark that failed has left. */
+export async function endAll(): Promise<void> {
+  await Promise.all([...running].map((server) => server.end()));
+}
+
+/** Last of what a program has written to stderr, characters. */
+const STDERR_KEPT = 4096;
+/** Longest that a server takes to end when it is told to, ms. */
+const END_MS = 10_000;
+
+/** A program that serves until it is ended. An end of its own is an error of whatever waits for it. */
 export class Running {
   readonly process: ChildProcess;
+  /** Rejects if it ends without being told to. */
+  readonly failed: Promise<never>;
+  readonly #ended: Promise<void>;
+  #told = false;
 
-  private constructor(child: ChildProcess) {
+  private constructor(command: string, child: ChildProcess) {
     this.process = child;
+    let stderr = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      process.stderr.write(text);
+      stderr = (stderr + text).slice(-STDERR_KEPT);
+    });
+    const closed = once(child, 'close');
+    this.#ended = closed.then(() => {});
+    this.failed = closed.then(([code, signal]) => {
+      // For ever, for those who wait for nothing else any more.
+      if (this.#told) return new Promise<never>(() => {});
+      const how = code === null ? `was ended by ${signal}` : `ended with ${code}`;
+      const said = stderr === '' ? '' : `: ${stderr.trimEnd()}`;
+      throw new DevstateError('DEVSTATE_E_INTERNAL', `the server ${command} ${how}${said}`);
+    });
+    this.failed.catch(() => {});
+    this.#ended.catch(() => {});
+    running.add(this);
   }
 
-  /** Starts it and waits for its first line on stdout: it listens. */
+  /** Starts it and waits for its first line on stdout: it listens. @throws DEVSTATE_E_INTERNAL if it ends before */
   static async start(program: Program, args: readonly string[]): Promise<Running> {
     const [command = '', ...leading] = program;
-    const child = spawn(command, [...leading, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
-    const ended = once(child, 'exit').then(() => {
-      throw new DevstateError('DEVSTATE_E_INTERNAL', `${command} ended before it listened`);
-    });
-    ended.catch(() => {});
-    await Promise.race([once(child.stdout, 'data'), ended]);
-    return new Running(child);
+    const line = [command, ...leading, ...args].join(' ');
+    const child = spawn(command, [...leading, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const server = new Running(line, child);
+    await Promise.race([once(child.stdout, 'data'), server.failed]);
+    return server;
   }
 
   /** Most memory that it ever had resident, bytes. */
@@ -74,11 +107,19 @@ export class Running {
     return peakRss(this.process.pid!);
   }
 
+  /** @throws DEVSTATE_E_INTERNAL if it has to be killed */
   async end(): Promise<void> {
-    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
-    const exit = once(this.process, 'exit');
+    this.#told = true;
     this.process.kill('SIGTERM');
-    await exit;
+    const timer = setTimeout(() => this.process.kill('SIGKILL'), END_MS);
+    await this.#ended;
+    clearTimeout(timer);
+    running.delete(this);
+    if (this.process.signalCode === 'SIGKILL')
+      throw new DevstateError(
+        'DEVSTATE_E_INTERNAL',
+        `the server does not end by SIGTERM within ${END_MS} ms`,
+      );
   }
 }
 
@@ -88,9 +129,29 @@ export function peakRss(pid: number): number {
   return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1]) * 1024;
 }
 
-/** Runs a program to its end; the JSON that it prints. */
+/** Until the end of a process has been noticed, ms. */
+const NOTICE_MS = 1000;
+/** Longest that one measurement takes, ms. */
+const MEASURE_MS = 900_000;
+
+/**
+ * Runs a program to its end; the JSON that it prints.
+ * @throws DEVSTATE_E_INTERNAL when a server ends meanwhile, of whose answers the program may wait for ever
+ */
 export async function measure<T>(program: Program, args: readonly string[]): Promise<T> {
   const [command = '', ...leading] = program;
-  const { stdout } = await run(command, [...leading, ...args], { maxBuffer: 1 << 20 });
-  return JSON.parse(stdout) as T;
+  const stop = new AbortController();
+  const options = { maxBuffer: 1 << 20, timeout: MEASURE_MS, signal: stop.signal };
+  const client = run(command, [...leading, ...args], options);
+  const servers = [...running].map(({ failed }) => failed);
+  try {
+    const { stdout } = await Promise.race([client, ...servers]);
+    return JSON.parse(stdout) as T;
+  } catch (error) {
+    stop.abort();
+    await client.catch(() => {});
+    // A client fails because its server has ended, which shows a little later; that says more.
+    await Promise.race([...servers, delay(NOTICE_MS)]);
+    throw error;
+  }
 }

@@ -41,9 +41,14 @@ export class DmaLog {
   }
 
   /** Sets in `bitmap` what was written since the last report. @throws RequestError as `requireOn` does */
-  report(port: EnginePort, { iova, length, pageSize }: DmaLoggingReport, bitmap: Uint8Array): void {
-    this.requireOn(port).report(iova, length, pageSize, bitmap);
+  report(
+    port: EnginePort,
+    { iova, length, pageSize }: DmaLoggingReport,
+    bitmap: Uint8Array,
+  ): void | Promise<void> {
+    const done = this.requireOn(port).report(iova, length, pageSize, bitmap);
     // What the device holds for writing may change after this report.
+    if (done instanceof Promise) return done.then(() => this.#memory.markPinned());
     this.#memory.markPinned();
   }
 

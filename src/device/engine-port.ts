@@ -80,8 +80,8 @@ export class EnginePort implements MigrationPort {
     this.#engine.writeByMessage(this, on);
   }
 
-  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void {
-    this.#engine.log.report(this, report, bitmap);
+  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void | Promise<void> {
+    return this.#engine.log.report(this, report, bitmap);
   }
 
   formatOffers(): WireFormatOffer[] {

@@ -10,6 +10,7 @@ import {
   type RecordSource,
   SaveSession,
   type StateFormat,
+  type StateLoader,
   type StateRecord,
 } from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
@@ -164,7 +165,7 @@ export class StateSessions {
   /**
    * A destination loads its own state before it takes another's, and an imagined one if there is one: what it cannot do
    * shows while the source's VM runs, and the code has been compiled when the guest waits for it. Left out where the state
-   * is large, or has no format.
+   * is large, or has no format. First runs of code are slow: others have a turn between the steps.
    */
   async checkSelf({ load }: FormatChoice): Promise<void> {
     const { formats, values, raw } = this.#offer;
@@ -172,16 +173,27 @@ export class StateSessions {
     if (format === undefined) values?.restore(values.capture());
     if (format === undefined || format.estimate() > MAX_SELF_CHECK) return;
     format.begin?.();
+    const imagined = format.practice && (await loadedInTurns(format, format.practice()));
+    // From here on without turns: what is saved must still be the device when it is loaded.
     const own: StateRecord[] = [];
     for await (const record of format.save('final')) own.push(record);
+    const loader = format.load(format.version);
+    for (const record of own) loader.record(record);
+    await imagined?.commit();
     // Last its own, which it has if nothing comes.
-    for (const records of [format.practice?.(), own]) {
-      if (records === undefined) continue;
-      const loader = format.load(format.version);
-      for (const record of records) loader.record(record);
-      await loader.commit();
-    }
+    await loader.commit();
   }
+}
+
+/** What has taken the records and waits for the commit. */
+async function loadedInTurns(format: StateFormat, records: Iterable<StateRecord>): Promise<StateLoader> {
+  const loader = format.load(format.version);
+  for (const record of records) {
+    await setImmediate();
+    loader.record(record);
+  }
+  await setImmediate();
+  return loader;
 }
 
 /** One record at a time: it is practised while a guest has other things to be served. */

@@ -9,7 +9,7 @@ import { asDevstateError, DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import type { BundleEntry } from './bundle.js';
-import { Channel } from './channel.js';
+import { Channel, MAX_REQUEST_MESSAGE } from './channel.js';
 import { FdKind } from './fd-kind.js';
 import { Lease } from './lease.js';
 import { HandoffError, type HandoffPhase, PhaseClock, type PhaseTimeouts } from './phases.js';
@@ -106,7 +106,9 @@ class Handoff {
 
   async run(fd: Fd): Promise<GiveReport> {
     try {
-      const channel = new Channel(fd, { peers: this.#options.peers ?? [] });
+      const { peers = [] } = this.#options;
+      // What a receiver says is short; a long message would be parsed while a device is served.
+      const channel = new Channel(fd, { peers, maxMessageLength: MAX_REQUEST_MESSAGE });
       this.#channel = channel;
       await this.#steps(channel);
       return this.#reportOf(channel, false);

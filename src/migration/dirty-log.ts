@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The log of pages that the device has written (DMA_LOGGING_*). */
 
+import { setImmediate } from 'node:timers/promises';
 import { type DmaRange, dirtyBitmapLength, Errno, isPowerOfTwo, RequestError } from '../wire/index.js';
 import { PageBitmap } from './page-bitmap.js';
 
@@ -9,6 +10,8 @@ export const MIN_LOG_PAGE_SIZE = 4096;
 const MAX_LOG_PAGE_SIZE = 2 ** 30;
 /** Largest bitmap that one report may ask for, bytes: 256 MiB, QEMU's own bound. */
 const MAX_BITMAP_LENGTH = 2 ** 28;
+/** Pages of the log that are reported at another page size before others have a turn: 4 ms of work at most. */
+const TURN_PAGES = 2 ** 17;
 
 export class DirtyLog {
   readonly pageSize: number;
@@ -75,29 +78,53 @@ export class DirtyLog {
   /**
    * Writes the bitmap of [iova, iova + length) into `bitmap` (cleared first), a bit for each `pageSize` bytes, least
    * significant first, and forgets the pages that lie in the range as a whole: of a page reported in part, the rest has
-   * still to be told. @throws RequestError EINVAL, EOVERFLOW or E2BIG for an impossible range or page size
+   * still to be told. A promise where others have a turn meanwhile, which a report at the log's own page size never needs.
+   * @throws RequestError EINVAL, EOVERFLOW or E2BIG for an impossible range or page size
    */
-  report(iova: number, length: number, pageSize: number, bitmap: Uint8Array): void {
+  report(iova: number, length: number, pageSize: number, bitmap: Uint8Array): void | Promise<void> {
     requireReport(iova, length, pageSize);
     bitmap.fill(0);
-    const firstPage = Math.floor(iova / this.pageSize);
-    const lastPage = Math.floor((iova + length - 1) / this.pageSize);
-    const isForgotten = (page: number): boolean => {
-      const start = page * this.pageSize;
-      return start >= iova && start + this.pageSize <= iova + length;
-    };
-    if (pageSize === this.pageSize && iova % pageSize === 0) {
-      // As a rule: 32 pages at a time, because a guest decides how many millions are dirty.
-      this.#pages.visitWords(firstPage, lastPage, (page, bits) => {
-        setWord(bitmap, page - firstPage, bits);
-        const last = page + 31 - Math.clz32(bits);
-        return isForgotten(last) ? bits : bits & ~(1 << (last - page));
-      });
-      return;
+    // Whole bytes of the bitmap, and whole pages of the log.
+    const unit = Math.max(8 * pageSize, this.pageSize);
+    const step = Math.ceil((TURN_PAGES * this.pageSize) / unit) * unit;
+    if ((pageSize === this.pageSize && iova % pageSize === 0) || length <= step)
+      return this.#report(iova, length, pageSize, bitmap);
+    if (iova % this.pageSize !== 0) {
+      const message = `dirty report of ${length} bytes from within a page of ${this.pageSize}: ask for less at a time`;
+      throw new RequestError(Errno.E2BIG, message);
     }
-    this.#pages.visit(firstPage, lastPage, (page) => {
-      setBits(bitmap, iova, length, pageSize, page * this.pageSize, this.pageSize);
-      return isForgotten(page);
+    return this.#reportInTurns(iova, length, pageSize, bitmap, step);
+  }
+
+  async #reportInTurns(
+    iova: number,
+    length: number,
+    pageSize: number,
+    bitmap: Uint8Array,
+    step: number,
+  ): Promise<void> {
+    for (let at = 0; at < length; at += step) {
+      if (at > 0) await setImmediate();
+      this.#report(iova + at, Math.min(step, length - at), pageSize, bitmap.subarray(at / pageSize / 8));
+    }
+  }
+
+  /** 32 pages at a time, because a guest decides how many millions are dirty. */
+  #report(iova: number, length: number, pageSize: number, bitmap: Uint8Array): void {
+    const size = this.pageSize;
+    const firstPage = Math.floor(iova / size);
+    const lastPage = Math.floor((iova + length - 1) / size);
+    // The pages of the log that lie in the range in part.
+    const parts = [firstPage, lastPage].filter(
+      (page) => page * size < iova || (page + 1) * size > iova + length,
+    );
+    const isSame = pageSize === size && iova % size === 0;
+    this.#pages.visitWords(firstPage, lastPage, (page, bits) => {
+      if (isSame) setWord(bitmap, page - firstPage, bits);
+      else setPages(bitmap, { iova, length, pageSize, page, bits, size });
+      let forgotten = bits;
+      for (const part of parts) if (part >= page && part < page + 32) forgotten &= ~(1 << (part - page));
+      return forgotten;
     });
   }
 }
@@ -116,6 +143,26 @@ function requireReport(iova: number, length: number, pageSize: number): void {
   }
   if (dirtyBitmapLength(length, pageSize) > MAX_BITMAP_LENGTH) {
     throw new RequestError(Errno.E2BIG, `dirty report of ${length} bytes: ask for less at a time`);
+  }
+}
+
+/** Sets the report's bits for the pages of the log, `size` bytes each, that a word has from `page` on. */
+function setPages(
+  bitmap: Uint8Array,
+  report: { iova: number; length: number; pageSize: number; page: number; bits: number; size: number },
+): void {
+  const { iova, length, pageSize, page, bits, size } = report;
+  const first = page + 31 - Math.clz32(bits & -bits);
+  const last = page + 31 - Math.clz32(bits);
+  const from = Math.floor(Math.max(first * size - iova, 0) / pageSize);
+  const to = Math.floor((Math.min((last + 1) * size - iova, length) - 1) / pageSize);
+  if (from === to) {
+    bitmap[from >>> 3]! |= 1 << (from & 7);
+    return;
+  }
+  for (let rest = bits; rest !== 0; rest &= rest - 1) {
+    const at = page + 31 - Math.clz32(rest & -rest);
+    setBits(bitmap, iova, length, pageSize, at * size, size);
   }
 }
 

@@ -55,18 +55,6 @@ export class PageBitmap {
     }
   }
 
-  /** Calls `found` for each page of the set from `first` to `last`, and removes it if that returns true. */
-  visit(first: number, last: number, found: (page: number) => boolean): void {
-    const firstChunk = Math.floor(first / CHUNK_PAGES);
-    const lastChunk = Math.floor(last / CHUNK_PAGES);
-    for (const [index, chunk] of this.#chunks) {
-      if (index < firstChunk || index > lastChunk) continue;
-      const base = index * CHUNK_PAGES;
-      this.#visitChunk(chunk, base, Math.max(first - base, 0), Math.min(last - base, CHUNK_PAGES - 1), found);
-      if (chunk.count === 0) this.#chunks.delete(index);
-    }
-  }
-
   /**
    * Calls `found` for every 32 pages that have one of the set, from `first` to `last`: the number of the first page and a bit
    * for each. It returns the bits of those to remove.

@@ -4,6 +4,7 @@
  * chunks of the size the reader asks for. Holds at most one chunk and one record more than it was asked for.
  */
 
+import { setImmediate } from 'node:timers/promises';
 import { EnvelopeEncoder, type EnvelopeHeader, RecordFlag } from '../formats/index.js';
 import type { StateFormat, StateRecord } from './state-format.js';
 
@@ -12,9 +13,15 @@ type Records = Iterator<StateRecord> | AsyncIterator<StateRecord>;
 /** Where records come from. */
 export type RecordSource = Pick<StateFormat, 'begin' | 'save' | 'estimate'>;
 
+/** How long records are encoded before others have a turn, ms. */
+const TURN_MS = 5;
+/** Longer payloads are compressed on another thread. */
+const AT_ONCE_MAX = 256 * 1024;
+
 export class SaveSession {
   readonly #format: RecordSource;
   readonly #encoder: EnvelopeEncoder;
+  readonly #compresses: boolean;
   /** Bytes that are encoded and not yet read, oldest first. */
   readonly #queue: Uint8Array[] = [];
   #queued = 0;
@@ -28,6 +35,7 @@ export class SaveSession {
     format.begin?.();
     this.#format = format;
     this.#encoder = new EnvelopeEncoder(header);
+    this.#compresses = header.features.length > 0;
     this.#push(this.#encoder.header());
   }
 
@@ -83,11 +91,17 @@ export class SaveSession {
     }
   }
 
+  /** Others have a turn every few milliseconds: much may be compressed to little, and a record may be empty. */
   async #fill(size: number): Promise<void> {
+    let end = performance.now() + TURN_MS;
     while (this.#queued < size && !this.#ended) {
+      if (performance.now() > end) {
+        await setImmediate();
+        end = performance.now() + TURN_MS;
+      }
       this.#records ??= this.#startRound();
       const result = await this.#records.next();
-      if (result.done !== true) this.#encode(result.value);
+      if (result.done !== true) await this.#encode(result.value);
       else {
         this.#records = undefined;
         if (!this.#final) break;
@@ -102,9 +116,13 @@ export class SaveSession {
     return Symbol.asyncIterator in records ? records[Symbol.asyncIterator]() : records[Symbol.iterator]();
   }
 
-  #encode(record: StateRecord): void {
-    const flags = record.optional === true ? RecordFlag.optional : 0;
-    for (const part of this.#encoder.record(record.type, flags, record.payload)) this.#push(part);
+  async #encode({ type, optional, payload }: StateRecord): Promise<void> {
+    const flags = optional === true ? RecordFlag.optional : 0;
+    const isLong = this.#compresses && payload.length > AT_ONCE_MAX;
+    const parts = isLong
+      ? await this.#encoder.recordLater(type, flags, payload)
+      : this.#encoder.record(type, flags, payload);
+    for (const part of parts) this.#push(part);
   }
 
   #push(part: Uint8Array): void {

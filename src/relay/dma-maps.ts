@@ -38,6 +38,8 @@ interface HeldFile {
 export class DmaMaps {
   /** By address, in the order in which they were mapped. */
   readonly #ranges = new Map<number, DmaRangeOfVmm>();
+  /** In order of address: there may be tens of thousands, and every access of a manager asks for one. */
+  readonly #sorted: DmaRangeOfVmm[] = [];
   /** By what they are, and for what they may be used. */
   readonly #files = new Map<string, HeldFile>();
   readonly #held = new Map<Fd, HeldFile>();
@@ -54,7 +56,26 @@ export class DmaMaps {
   add(request: DmaMapRequest, fd: Fd | undefined): void {
     const held = fd === undefined ? undefined : this.#hold(fd, request.flags);
     this.#letGo(this.#ranges.get(request.address)?.fd);
-    this.#ranges.set(request.address, { ...request, fd: held });
+    this.#put({ ...request, fd: held });
+  }
+
+  #put(range: DmaRangeOfVmm): void {
+    const index = this.#indexAfter(range.address);
+    if (this.#ranges.has(range.address)) this.#sorted[index - 1] = range;
+    else this.#sorted.splice(index, 0, range);
+    this.#ranges.set(range.address, range);
+  }
+
+  /** Index of the first range that begins after `address`. */
+  #indexAfter(address: number): number {
+    let low = 0;
+    let high = this.#sorted.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#sorted[middle]!.address <= address) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   #hold(fd: Fd, flags: number): Fd {
@@ -83,9 +104,10 @@ export class DmaMaps {
 
   /** Whether a range has a byte of one that is there. */
   overlaps({ address, size }: DmaMapRequest): boolean {
-    for (const range of this.#ranges.values())
-      if (address < range.address + range.size && range.address < address + size) return true;
-    return false;
+    const index = this.#indexAfter(address);
+    const [before, after] = [this.#sorted[index - 1], this.#sorted[index]];
+    if (before !== undefined && address < before.address + before.size) return true;
+    return after !== undefined && after.address < address + size;
   }
 
   /** The range that begins at this address. */
@@ -106,6 +128,7 @@ export class DmaMaps {
     if (range === undefined || range.size !== size) return;
     this.#letGo(range.fd);
     this.#ranges.delete(address);
+    this.#sorted.splice(this.#indexAfter(address) - 1, 1);
   }
 
   /** What another relay is to have; the fds go along. */
@@ -136,7 +159,7 @@ export class DmaMaps {
     if (file === undefined || this.#ranges.has(request.address))
       throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', 'a DMA range refers to a file that did not come');
     file.users++;
-    this.#ranges.set(request.address, { ...request, fd: file.fd });
+    this.#put({ ...request, fd: file.fd });
   }
 
   /** What a manager is told: ranges that the device can write without the VMM noticing. */
@@ -178,9 +201,8 @@ export class DmaMaps {
   }
 
   #find(address: number): DmaRangeOfVmm | undefined {
-    for (const range of this.#ranges.values())
-      if (address >= range.address && address < range.address + range.size) return range;
-    return undefined;
+    const range = this.#sorted[this.#indexAfter(address) - 1];
+    return range !== undefined && address < range.address + range.size ? range : undefined;
   }
 
   close(): void {
@@ -188,6 +210,7 @@ export class DmaMaps {
     this.#files.clear();
     this.#held.clear();
     this.#ranges.clear();
+    this.#sorted.length = 0;
   }
 }
 

@@ -47,9 +47,9 @@ function requireBitmap(context: ServerContext, migration: MigrationPort, range: 
 }
 
 /** The bitmap goes behind the 40 bytes that both commands have before it. */
-function report(migration: MigrationPort, reply: Reply, range: DirtyBitmapRange): void {
+function report(migration: MigrationPort, reply: Reply, range: DirtyBitmapRange): void | Promise<void> {
   const at = HEADER_LENGTH + DIRTY_BITMAP_OFFSET;
-  migration.reportLogging(range, reply.bytes.subarray(at, at + range.bitmapLength));
+  return migration.reportLogging(range, reply.bytes.subarray(at, at + range.bitmapLength));
 }
 
 export const dirtyPages: CommandHandler = (context, { view, at, end }, reply) => {
@@ -60,10 +60,10 @@ export const dirtyPages: CommandHandler = (context, { view, at, end }, reply) =>
     case DirtyPagesFlag.START:
       // Again is no error, and keeps what has been logged.
       if (!migration.logs) migration.startLogging({ pageSize: PAGE_SIZE, ranges: [] });
-      return;
+      return undefined;
     case DirtyPagesFlag.STOP:
       migration.stopLogging();
-      return;
+      return undefined;
     default:
       if (range === undefined) throw new RequestError(Errno.EINVAL, `DIRTY_PAGES flags ${flags}`);
   }
@@ -73,7 +73,7 @@ export const dirtyPages: CommandHandler = (context, { view, at, end }, reply) =>
   const fits = argsz >= needed;
   reply.allocate(fits ? needed : DIRTY_PAGES_LENGTH);
   encodeDirtyPages(reply.view, HEADER_LENGTH, { argsz: needed, flags, ...(fits ? { range } : {}) });
-  if (fits) report(migration, reply, range);
+  return fits ? report(migration, reply, range) : undefined;
 };
 
 /** DMA_UNMAP with GET_DIRTY_BITMAP: what was written of a range by the time that nothing refers to it any more. */
@@ -91,5 +91,5 @@ export const dmaUnmapWithBitmap: CommandHandler = async (context, { view, at, en
   reply.allocate(needed);
   encodeDmaUnmap(reply.view, HEADER_LENGTH, request);
   encodeUnmapBitmap(reply.view, HEADER_LENGTH, needed, range);
-  report(migration, reply, range);
+  await report(migration, reply, range);
 };

@@ -134,7 +134,7 @@ const features = new Map<number, FeatureHandlers>([
         const at = startReply(reply, request, DMA_LOGGING_REPORT_LENGTH + length);
         encodeDmaLoggingReport(reply.view, at, report);
         const bitmap = at + DMA_LOGGING_REPORT_LENGTH;
-        requireMigration(context).reportLogging(report, reply.bytes.subarray(bitmap, bitmap + length));
+        return requireMigration(context).reportLogging(report, reply.bytes.subarray(bitmap, bitmap + length));
       },
     },
   ],

@@ -94,8 +94,8 @@ export interface MigrationPort {
   readonly logs: boolean;
   /** Has the device write guest memory by messages while the log is on, so that the VMM notices; or directly again. */
   writeByMessage(on: boolean): void;
-  /** Writes the bitmap of the range, and clears what it reports. */
-  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void;
+  /** Writes the bitmap of the range, and clears what it reports. A promise where that takes longer. */
+  reportLogging(report: DmaLoggingReport, bitmap: Uint8Array): void | Promise<void>;
   /** Formats that the device saves and loads, in order of preference. */
   formatOffers(): WireFormatOffer[];
   /** The format of this connection's next saving or loading. @throws RequestError ENOTSUP when it is not offered */

@@ -3,7 +3,7 @@
 
 import t from 'tap';
 import type { MigrationClient } from '../../src/client/index.js';
-import { type Device, DeviceRuntime, type RuntimeOptions } from '../../src/device/index.js';
+import { type Device, DeviceRuntime, type RuntimeOptions, type StateRecord } from '../../src/device/index.js';
 import { decodeEnvelope, type FormatOffer, uuidToBytes } from '../../src/formats/index.js';
 import { Errno, MigrationState } from '../../src/wire/index.js';
 import { ScratchDevice } from '../support/scratch-device.js';
@@ -298,4 +298,30 @@ t.test('how much is to come', async (t) => {
   t.equal(await manager.dataSize(), 0, 'all has been read');
   const valued = await serve(t, onlyValues()).manager();
   t.equal(await valued.dataSize(), 0, 'values are no stream');
+});
+
+t.test('a destination tries its own loading in turns with others, and is what it was', async (t) => {
+  const device = new ScratchDevice();
+  const manager = await serve(t, device).manager();
+  const imagined = new ScratchDevice();
+  imagined.state.memory.fill(0xee);
+  const records: StateRecord[] = [];
+  for await (const record of imagined.state.save('final')) records.push(record);
+  let turns = 0;
+  let turnsBefore = -1;
+  device.state.practice = function* () {
+    for (const record of records) {
+      setImmediate(() => turns++);
+      yield record;
+    }
+  };
+  device.hook = (step) => {
+    if (step === 'save final') turnsBefore = turns;
+  };
+  device.state.memory.fill(7);
+  await manager.setState(RESUMING);
+  t.equal(turnsBefore, records.length, 'a turn for each record, and none after the device was saved');
+  t.equal(device.state.commits, 2, 'the imagined one, and its own');
+  t.ok(device.state.memory.every((byte) => byte === 7));
+  await manager.reset();
 });

@@ -466,6 +466,21 @@ t.test('an end that goes away, message by message', async (t) => {
   }
 });
 
+t.test('a giver, which serves a device, parses no long document of a receiver', (t) =>
+  withoutLeak(t, async () => {
+    const giver = new RecordingGiver([]);
+    const [left, right] = socketPair();
+    const giving = outcome(give(left, giver));
+    const channel = new Channel(right);
+    await channel.expect(HandoffMessage.PREPARE);
+    const answer = channel.send(HandoffMessage.READY, encodeJson('x'.repeat(100_000)));
+    t.match((await giving).error, { phase: 'prepare' });
+    t.match(giver, { frozen: 0, thawed: 0 });
+    await answer.catch(() => {});
+    channel.end();
+  }),
+);
+
 t.test('a receiver that took the lease and says no more has taken over', (t) =>
   withoutLeak(t, async () => {
     const giver = new RecordingGiver([]);

@@ -16,7 +16,7 @@ t.test('a report is that of a log that is kept page by page', async () => {
       fc.array(fc.tuple(pages, fc.integer({ min: 1, max: 200 }), fc.constantFrom(-1, 0, 100)), {
         maxLength: 6,
       }),
-      fc.constantFrom(PAGE, 2 * PAGE, PAGE / 16),
+      fc.constantFrom(PAGE, 2 * PAGE, 32 * PAGE, 64 * PAGE, PAGE / 2, PAGE / 16),
       (marks, reports, size) => {
         const log = new DirtyLog(PAGE, []);
         const dirty = new Set<number>();
@@ -27,7 +27,7 @@ t.test('a report is that of a log that is kept page by page', async () => {
         for (const [first, count, more] of reports) {
           const [iova, length] = [first * PAGE, count * PAGE + more];
           const bitmap = new Uint8Array(8 * Math.ceil(length / size / 64));
-          log.report(iova, length, size, bitmap);
+          void log.report(iova, length, size, bitmap);
           const expected = new Uint8Array(bitmap.length);
           for (const page of dirty) {
             const [from, to] = [Math.max(page * PAGE, iova), Math.min((page + 1) * PAGE, iova + length)];
@@ -91,3 +91,52 @@ t.test(
     t.ok(marks < 50, `${marks} ms`);
   },
 );
+
+/** Does `work`. @returns how many turns others had meanwhile, and the longest that they waited for one, ms of processor time */
+async function turnsOf(work: () => void | Promise<void>): Promise<{ turns: number; longest: number }> {
+  let [turns, longest] = [0, 0];
+  let before = process.cpuUsage();
+  let next: NodeJS.Immediate;
+  const turn = (): void => {
+    const { user, system } = process.cpuUsage(before);
+    longest = Math.max(longest, (user + system) / 1000);
+    turns++;
+    before = process.cpuUsage();
+    next = setImmediate(turn);
+  };
+  next = setImmediate(turn);
+  await work();
+  clearImmediate(next);
+  return { turns, longest };
+}
+
+for (const size of [PAGE / 2, 2 * PAGE, 64 * PAGE]) {
+  t.test(`the largest report at a page size of ${size} gives others their turns`, async (t) => {
+    const bitmap = new Uint8Array(2 ** 20);
+    const length = Math.min(8 * bitmap.length * size, 2 ** 36);
+    const used = bitmap.subarray(0, length / size / 8);
+    // The code is compiled first, by a report of less.
+    for (const part of [2 ** 30, length]) {
+      const log = new DirtyLog(PAGE, []);
+      log.mark(0, part);
+      const { turns, longest } = await turnsOf(() => log.report(0, part, size, bitmap));
+      if (part < length) continue;
+      t.ok(used.every((byte) => byte === 0xff));
+      t.ok(turns >= 8, `${turns} turns`);
+      t.ok(longest < 50, `${longest} ms`);
+      await log.report(0, length, size, bitmap);
+      t.ok(used.every((byte) => byte === 0));
+    }
+  });
+}
+
+t.test('a long report from within a page is refused, a short one is not', async (t) => {
+  const log = new DirtyLog(PAGE, []);
+  log.mark(0, 2 ** 34);
+  t.throws(() => log.report(1, 2 ** 34, 2 * PAGE, new Uint8Array(2 ** 20)), {
+    message: /ask for less/,
+  });
+  const bitmap = new Uint8Array(8);
+  await log.report(1, 2 * PAGE, 2 * PAGE, bitmap);
+  t.equal(bitmap[0], 1);
+});

@@ -2,7 +2,7 @@
 /** Saving and loading: chunks of any size, pre-copy rounds, streams of any length, failures, damage at every byte. */
 
 import t from 'tap';
-import { type EnvelopeHeader, parseUuid } from '../../src/formats/index.js';
+import { decodeEnvelope, type EnvelopeHeader, parseUuid } from '../../src/formats/index.js';
 import { LoadSession, SaveSession, type StateRecord } from '../../src/migration/index.js';
 import { sameBytes } from '../support/hex.js';
 import { ScratchState } from '../support/scratch-state.js';
@@ -223,4 +223,43 @@ t.test('a commit that fails', async (t) => {
   });
   await t.rejects(load(target, blob), /no/);
   t.equal(target.commits, 0);
+});
+
+t.test('a saving that is compressed gives others their turns', async (t) => {
+  const MIB = 2 ** 20;
+  const recordsOf = async (count: number, length: number): Promise<{ turns: number; blob: Buffer }> => {
+    const state = stateOf(1, 1);
+    const source = {
+      *save() {
+        for (let i = 0; i < count; i++) yield { type: 0x10000 + i, payload: new Uint8Array(length) };
+      },
+      estimate: () => 0,
+    };
+    const session = new SaveSession(source, { ...headerOf(state), features: ['deflate'] });
+    await session.finish();
+    let turns = 0;
+    let next: NodeJS.Immediate;
+    const turn = (): void => {
+      turns++;
+      next = setImmediate(turn);
+    };
+    next = setImmediate(turn);
+    // All of it is less than was asked for.
+    const parts = await session.read(MIB);
+    clearImmediate(next);
+    return { turns, blob: Buffer.concat(parts) };
+  };
+  const many = await recordsOf(64, MIB / 4);
+  t.ok(many.turns > 2, `many records: ${many.turns}`);
+  const one = await recordsOf(1, 8 * MIB);
+  t.ok(one.turns > 2, `one of 8 MiB: ${one.turns}`);
+  for (const [{ blob }, count, length] of [
+    [many, 64, MIB / 4],
+    [one, 1, 8 * MIB],
+  ] as const) {
+    const { records } = decodeEnvelope(blob);
+    t.equal(records.length, count);
+    const plain = Buffer.alloc(length);
+    t.ok(records.every(({ payload }) => plain.equals(payload)));
+  }
 });

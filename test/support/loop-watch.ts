@@ -8,10 +8,11 @@ import { join } from 'node:path';
 const HOOK = new URL('./loop-watch-hook.js', import.meta.url).href;
 
 /**
- * What is longer fails the test file, ms; what is shorter is printed. More than the bound that event-loop.test.ts holds a
- * server to: the first run of code, beside a QEMU that emulates CPUs, was seen to take up to 92 ms.
+ * What fails the test file, ms: work, which the kernel measures whatever else the machine does, and waiting in system calls,
+ * some of which is for threads that have no processor. What is shorter is printed.
  */
-const FAILS_MS = 200;
+const WORK_MS = 50;
+const STOOD_MS = 200;
 
 let directory: string | undefined;
 
@@ -43,5 +44,9 @@ function check(): void {
   rmSync(directory!, { recursive: true });
   if (stops.length === 0) return;
   process.stderr.write(`The event loop of a server stood still:\n  ${stops.join('\n  ')}\n`);
-  if (stops.some((stop) => Number(/: (\d+) ms/.exec(stop)?.[1]) > FAILS_MS)) process.exitCode ||= 1;
+  const isTooLong = (stop: string): boolean => {
+    const [, stood, work] = /: (\d+) ms \((\d+) ms of work\)/.exec(stop) ?? [];
+    return Number(work) > WORK_MS || Number(stood) > STOOD_MS;
+  };
+  if (stops.some(isTooLong)) process.exitCode ||= 1;
 }

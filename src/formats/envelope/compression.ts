@@ -6,6 +6,7 @@
  *     0  length u32   of the plain payload, 1 to RECORD_LENGTH_MAX
  *     4  data         the compressed payload
  */
+import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
 import { RECORD_LENGTH_MAX, RecordFlag } from './layout.js';
 
@@ -16,6 +17,8 @@ interface Compression {
   /** The flag of a record whose payload is compressed so. */
   readonly flag: number;
   readonly compress: (plain: Uint8Array) => Uint8Array;
+  /** The same on another thread. */
+  readonly compressLater: (plain: Uint8Array) => Promise<Uint8Array>;
   /** @param length bytes of the plain payload; a result of any other length, or bytes left over, is an error */
   readonly decompress: (data: Uint8Array, length: number) => Uint8Array;
   /** The same on another thread. */
@@ -27,6 +30,7 @@ interface ZstdFunctions {
   zstdCompressSync?(plain: Uint8Array): Buffer;
   zstdDecompressSync?(data: Uint8Array, options: DecompressOptions): unknown;
   zstdDecompress?: LaterFunction;
+  zstdCompress?(plain: Uint8Array, done: (error: Error | null, data: Buffer) => void): void;
 }
 
 type LaterFunction = (
@@ -45,24 +49,32 @@ const LENGTH_SIZE = 4;
 /** Shorter payloads do not become smaller by enough. */
 const SHORTEST = 256;
 
+/** The fastest level: state is compressed while a guest waits for it. */
+const DEFLATE_OPTIONS = { level: 1 };
+
 const deflate: Compression = {
   name: 'deflate',
   flag: RecordFlag.deflate,
-  // The fastest level: state is compressed while a guest waits for it.
-  compress: (plain) => zlib.deflateRawSync(plain, { level: 1 }),
+  compress: (plain) => zlib.deflateRawSync(plain, DEFLATE_OPTIONS),
+  compressLater: (plain) => promisify(zlib.deflateRaw)(plain, DEFLATE_OPTIONS),
   decompress: (data, length) => whole(zlib.inflateRawSync(data, limits(length)), data, length),
   decompressLater: (data, length) => later(zlib.inflateRaw as LaterFunction, data, length),
 };
 
-const { zstdCompressSync, zstdDecompressSync, zstdDecompress }: ZstdFunctions = zlib as ZstdFunctions;
+const { zstdCompressSync, zstdDecompressSync, zstdDecompress, zstdCompress }: ZstdFunctions =
+  zlib as ZstdFunctions;
 
 const zstd: Compression | undefined =
-  zstdCompressSync === undefined || zstdDecompressSync === undefined || zstdDecompress === undefined
+  zstdCompressSync === undefined ||
+  zstdDecompressSync === undefined ||
+  zstdDecompress === undefined ||
+  zstdCompress === undefined
     ? undefined
     : {
         name: 'zstd',
         flag: RecordFlag.zstd,
         compress: (plain) => zstdCompressSync(plain),
+        compressLater: promisify(zstdCompress),
         decompress: (data, length) => whole(zstdDecompressSync(data, limits(length)), data, length),
         decompressLater: (data, length) => later(zstdDecompress, data, length),
       };
@@ -90,14 +102,32 @@ export function compressionFlags(features: readonly string[]): number {
   return (features.includes('zstd') ? zstd : 0) | (features.includes('deflate') ? deflate : 0);
 }
 
-/** Compresses `payload`, if one of `features` says how and it becomes smaller. @returns what to write, and the flag */
-export function compressPayload(
+/** What to write for a payload, and the flag that says how it is compressed. */
+export interface StoredPayload {
+  readonly payload: Uint8Array;
+  readonly flag: number;
+}
+
+/** Compresses `payload`, if one of `features` says how and it becomes smaller. */
+export function compressPayload(payload: Uint8Array, features: readonly string[]): StoredPayload {
+  const way = wayFor(payload, features);
+  return way === undefined ? { payload, flag: 0 } : smaller(payload, way.compress(payload), way);
+}
+
+/** The same on another thread. */
+export async function compressPayloadLater(
   payload: Uint8Array,
   features: readonly string[],
-): { readonly payload: Uint8Array; readonly flag: number } {
-  const way = available.find(({ name }) => features.includes(name));
-  if (way === undefined || payload.length < SHORTEST) return { payload, flag: 0 };
-  const data = way.compress(payload);
+): Promise<StoredPayload> {
+  const way = wayFor(payload, features);
+  return way === undefined ? { payload, flag: 0 } : smaller(payload, await way.compressLater(payload), way);
+}
+
+function wayFor(payload: Uint8Array, features: readonly string[]): Compression | undefined {
+  return payload.length < SHORTEST ? undefined : available.find(({ name }) => features.includes(name));
+}
+
+function smaller(payload: Uint8Array, data: Uint8Array, way: Compression): StoredPayload {
   if (LENGTH_SIZE + data.length >= payload.length) return { payload, flag: 0 };
   const compressed = new Uint8Array(LENGTH_SIZE + data.length);
   new DataView(compressed.buffer).setUint32(0, payload.length, true);

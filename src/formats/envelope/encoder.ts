@@ -2,7 +2,13 @@
 /** Writes an envelope piece by piece. Pure: it returns bytes, the caller sends them. */
 import { createHash } from 'node:crypto';
 import { DevstateError } from '../../errors.js';
-import { COMPRESSION_FLAGS, compressPayload, mayInflateTo } from './compression.js';
+import {
+  COMPRESSION_FLAGS,
+  compressPayload,
+  compressPayloadLater,
+  mayInflateTo,
+  type StoredPayload,
+} from './compression.js';
 import { type Crc32c, crc32c } from './crc32c.js';
 import { type EnvelopeHeader, encodeHeader } from './header.js';
 import {
@@ -79,6 +85,17 @@ export class EnvelopeEncoder {
    *   the format says how it continues
    */
   record(type: number, flags: number, payload: Uint8Array): Uint8Array[] {
+    this.#check(type, flags, payload);
+    return this.#write(type, flags, payload, compressPayload(payload, this.#header.features));
+  }
+
+  /** As {@link record}, compressing on another thread: `payload` must not change, and no other call may come, until it settles. */
+  async recordLater(type: number, flags: number, payload: Uint8Array): Promise<Uint8Array[]> {
+    this.#check(type, flags, payload);
+    return this.#write(type, flags, payload, await compressPayloadLater(payload, this.#header.features));
+  }
+
+  #check(type: number, flags: number, payload: Uint8Array): void {
     if (this.#state !== 'records') misuse('records are written between header and end');
     if (!isU32(type) || type === 0 || type === EnvelopeRecord.end) misuse(`${type} is not a record type`);
     if (!isU32(flags) || (flags & ~this.#flagsAllowed) !== 0)
@@ -89,7 +106,10 @@ export class EnvelopeEncoder {
         `a record of ${payload.length} bytes exceeds ${RECORD_LENGTH_MAX}: split it`,
       );
     }
-    const { payload: stored, flag } = this.#compress(payload);
+  }
+
+  #write(type: number, flags: number, payload: Uint8Array, compressed: StoredPayload): Uint8Array[] {
+    const { payload: stored, flag } = this.#fitting(payload, compressed);
     this.#plainBytes += payload.length;
     const header = this.#recordHeader(type, flags | flag, stored);
     this.#digest.update(header);
@@ -99,12 +119,11 @@ export class EnvelopeEncoder {
     return padding === 0 ? [header, stored] : [header, stored, ZEROS.subarray(0, padding)];
   }
 
-  #compress(payload: Uint8Array): ReturnType<typeof compressPayload> {
-    const result = compressPayload(payload, this.#header.features);
-    const { length } = result.payload;
-    // No reader takes a blob that becomes too much larger.
-    if (mayInflateTo(this.#plainBytes + payload.length, this.#payloadBytes + length)) return result;
-    return { payload, flag: 0 };
+  /** No reader takes a blob that becomes too much larger. */
+  #fitting(payload: Uint8Array, compressed: StoredPayload): StoredPayload {
+    const { length } = compressed.payload;
+    const fits = mayInflateTo(this.#plainBytes + payload.length, this.#payloadBytes + length);
+    return fits ? compressed : { payload, flag: 0 };
   }
 
   /** The end record: the last bytes of the blob. */

@@ -121,7 +121,9 @@ export class DmaMaps {
 
   remove({ flags, address, size }: DmaUnmapRequest): void {
     if ((flags & DmaUnmapFlag.ALL) !== 0) {
-      this.close();
+      for (const { fd } of this.#sorted) this.#letGo(fd);
+      this.#ranges.clear();
+      this.#sorted.length = 0;
       return;
     }
     const range = this.#ranges.get(address);
@@ -129,6 +131,19 @@ export class DmaMaps {
     this.#letGo(range.fd);
     this.#ranges.delete(address);
     this.#sorted.splice(this.#indexAfter(address) - 1, 1);
+  }
+
+  /** The ranges as they are now, whose fds stay open until `release`, whatever is unmapped meanwhile. */
+  snapshot(): { readonly ranges: readonly DmaRangeOfVmm[]; release(): void } {
+    const ranges = [...this.#ranges.values()];
+    const files = ranges.flatMap(({ fd }) => (fd === undefined ? [] : (this.#held.get(fd) ?? [])));
+    for (const file of files) file.users++;
+    return {
+      ranges,
+      release: () => {
+        for (const { fd } of files) this.#letGo(fd);
+      },
+    };
   }
 
   /** What another relay is to have; the fds go along. */

@@ -4,7 +4,7 @@
  * interrupts with their eventfds, the config space. VERSION is kept where it is negotiated.
  */
 
-import type { Fd } from '../transport/index.js';
+import { closeAll, type Fd } from '../transport/index.js';
 import {
   Command,
   DEFAULT_MAX_DMA_MAPS,
@@ -28,13 +28,15 @@ import {
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
 import { type CapturedConfig, ConfigLog } from './config-log.js';
-import { type CapturedRange, DmaMaps } from './dma-maps.js';
+import { type CapturedRange, DmaMaps, type DmaRangeOfVmm } from './dma-maps.js';
 import { type CapturedIndex, InterruptLog } from './interrupt-log.js';
 import type { Message } from './messages.js';
 import type { Packer, Unpacker } from './packing.js';
 
 const access: RegionAccess = { offset: 0, region: 0, count: 0 };
 const ignore = (): void => {};
+/** Requests that are sent to a new server before its answers are waited for: about 2 ms of work. */
+const REPLAYED_AT_ONCE = 256;
 
 /** Commands that a server need not be asked about: the relay can take them and see to it later that it is done. */
 export function canBeOwed(command: number): boolean {
@@ -139,20 +141,30 @@ export class ReplayLog {
     this.config.write(access.offset, data);
   }
 
-  /** Gives a new server the VMM's memory and interrupts. @throws DEVSTATE_E_REFUSED */
+  /**
+   * Gives a new server the VMM's memory and interrupts, as they are when this is called. Some at a time: there may be tens
+   * of thousands, and others are to have their turns. @throws DEVSTATE_E_REFUSED
+   */
   async replay(back: BackEnd): Promise<void> {
-    const sent: Promise<void>[] = [];
-    for (const { fd, ...request } of this.dma.ranges) {
-      const payload = new Uint8Array(DMA_MAP_LENGTH);
-      encodeDmaMap(viewOf(payload), 0, request);
-      sent.push(back.request(Command.DMA_MAP, payload, ignore, fd === undefined ? [] : [fd]));
+    const memory = this.dma.snapshot();
+    const interrupts = [...this.interrupts.messages(back.version.capabilities.maxMsgFds)].map(
+      ({ request, fds }) => ({ request, fds: fds.map((fd) => fd.duplicate()) }),
+    );
+    try {
+      for (let at = 0; at < memory.ranges.length; at += REPLAYED_AT_ONCE)
+        await all(memory.ranges.slice(at, at + REPLAYED_AT_ONCE).map((range) => replayRange(back, range)));
+      for (let at = 0; at < interrupts.length; at += REPLAYED_AT_ONCE)
+        await all(
+          interrupts.slice(at, at + REPLAYED_AT_ONCE).map(({ request, fds }) => {
+            const payload = new Uint8Array(SET_IRQS_LENGTH);
+            encodeSetIrqs(viewOf(payload), 0, request);
+            return back.request(Command.DEVICE_SET_IRQS, payload, ignore, fds);
+          }),
+        );
+    } finally {
+      memory.release();
+      closeAll(interrupts.flatMap(({ fds }) => fds));
     }
-    for (const { request, fds } of this.interrupts.messages(back.version.capabilities.maxMsgFds)) {
-      const payload = new Uint8Array(SET_IRQS_LENGTH);
-      encodeSetIrqs(viewOf(payload), 0, request);
-      sent.push(back.request(Command.DEVICE_SET_IRQS, payload, ignore, fds));
-    }
-    await all(sent);
   }
 
   /** Writes the config space of a new server as the VMM has. @throws DEVSTATE_E_REFUSED */
@@ -190,6 +202,12 @@ export class ReplayLog {
     this.interrupts.close();
     this.config.clear();
   }
+}
+
+function replayRange(back: BackEnd, { fd, ...request }: DmaRangeOfVmm): Promise<void> {
+  const payload = new Uint8Array(DMA_MAP_LENGTH);
+  encodeDmaMap(viewOf(payload), 0, request);
+  return back.request(Command.DMA_MAP, payload, ignore, fd === undefined ? [] : [fd]);
 }
 
 /** Settles when all have, so that nothing is under way any more; then throws the first error. */

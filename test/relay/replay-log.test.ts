@@ -2,15 +2,19 @@
 /** What the relay remembers of a VMM, and what it would tell another server. */
 
 import t from 'tap';
+import type { BackEnd } from '../../src/relay/back-end.js';
 import { ConfigLog } from '../../src/relay/config-log.js';
 import { ConfigShadow } from '../../src/relay/config-shadow.js';
 import { DmaMaps } from '../../src/relay/dma-maps.js';
 import { resetBitsOf } from '../../src/relay/identity.js';
 import { InterruptLog } from '../../src/relay/interrupt-log.js';
+import { ReplayLog } from '../../src/relay/replay-log.js';
 import { filterVersion, versionDifferences } from '../../src/relay/version-filter.js';
+import type { Fd } from '../../src/transport/index.js';
 import {
   Command,
   DmaUnmapFlag,
+  decodeDmaMap,
   decodeVersion,
   encodeHeader,
   IrqSetFlag,
@@ -152,4 +156,44 @@ t.test('config space of a stopped device', async (t) => {
   t.same(shadow.access(request(Command.REGION_READ, 7, 0x10, 2))?.subarray(16), Buffer.of(9, 8));
   t.equal(shadow.access(request(Command.REGION_READ, 0, 0x10, 2)), undefined, 'another region');
   t.equal(shadow.access(request(Command.REGION_READ, 7, 0xff, 2)), undefined, 'behind its end');
+});
+
+t.test('memory is replayed some ranges at a time, as it was when that began', async (t) => {
+  const before = fds();
+  const log = new ReplayLog();
+  const COUNT = 1000;
+  for (let i = 0; i < COUNT; i++)
+    log.dma.add(
+      { address: i * 8192, size: 4096, offset: 0, flags: 3 },
+      i % 2 === 0 ? memfd(4096) : undefined,
+    );
+  const addresses: number[] = [];
+  const waiting: (() => void)[] = [];
+  const back = {
+    version: { capabilities: { maxMsgFds: 1 } },
+    request: (_command: number, payload: Uint8Array, _taken: unknown, sent: readonly Fd[]) => {
+      for (const fd of sent) if (!Number.isInteger(fd.number)) throw new Error('it was closed');
+      addresses.push(decodeDmaMap(new DataView(payload.buffer), 0, payload.length).address);
+      return new Promise<void>((resolve) => waiting.push(resolve));
+    },
+  } as unknown as BackEnd;
+  const done = log.replay(back);
+  t.ok(addresses.length < COUNT / 2, `${addresses.length} before the first answer`);
+  // Meanwhile the VMM unmaps some, then everything, and maps something else.
+  log.dma.remove({ flags: 0, address: 900 * 8192, size: 4096 });
+  log.dma.remove({ flags: DmaUnmapFlag.ALL, address: 0, size: 0 });
+  log.dma.add({ address: 0, size: 8192, offset: 0, flags: 3 }, memfd(8192));
+  let settled = false;
+  void done.then(() => (settled = true));
+  while (!settled) {
+    for (const resolve of waiting.splice(0)) resolve();
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  t.same(
+    addresses,
+    Array.from({ length: COUNT }, (_, i) => i * 8192),
+  );
+  t.equal(fds(), before + 1, 'that of the new range');
+  log.close();
+  t.equal(fds(), before);
 });

@@ -10,13 +10,23 @@ import {
   type ProtocolChoice,
 } from '../operations/index.js';
 import { negotiationRows } from './negotiation.js';
-import { type FormatCommandOptions, formatOptions, outputOption, protocolOption } from './options.js';
+import {
+  type FormatCommandOptions,
+  formatOptions,
+  imageUncheckedOption,
+  outputOption,
+  protocolOption,
+} from './options.js';
 import { formatBytes, printColumns, printJson } from './output.js';
 
 interface CheckCommandOptions extends FormatCommandOptions {
   source: string;
   dest: string;
   protocol: ProtocolChoice;
+  sourceQmp?: string;
+  destQmp?: string;
+  device?: string;
+  imageUnchecked: string[];
   output: 'text' | 'json';
 }
 
@@ -27,7 +37,11 @@ export function checkCommand(): Command {
       '--source <path>',
       'the device that has the state: a migration socket, or a VFIO device as for save',
     )
-    .requiredOption('--dest <path>', 'the one that is to take it');
+    .requiredOption('--dest <path>', 'the one that is to take it')
+    .option('--source-qmp <path>', 'QMP socket of the QEMU that has the source: prove that it is its device')
+    .option('--dest-qmp <path>', 'QMP socket of the QEMU that has the destination: the same')
+    .option('--device <id>', "QEMU's id of the device, with --source-qmp or --dest-qmp")
+    .addOption(imageUncheckedOption());
   for (const option of formatOptions()) command.addOption(option);
   return command
     .addOption(protocolOption())

@@ -7,6 +7,9 @@ import {
   type DeviceCommandOptions,
   deviceOptions,
   givenDevice,
+  givenOwner,
+  type OwnerCommandOptions,
+  ownerOptions,
   protocolOption,
   thenOption,
   trapOption,
@@ -14,7 +17,7 @@ import {
 import { formatBytes } from './output.js';
 import { writeStderr } from './stderr.js';
 
-interface LoadCommandOptions extends DeviceCommandOptions {
+interface LoadCommandOptions extends DeviceCommandOptions, OwnerCommandOptions {
   allowLossy?: boolean;
   protocol: ProtocolChoice;
   trap?: boolean;
@@ -23,7 +26,7 @@ interface LoadCommandOptions extends DeviceCommandOptions {
 
 export function loadCommand(): Command {
   const command = new Command('load').description("load a device's state from a file");
-  for (const option of deviceOptions()) command.addOption(option);
+  for (const option of [...deviceOptions(), ...ownerOptions()]) command.addOption(option);
   return command
     .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
     .addOption(protocolOption())
@@ -33,6 +36,7 @@ export function loadCommand(): Command {
     .action(async (input: string, options: LoadCommandOptions) => {
       const { bytes } = await load({
         ...givenDevice(options),
+        ...givenOwner(options),
         input,
         allowLossy: options.allowLossy ?? false,
         protocol: options.protocol,

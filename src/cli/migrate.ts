@@ -9,6 +9,7 @@ import {
   deviceCollector,
   type FormatCommandOptions,
   formatOptions,
+  imageUncheckedOption,
   outputOption,
   parsePositive,
   parseSize,
@@ -52,12 +53,7 @@ export function migrateCommand(): Command {
       [],
     )
     .addOption(unprovenOption())
-    .option(
-      '--image-unchecked <device>',
-      "do not require that a device's servers work on one image: its storage is replicated (repeatable)",
-      collect,
-      [],
-    )
+    .addOption(imageUncheckedOption())
     .option('--downtime-ms <ms>', 'the pause to aim at, all of it', parsePositive, 300)
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
     .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);

@@ -5,7 +5,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { InvalidArgumentError, Option } from 'commander';
 import type { MigrationProtocols, RuntimeOptions } from '../device/index.js';
 import { DevstateError } from '../errors.js';
-import type { DeviceAddress } from '../operations/index.js';
+import type { DeviceAddress, OwnerOptions } from '../operations/index.js';
 
 const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
 
@@ -81,6 +81,39 @@ export function unprovenOption(): Option {
   )
     .argParser(collect)
     .default([]);
+}
+
+/** For a device whose storage is kept the same at both ends by other means than being one file. */
+export function imageUncheckedOption(): Option {
+  return new Option(
+    '--image-unchecked <device>',
+    "do not require that a device's servers work on one image: its storage is replicated (repeatable)",
+  )
+    .argParser(collect)
+    .default([]);
+}
+
+/** What `ownerOptions` give. */
+export interface OwnerCommandOptions {
+  qmp?: string;
+  device?: string;
+  unproven?: boolean;
+}
+
+/** For a command that is given a device's socket, and may be given the wrong one. */
+export function ownerOptions(): Option[] {
+  return [
+    new Option('--qmp <path>', 'QMP socket of the QEMU that has the device: prove that it is its device'),
+    new Option('--device <id>', "QEMU's id of the device, with --qmp"),
+    new Option('--unproven', 'do without that proof, although a VMM has the device').conflicts('qmp'),
+  ];
+}
+
+/** @throws DEVSTATE_E_USAGE when one of --qmp and --device is missing */
+export function givenOwner({ qmp, device, unproven = false }: OwnerCommandOptions): OwnerOptions {
+  if (qmp !== undefined && device !== undefined) return { owner: { qmp, id: device } };
+  if (qmp === undefined && device === undefined) return { unproven };
+  throw new DevstateError('DEVSTATE_E_USAGE', '--qmp and --device belong together: give both');
 }
 
 /** What `servedProtocolOptions` give. */

@@ -3,11 +3,11 @@
 
 import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
-import { RelayControl } from '../relay/index.js';
-import { outputOption } from './options.js';
+import { relaySwitch } from '../operations/index.js';
+import { givenOwner, type OwnerCommandOptions, outputOption, ownerOptions } from './options.js';
 import { formatBytes, formatMs, printColumns, printJson } from './output.js';
 
-interface RelaySwitchOptions {
+interface RelaySwitchCommandOptions extends OwnerCommandOptions {
   control: string;
   server: string;
   withState?: boolean;
@@ -16,29 +16,22 @@ interface RelaySwitchOptions {
 }
 
 export function relaySwitchCommand(): Command {
-  return new Command('relay-switch')
+  const command = new Command('relay-switch')
     .description("replace a relay's device server under its running VM")
     .requiredOption('--control <path>', "the relay's control socket")
     .requiredOption('--server <path>', 'where the new device server listens')
     .option('--with-state', "move the device's state to it (the default)")
-    .option('--without-state', 'do not: the device keeps its state somewhere else, or has none')
-    .addOption(outputOption())
-    .action(relaySwitch);
+    .option('--without-state', 'do not: the device keeps its state somewhere else, or has none');
+  for (const option of ownerOptions()) command.addOption(option);
+  return command.addOption(outputOption()).action(run);
 }
 
-async function relaySwitch(options: RelaySwitchOptions): Promise<void> {
+async function run(options: RelaySwitchCommandOptions): Promise<void> {
   const { control, server, withState, withoutState, output } = options;
   if (withState === true && withoutState === true)
     throw new DevstateError('DEVSTATE_E_USAGE', '--with-state and --without-state: it can only be one');
   const state = withoutState === true ? 'without' : 'with';
-  const relay = await RelayControl.connect(control);
-  let report: Awaited<ReturnType<RelayControl['switchTo']>>;
-  try {
-    await relay.requireRelay();
-    report = await relay.switchTo({ server, state });
-  } finally {
-    relay.close();
-  }
+  const report = await relaySwitch({ control, server, state, ...givenOwner(options) });
   if (output === 'json') {
     printJson({ status: 'completed', ...report });
     return;

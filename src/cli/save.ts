@@ -8,6 +8,9 @@ import {
   deviceOptions,
   forceOption,
   givenDevice,
+  givenOwner,
+  type OwnerCommandOptions,
+  ownerOptions,
   protocolOption,
   thenOption,
   trapOption,
@@ -16,7 +19,7 @@ import { formatBytes, formatMs, printWarning } from './output.js';
 import { untilSignalled } from './signals.js';
 import { writeStderr } from './stderr.js';
 
-interface SaveCommandOptions extends DeviceCommandOptions {
+interface SaveCommandOptions extends DeviceCommandOptions, OwnerCommandOptions {
   output: string;
   force?: boolean;
   format: string;
@@ -32,7 +35,7 @@ export function saveCommand(): Command {
   const command = new Command('save').description(
     "save a device's state to a file; the device stops meanwhile",
   );
-  for (const option of deviceOptions()) command.addOption(option);
+  for (const option of [...deviceOptions(), ...ownerOptions()]) command.addOption(option);
   return command
     .requiredOption('-o, --output <file>', 'where to; - for stdout')
     .addOption(forceOption())
@@ -53,6 +56,7 @@ export function saveCommand(): Command {
       const { bytes, precopyBytes, stoppedMs } = await untilSignalled((signal) =>
         save({
           ...givenDevice(options),
+          ...givenOwner(options),
           output: options.output,
           force: options.force === true,
           warn: printWarning,

@@ -8,7 +8,8 @@ import { formatVersionText } from '../formats/index.js';
 import type { MigrationProtocol } from '../migration/index.js';
 import { MigrationFlag } from '../wire/index.js';
 import type { ProtocolChoice } from './device-socket.js';
-import { deviceAddress, type OpenEnd, openMigrationEnd } from './migration-end.js';
+import { proveImages, proveOwner } from './identity/index.js';
+import { deviceAddress, type OpenEnd, openMigrationEnd, requireSocket } from './migration-end.js';
 import {
   askPeer,
   type FormatOptions,
@@ -27,6 +28,14 @@ export interface CheckDevicesOptions extends FormatOptions {
   readonly dest: string;
   /** For both ends. Default: `auto`. */
   readonly protocol?: ProtocolChoice;
+  /** QEMU's id of the device, the same at both ends. Needed with either of the QMP sockets. */
+  readonly device?: string | undefined;
+  /** QMP socket of the QEMU that has the source device; it is proven that it has it. */
+  readonly sourceQmp?: string | undefined;
+  /** QMP socket of the QEMU that has the destination device; it is proven that it has it. With both, that they work on one image. */
+  readonly destQmp?: string | undefined;
+  /** Ids of devices whose images at both ends are kept the same by other means than being one file. */
+  readonly imageUnchecked?: readonly string[];
 }
 
 /** What one end says of itself. */
@@ -64,7 +73,7 @@ export interface CheckDevicesResult {
   readonly negotiation: NegotiationSummary;
 }
 
-/** @throws DEVSTATE_E_USAGE for one device in both places, DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
+/** @throws DEVSTATE_E_USAGE for one device in both places, or a QMP socket without an id, DEVSTATE_E_QMP_CONNECT, DEVSTATE_E_QTEST, DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
   requireTwo(options);
   const source = await openMigrationEnd(deviceAddress(options.source), options);
@@ -73,9 +82,11 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
     try {
       const planned = planState(await askPeer(source.device), await askPeer(dest.device), options);
       const { plan } = planned;
+      // First what was mixed up: it may be why the rest does not fit.
+      const reasons = [...(await proveEnds(source, dest, options)), ...planReasons(planned)];
       return {
-        compatible: planned.reasons.length === 0,
-        reasons: planReasons(planned),
+        compatible: reasons.length === 0,
+        reasons,
         remarks: [...p2pRemark('source', source), ...p2pRemark('destination', dest)],
         source: describePeer(plan.source, source),
         dest: describePeer(plan.destination, dest),
@@ -87,6 +98,27 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
   } finally {
     source.device.close();
   }
+}
+
+/** What does not belong together of what was named. */
+async function proveEnds(source: OpenEnd, dest: OpenEnd, options: CheckDevicesOptions): Promise<string[]> {
+  const { device: id, sourceQmp, destQmp, imageUnchecked = [] } = options;
+  const isNamed = sourceQmp !== undefined || destQmp !== undefined;
+  if (isNamed !== (id !== undefined)) {
+    const message = 'the id of a device and the QMP socket of a QEMU that has it belong together: give both';
+    throw new DevstateError('DEVSTATE_E_USAGE', message);
+  }
+  if (id === undefined) return [];
+  const from = { ...requireSocket(source), role: `the source of device ${id}` };
+  const to = { ...requireSocket(dest), role: `the destination of device ${id}` };
+  const reasons: string[] = [];
+  if (sourceQmp !== undefined)
+    reasons.push(...(await proveOwner(from, { qmp: sourceQmp, id }, { where: 'source', others: [to] })));
+  if (destQmp !== undefined)
+    reasons.push(...(await proveOwner(to, { qmp: destQmp, id }, { where: 'destination', others: [from] })));
+  const areBothProven = sourceQmp !== undefined && destQmp !== undefined;
+  if (reasons.length > 0 || !areBothProven || imageUnchecked.includes(id)) return reasons;
+  return proveImages(id, from, to);
 }
 
 /** A device fits itself, and its second connection may have to wait for the first to end. */

@@ -14,6 +14,7 @@ export { type Difference, type DiffResult, diffFiles } from './diff-files.js';
 export { DirectoryExtraction, type ExtractedFile } from './files/extraction.js';
 export { InputFile, type ReadProgress, withInput, withRereadable } from './files/input.js';
 export { OutputFile, type WithOutputOptions, withOutput } from './files/output.js';
+export type { OwnedDevice, OwnerOptions } from './identity/index.js';
 export { type InspectedFile, type InspectFileOptions, inspectFile } from './inspect-file.js';
 export {
   type ConvertibleFormat,
@@ -35,6 +36,7 @@ export type {
 } from './migrate/types.js';
 export { type DeviceAddress, deviceAddress } from './migration-end.js';
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';
+export { type RelaySwitchOptions, relaySwitch } from './relay-switch.js';
 export { type RunEvent, type RunOptions, type RunResult, run } from './run/run.js';
 export { type SaveOptions, type SaveResult, save } from './save.js';
 export type { FormatOptions, NegotiationSummary } from './state-plan.js';

@@ -8,14 +8,15 @@ import type { MigrationEnd } from '../migration/index.js';
 import { MigrationState } from '../wire/index.js';
 import type { DeviceSocketOptions } from './device-socket.js';
 import { type InputFile, withInput } from './files/input.js';
-import { type DeviceAddress, openMigrationEnd } from './migration-end.js';
+import type { OwnerOptions } from './identity/index.js';
+import { type DeviceAddress, openMigrationEnd, requireOwnedEnd } from './migration-end.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
 import { createSink, type StateSink } from './state-transfer.js';
 
 export type LoadOptions = DeviceAddress & LoadSettings;
 
-export interface LoadSettings extends FormatOptions, DeviceSocketOptions {
+export interface LoadSettings extends FormatOptions, DeviceSocketOptions, OwnerOptions {
   /** The blob; `-` for stdin. */
   readonly input: string;
   /** What the device does afterwards. */
@@ -24,16 +25,18 @@ export interface LoadSettings extends FormatOptions, DeviceSocketOptions {
 
 /**
  * A state in a format that the device does not have is converted on the way, if that loses nothing (or may).
- * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE before the device is touched (what comes from
+ * @throws DEVSTATE_E_INPUT, DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE (also when a VMM has the device and it is not
+ * proven that it is `owner`'s) before the device is touched (what comes from
  * stdin is looked at as it comes: its beginning before, the rest while the device takes it);
  * DEVSTATE_E_REFUSED when the device does not take the state. A load that was begun and fails resets the device.
  */
 export async function load(options: LoadOptions): Promise<{ bytes: number }> {
-  const { device } = await openMigrationEnd(options, options);
+  const end = await openMigrationEnd(options, options);
   try {
-    return await withInput(options.input, (input) => loadFrom(input, device, options));
+    await requireOwnedEnd(end, options, 'nothing was loaded');
+    return await withInput(options.input, (input) => loadFrom(input, end.device, options));
   } finally {
-    device.close();
+    end.device.close();
   }
 }
 

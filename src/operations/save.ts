@@ -7,7 +7,8 @@ import type { MigrationEnd } from '../migration/index.js';
 import { MigrationFlag, MigrationState } from '../wire/index.js';
 import type { DeviceSocketOptions } from './device-socket.js';
 import { type OutputFile, withOutput } from './files/output.js';
-import { type DeviceAddress, openMigrationEnd } from './migration-end.js';
+import type { OwnerOptions } from './identity/index.js';
+import { type DeviceAddress, openMigrationEnd, requireOwnedEnd } from './migration-end.js';
 import { askPeer, bestFeature, type StatePeer } from './state-plan.js';
 import { readPrecopy } from './state-stream.js';
 import { readPeer } from './state-transfer.js';
@@ -19,7 +20,7 @@ const MAX_ATTEMPTS = 10;
 
 export type SaveOptions = DeviceAddress & SaveSettings;
 
-export interface SaveSettings extends DeviceSocketOptions {
+export interface SaveSettings extends DeviceSocketOptions, OwnerOptions {
   /** Where to; `-` for stdout. An existing file is replaced only by a complete one. */
   readonly output: string;
   /** Write although something is there that is in use or no saved state. Default: false. */
@@ -50,12 +51,15 @@ export interface SaveResult {
 
 /**
  * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT, DEVSTATE_E_CANCELLED,
- * DEVSTATE_E_VM_CHANGED when the device is reset again and again; the device then goes on as it was
+ * DEVSTATE_E_INCOMPATIBLE when a VMM has the device and it is not proven that it is `owner`'s, DEVSTATE_E_VM_CHANGED when
+ * the device is reset again and again; the device then goes on as it was
  */
 export async function save(options: SaveOptions): Promise<SaveResult> {
   const { signal } = options;
-  const { device, flags } = await openMigrationEnd(options, options);
+  const end = await openMigrationEnd(options, options);
+  const { device, flags } = end;
   try {
+    await requireOwnedEnd(end, options, 'nothing was saved', signal);
     const peer = await askPeer(device);
     const wrapping = wrappingOf(peer, options);
     if (wrapping === undefined) await select(device, peer, options);

@@ -5,7 +5,8 @@ import { connect as connectSocket, type Socket } from 'node:net';
 import { z } from 'zod';
 import { asDevstateError, DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
-import type { ControlRequest, SwitchRequest } from './control.js';
+import { type ConfigReads, type ConfigReadsRequest, Errno, WitnessedVmm } from '../wire/index.js';
+import { type ControlRequest, packedConfigReads, type SwitchRequest } from './control.js';
 import { LineReader } from './control-lines.js';
 import type { HandOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';
@@ -87,6 +88,31 @@ export class RelayControl {
 
   handoffStatus(): Promise<HandoffStatus> {
     return this.#ask({ command: 'status' }, handoffStatus);
+  }
+
+  /** Whether it tells which reads of configuration space its VMM has sent: an older one does not. */
+  async canWitness(): Promise<boolean> {
+    try {
+      await this.#askConfigReads({ since: Number.MAX_SAFE_INTEGER, vmm: WitnessedVmm.PRESENT });
+      return true;
+    } catch (error) {
+      if (asDevstateError(error).code === 'DEVSTATE_E_USAGE') return false;
+      throw error;
+    }
+  }
+
+  /** The reads of configuration space that a VMM has sent. @throws DEVSTATE_E_REFUSED (ENOTCONN) when no such VMM is connected */
+  async configReads(request: ConfigReadsRequest): Promise<ConfigReads> {
+    const report = await this.#askConfigReads(request);
+    if (report !== null)
+      return { next: report.next, reads: report.reads.map(([offset, length]) => ({ offset, length })) };
+    throw new DevstateError('DEVSTATE_E_REFUSED', `no such VMM is connected to the relay at ${this.#path}`, {
+      errno: Errno.ENOTCONN,
+    });
+  }
+
+  #askConfigReads(request: ConfigReadsRequest): Promise<z.infer<typeof packedConfigReads>> {
+    return this.#ask({ command: 'config-reads', ...request }, packedConfigReads, ANSWER_TIMEOUT_MS);
   }
 
   async #ask<Schema extends z.ZodType>(

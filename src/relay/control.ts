@@ -5,6 +5,7 @@
  *     {"command": "switch", "server": PATH, "state": "with" | "without"}
  *     {"command": "hand-over", "socket": PATH, "timeouts": {PHASE: ms}}
  *     {"command": "status"}
+ *     {"command": "config-reads", "since": NUMBER, "vmm": 0 | 1}     as the feature DEVSTATE_CONFIG_READS
  *     {"result": {…}}    {"error": {"code": "DEVSTATE_E_…", "message": "…"}}
  */
 
@@ -13,6 +14,7 @@ import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import type { HandoffReport, HandoffStatus } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
+import { type ConfigReads, type ConfigReadsRequest, WitnessedVmm } from '../wire/index.js';
 import { LineReader } from './control-lines.js';
 import { type HandOverRequest, handOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';
@@ -28,6 +30,11 @@ const request = z.discriminatedUnion('command', [
   switchRequest,
   z.object({ command: z.literal('hand-over'), ...handOverRequest.shape }),
   z.object({ command: z.literal('status') }),
+  z.object({
+    command: z.literal('config-reads'),
+    since: z.int().min(0),
+    vmm: z.enum(WitnessedVmm),
+  }),
 ]);
 export type ControlRequest = z.infer<typeof request>;
 
@@ -36,6 +43,8 @@ export interface ControlHost {
   switchTo(request: SwitchRequest): Promise<SwitchReport>;
   handOver(request: HandOverRequest): Promise<HandoffReport>;
   readonly status: HandoffStatus;
+  /** Undefined when no such VMM is connected. */
+  configReads(request: ConfigReadsRequest): ConfigReads | undefined;
   /** The last client has left. */
   deserted(): void;
 }
@@ -121,6 +130,8 @@ export class ControlServer {
         return this.#host.handOver(asked);
       case 'status':
         return this.#host.status;
+      case 'config-reads':
+        return packConfigReads(this.#host.configReads(asked));
     }
   }
 
@@ -133,6 +144,16 @@ export class ControlServer {
   close(): void {
     for (const client of this.#clients) client.destroy();
   }
+}
+
+/** As short as can be: thousands of reads fit into a line. */
+export const packedConfigReads = z
+  .object({ next: z.int().min(0), reads: z.array(z.tuple([z.number(), z.number()])) })
+  .nullable();
+
+function packConfigReads(report: ConfigReads | undefined): z.infer<typeof packedConfigReads> {
+  if (report === undefined) return null;
+  return { next: report.next, reads: report.reads.map(({ offset, length }) => [offset, length]) };
 }
 
 /** @throws DEVSTATE_E_USAGE */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A session as managers see it. */
 
-import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError, WitnessedVmm } from '../wire/index.js';
+import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
 import type { Managed } from './manager-connection.js';
 import type { Session } from './session.js';
@@ -23,7 +23,7 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
     set note(bytes) {
       session.facts.note = bytes;
     },
-    configReadsOf: (vmm) => (vmm === WitnessedVmm.PRESENT ? session.front : session.next.other)?.configReads,
+    configReadsOf: (vmm) => session.configReadsOf(vmm),
     stopping: () => session.keepConfig(),
   };
 }

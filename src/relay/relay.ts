@@ -82,6 +82,7 @@ export class Relay {
       get status() {
         return status();
       },
+      configReads: ({ since, vmm }) => this.#session?.configReadsOf(vmm)?.report(since),
       deserted: () => this.#takeover?.giveUp('the manager has left'),
     });
     const handedOver = new Promise<void>((resolve) => {

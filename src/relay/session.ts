@@ -11,6 +11,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
+import type { ConfigReadLog } from '../migration/index.js';
 import { closeAll, type Fd, type Frame } from '../transport/index.js';
 import {
   Command,
@@ -24,6 +25,7 @@ import {
   messageFlags,
   PciIrq,
   RequestError,
+  WitnessedVmm,
 } from '../wire/index.js';
 import { attachFirst } from './attach-again.js';
 import type { BackEnd } from './back-end.js';
@@ -113,6 +115,11 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
   /** The VMM that has the device. */
   get front(): Front | undefined {
     return this.#front;
+  }
+
+  /** The reads of configuration space that one of its VMMs has sent; undefined when no such VMM is connected. */
+  configReadsOf(vmm: WitnessedVmm): ConfigReadLog | undefined {
+    return (vmm === WitnessedVmm.PRESENT ? this.#front : this.next.other)?.configReads;
   }
 
   readonly log: SessionOptions['log'] = (level, message) => this.#options.log(level, message);

@@ -107,7 +107,7 @@ for (const [protocol, build] of [
     await guest.setAlarm(1000);
     const bytes = await guest.fill();
     const saved = join(bed.folder, 'saved');
-    const socket = ['--migration-socket', bed.migrationPath];
+    const socket = ['--migration-socket', bed.migrationPath, '--unproven'];
     t.match(await devstate('save', ...socket, '-o', saved), { code: 0, stderr: /saved 12.0 KiB/ });
     t.equal(statSync(saved).size, BAR1 + 8);
     t.ok(readFileSync(saved).subarray(0, BAR1).equals(bytes));

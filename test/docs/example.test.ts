@@ -111,13 +111,13 @@ async function endServer(server: ChildProcess): Promise<void> {
 }
 
 async function save(machine: Machine, file: string, afterwards: 'run' | 'stop'): Promise<void> {
-  const args = ['--migration-socket', machine.migrationPath, '-o', file, '--then', afterwards];
+  const args = ['--migration-socket', machine.migrationPath, '-o', file, '--then', afterwards, '--unproven'];
   const { code, stderr } = await devstate('save', ...args);
   if (code !== 0) throw new Error(stderr);
 }
 
 function load(machine: Machine, file: string) {
-  return devstate('load', '--migration-socket', machine.migrationPath, file);
+  return devstate('load', '--migration-socket', machine.migrationPath, file, '--unproven');
 }
 
 for (const shareMemory of [true, false]) {

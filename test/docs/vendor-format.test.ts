@@ -89,14 +89,23 @@ t.test('a state goes over to the other make and back, with what that does not kn
   const source = new Uint8Array(8);
   new DataView(source.buffer).setBigUint64(0, 0x1234n, true);
   await acme.client.regionWrite(PciRegion.BAR0, Register.SOURCE, source);
-  const saved = await devstate('save', '--migration-socket', acme.migrationPath, '-o', file('acme'));
+  const saved = await devstate(
+    'save',
+    '--migration-socket',
+    acme.migrationPath,
+    '-o',
+    file('acme'),
+    '--unproven',
+  );
   t.equal(saved.code, 0, saved.stderr);
 
   const tool = example('vendor-format/acme');
   await run(process.execPath, [tool, 'convert', COMMON, file('acme'), file('common')]);
   t.match(await devstate('verify', file('common')), { code: 0 });
   const other = await serve(t, 'serve-adder');
-  t.match(await devstate('load', '--migration-socket', other.migrationPath, file('common')), { code: 0 });
+  t.match(await devstate('load', '--migration-socket', other.migrationPath, file('common'), '--unproven'), {
+    code: 0,
+  });
   t.equal(await register(other, Register.SOURCE), 0x1234);
 
   await run(process.execPath, [tool, 'convert', ACME, file('common'), file('back')]);

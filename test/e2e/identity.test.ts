@@ -4,12 +4,14 @@
  * the names of what does not belong together.
  */
 
+import { existsSync } from 'node:fs';
 import { symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { queryMigration, queryRunState } from '../../src/qemu/index.js';
 import { devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
+import { QemuProcess } from './harness/qemu-process.js';
 
 t.setTimeout(300_000);
 
@@ -33,12 +35,24 @@ async function setScene(t: Test): Promise<Scene | undefined> {
       ),
     );
   const start = async (vm: number): Promise<LabVm> =>
-    lab.startVm({ servers: await serve(vm, 'source', false) });
+    lab.startVm({
+      servers: await serve(vm, 'source', false),
+      extra: ['-name', `vm${vm}`, '-qmp', `unix:${spareQmp(lab, vm)},server=on,wait=off`],
+    });
   const vms = [await start(0), await start(1)] as const;
   for (const vm of vms) await lab.guestWrites(vm);
   const wait = async (vm: number): Promise<LabVm> =>
-    lab.startVm({ servers: await serve(vm, 'dest', true), incoming: true });
+    lab.startVm({
+      servers: await serve(vm, 'dest', true),
+      incoming: true,
+      extra: ['-name', `vm${vm}-arriving`],
+    });
   return { lab, vms, destinations: [await wait(0), await wait(1)] };
+}
+
+/** Another QMP socket of a VM that runs. */
+function spareQmp(lab: MigrationLab, vm: number): string {
+  return join(lab.directory, `vm${vm}-spare.qmp`);
 }
 
 /** Of the first VM, the lab's own, so that it checks what was written. */
@@ -86,7 +100,7 @@ t.test('what does not belong together is not migrated', async (t) => {
 
   const refused = (
     name: string,
-    run: () => ReturnType<typeof devstate>,
+    run: () => Promise<{ code: number; stderr: string }>,
     ...words: readonly (string | RegExp)[]
   ): Promise<unknown> =>
     t.test(name, async (t) => {
@@ -179,9 +193,113 @@ t.test('what does not belong together is not migrated', async (t) => {
     /is not the destination's QEMU: no VM has been migrated to it \(it is running\)/,
   );
 
+  const file = join(lab.directory, 'state');
+  const prove = (one: LabVm, id: string): string[] => ['--qmp', one.qmpPath, '--device', id];
+  const save = (socket: string, ...more: string[]): ReturnType<typeof devstate> =>
+    devstate('save', '--migration-socket', socket, '-o', file, ...more);
+  await refused(
+    "the state of a VM's device, the VM not named",
+    () => save(from[0]!),
+    /nothing was saved: a VMM is connected to .*vm0-disk0-source.*--qmp PATH --device ID.*--unproven/,
+  );
+  await refused(
+    "the state of another VM's device",
+    () => save(foreign[0]!, ...prove(vm, 'disk0')),
+    /device disk0: the VM's QEMU .* does not talk to the server behind .*vm1-disk0-source.*QEMU connected this device to .*vm0-disk0-source/,
+  );
+  await refused(
+    'the state of another device of the VM',
+    () => save(from[1]!, ...prove(vm, 'disk0')),
+    /device disk0: the VM's QEMU .* does not talk to the server behind .*vm0-disk1-source/,
+  );
+  await refused(
+    'the state of a device that the VM has not',
+    () => save(from[0]!, ...prove(vm, 'disk7')),
+    /device disk7: the VM's QEMU .* has no vfio-user device with this id \(it has disk0, disk1\)/,
+  );
+  t.notOk(existsSync(file), 'nothing was written');
+  const load = (socket: string, ...more: string[]): ReturnType<typeof devstate> =>
+    devstate('load', '--migration-socket', socket, file, ...more);
+  await refused(
+    "a state for a VM's device, the VM not named",
+    () => load(from[0]!),
+    /nothing was loaded: a VMM is connected to .*vm0-disk0-source/,
+  );
+  await refused(
+    "a state for another VM's device",
+    () => load(foreign[0]!, ...prove(vm, 'disk0')),
+    /nothing was loaded: device disk0: .* does not talk to the server behind .*vm1-disk0-source/,
+  );
+  await t.test('the state of the device that is named', async (t) => {
+    for (const more of [prove(vm, 'disk0'), ['--unproven']]) {
+      const { code, stderr } = await save(from[0]!, ...more);
+      t.equal(code, 0, stderr);
+    }
+    await nothingChanged(t);
+  });
+
+  const check = async (
+    [source, dest]: readonly [string, string],
+    ...more: string[]
+  ): Promise<{ code: number; stderr: string }> => {
+    const { code, stdout, stderr } = await devstate(
+      ...['check', '--source', source, '--dest', dest, '--device', 'disk0', '-o', 'json', ...more],
+    );
+    const { reasons = [] } = stdout === '' ? {} : (JSON.parse(stdout) as { reasons?: string[] });
+    return { code, stderr: [...reasons, stderr].join('\n') };
+  };
+  const qmps = ['--source-qmp', vm.qmpPath, '--dest-qmp', destination.qmpPath];
+  await refused(
+    'check: the source of another VM',
+    () => check([foreign[0]!, to[0]!], ...qmps),
+    /device disk0: the source QEMU .* does not talk to the server behind .*vm1-disk0-source/,
+  );
+  await refused(
+    'check: source and destination exchanged',
+    () => check([to[0]!, from[0]!], ...qmps),
+    /the source QEMU .* arrived at .*vm0-disk0-source.*, named as the destination of device disk0/,
+    /the destination QEMU .* arrived at .*vm0-disk0-dest.*, named as the source of device disk0/,
+  );
+  await refused(
+    'check: a destination that works on another image',
+    () =>
+      check(
+        [from[0]!, socketsOf(otherDestination)[0]!],
+        ...['--source-qmp', vm.qmpPath, '--dest-qmp', otherDestination.qmpPath],
+      ),
+    /device disk0: the destination works on another image/,
+  );
+  await t.test('check: what belongs together', async (t) => {
+    t.match(await check([from[0]!, to[0]!], ...qmps), { code: 0 });
+    t.match(await check([from[0]!, to[0]!], '--dest-qmp', destination.qmpPath), { code: 0 });
+    t.match(
+      await check(
+        [from[0]!, socketsOf(otherDestination)[0]!],
+        ...['--source-qmp', vm.qmpPath, '--dest-qmp', otherDestination.qmpPath, '--image-unchecked', 'disk0'],
+      ),
+      { code: 0 },
+    );
+    t.match(await check([from[0]!, to[0]!]), { code: 2, stderr: /belong together/ });
+  });
+
+  await refused(
+    'one QEMU by two sockets',
+    () => migrate(deviceArguments(from, to), { dest: spareQmp(lab, 0) }),
+    /source and destination are one QEMU, reached by .*qmp and .*vm0-spare.qmp/,
+  );
+  const uuid = '2f1c5a3e-0f55-4c1d-9f2e-3f6f3a1b7c11';
+  const stranger = await QemuProcess.start(lab.qemu, { incoming: true, extra: ['-uuid', uuid] });
+  t.teardown(() => stranger.kill());
+  await refused(
+    'a QEMU that waits for another VM',
+    () => migrate(deviceArguments(from, to), { dest: stranger.qmpPath }),
+    `the source VM has the UUID 00000000-0000-0000-0000-000000000000, the destination QEMU was started for ${uuid}`,
+  );
+
   await t.test('what belongs together is', async (t) => {
     const { code, stderr } = await migrate(deviceArguments(from, to));
     t.equal(code, 0, stderr);
+    t.match(stderr, 'warning: the VM is named vm0 at the source and vm0-arriving at the destination');
     await lab.guestWrites(destination);
     await lab.guestWrites(other);
     t.same(await lab.finishAndCheck(destination), []);

@@ -142,7 +142,9 @@ t.test('a Linux guest with a disk of ours, and a helper', async (t) => {
   const vm = await lab.startVm({ server });
   await lab.guestWrites(vm);
   const blobPath = `${lab.directory}/state`;
-  const saved = await devstate('save', '--migration-socket', server.migrationSocket, '-o', blobPath);
+  const prove = ['--qmp', vm.qmpPath, '--device', 'disk0'];
+  const where = ['--migration-socket', server.migrationSocket, '-o', blobPath];
+  const saved = await devstate('save', ...where, ...prove);
   t.equal(saved.code, 0, 'devstate save', { stderr: saved.stderr });
   const blob = readFileSync(blobPath);
 

@@ -127,6 +127,7 @@ t.test('ten servers, one after the other, under one VM', async (t) => {
     const { name, socket } = await serve(lab, `s${i}`, true);
     const { code, stdout, stderr } = await devstate(
       ...['relay-switch', '--control', first.control, '--server', socket, '-o', 'json'],
+      ...['--qmp', vm.qmpPath, '--device', 'disk0'],
     );
     t.equal(code, 0, stderr);
     held.push((JSON.parse(stdout) as { heldMs: number }).heldMs);
@@ -146,7 +147,8 @@ t.test('ten servers, one after the other, under one VM', async (t) => {
   await lab.guestWrites(vm);
   // The server is where the old relay was told to go last, and this one too replaces it.
   const last = await serve(lab, 's11', true);
-  const again = await devstate('relay-switch', '--control', control, '--server', last.socket);
+  const prove = ['--qmp', vm.qmpPath, '--device', 'disk0'];
+  const again = await devstate('relay-switch', '--control', control, '--server', last.socket, ...prove);
   t.equal(again.code, 0, again.stderr);
   await lab.guestWrites(vm);
   t.comment(`the VM waited ${held.map((ms) => ms.toFixed(1)).join(', ')} ms`);
@@ -156,6 +158,7 @@ t.test('ten servers, one after the other, under one VM', async (t) => {
     first.control,
     '--server',
     join(lab.directory, 'x'),
+    '--unproven',
   );
   t.match(refused, { code: 5, stderr: /DEVSTATE_E_CONNECT/ });
   await lab.guestWrites(vm);
@@ -274,7 +277,10 @@ t.test("libvfio-user's sample server: replaced, migrated, killed", { skip }, asy
 
   const next = await SampleServer.start(t, sample);
   const { control } = from.front;
-  const switched = await devstate('relay-switch', '--control', control, '--server', next.socket);
+  const switched = await devstate(
+    ...['relay-switch', '--control', control, '--server', next.socket],
+    ...['--qmp', from.vm.qmpPath, '--device', 'sample'],
+  );
   t.match(switched, { code: 0, stdout: /State: +16.0 KiB/ });
   t.equal(await from.read(), VALUE, 'another server, the same device');
   t.equal((await from.server.ended).code, 0);

@@ -80,7 +80,8 @@ t.test('a device that is reset while it is saved: what is saved is its state aft
         if (now === step && left-- > 0) void vmm.reset();
         if (now.startsWith('reset')) setImmediate(() => source.scratch.state.write(0, Buffer.from([left])));
       };
-      const options = { migrationSocket: source.migrationPath, output: file, precopy: true } as const;
+      const migrationSocket = source.migrationPath;
+      const options = { migrationSocket, output: file, precopy: true, unproven: true } as const;
       await save({ ...options, afterwards: 'stop' });
       await load({ migrationSocket: destination.migrationPath, input: file, afterwards: 'run' });
       t.equal(source.scratch.takeCalls().filter((call) => call === 'reset requested').length, 2);
@@ -97,7 +98,8 @@ t.test('a device that is reset whenever it is saved, or with a part of it given 
     if (now === 'save pre-copy') void vmm.reset();
   };
   const file = join(folder, 'state');
-  const options = { migrationSocket: source.migrationPath, output: file, precopy: true } as const;
+  const migrationSocket = source.migrationPath;
+  const options = { migrationSocket, output: file, precopy: true, unproven: true } as const;
   await t.rejects(save({ ...options, afterwards: 'run' }), {
     code: 'DEVSTATE_E_VM_CHANGED',
     message: /10 attempts/,

@@ -43,7 +43,8 @@ class Client {
 function serve(t: Test, host: Partial<ControlHost> = {}): ControlServer {
   const never = (): Promise<never> => new Promise(() => {});
   const status = { serving: true, generation: 1 };
-  const server = new ControlServer({ switchTo: never, handOver: never, status, deserted: () => {}, ...host });
+  const quiet = { status, configReads: () => undefined, deserted: () => {} };
+  const server = new ControlServer({ switchTo: never, handOver: never, ...quiet, ...host });
   t.teardown(() => server.close());
   return server;
 }

@@ -6,7 +6,14 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { BLOCK_BYTES, BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { RelayControl } from '../../src/relay/index.js';
-import { Errno, MigrationState, PciIrq } from '../../src/wire/index.js';
+import {
+  CONFIG_READS_KEPT,
+  Errno,
+  MigrationState,
+  PciIrq,
+  PciRegion,
+  WitnessedVmm,
+} from '../../src/wire/index.js';
 import { TestBed } from '../guest-driver/served-nvme.js';
 import { eventfd, memfd, signals } from '../support/memory.js';
 import { Register, SCRATCH_ID } from '../support/scratch-device.js';
@@ -328,6 +335,25 @@ t.test('by its control socket', async (t) => {
   await bed.relay.close();
   await t.rejects(relay.handoffStatus(), { code: 'DEVSTATE_E_CONNECTION_CLOSED' });
   await t.rejects(RelayControl.connect(control), { code: 'DEVSTATE_E_CONNECT' });
+});
+
+t.test('the control socket tells what the VMM reads', async (t) => {
+  const bed = new RelayBed(t);
+  bed.serveScratch();
+  const relay = await RelayControl.connect(bed.controlPath);
+  t.teardown(() => relay.close());
+  t.ok(await relay.canWitness());
+  const since = (number: number) => relay.configReads({ since: number, vmm: WitnessedVmm.PRESENT });
+  await t.rejects(since(0), /no such VMM is connected/);
+  const vmm = await bed.vmm();
+  const { next } = await since(Number.MAX_SAFE_INTEGER);
+  await vmm.regionRead(PciRegion.CONFIG, 4, new Uint8Array(2));
+  t.same(await since(next), { next: next + 1, reads: [{ offset: 4, length: 2 }] });
+  // As long as an answer can become.
+  const target = new Uint8Array(4);
+  for (let i = 0; i < CONFIG_READS_KEPT; i++) await vmm.regionRead(PciRegion.CONFIG, 0xc, target);
+  t.equal((await since(0)).reads.length, CONFIG_READS_KEPT);
+  await t.rejects(relay.configReads({ since: 0, vmm: WitnessedVmm.OTHER }), /no such VMM is connected/);
 });
 
 t.test('what is no relay is found out before anything is begun', async (t) => {

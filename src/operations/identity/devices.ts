@@ -36,7 +36,6 @@ export async function takeCensus(
   signal?: AbortSignal,
 ): Promise<DeviceCensus> {
   const present = await listVfioUserDevices(qmp, { signal });
-  const names = present.map(deviceName);
   const reasons: string[] = [];
   for (const device of present) {
     const name = deviceName(device);
@@ -47,16 +46,27 @@ export async function takeCensus(
     reasons.push(`${what}: ${way}${leave}`);
   }
   for (const id of ids) {
-    if (names.includes(id)) continue;
-    const type = await deviceType(qmp, id, { signal });
-    const list = names.length === 0 ? 'it has none' : `it has ${names.join(', ')}`;
-    reasons.push(
-      type === undefined
-        ? `device ${id}: the ${where} QEMU (${qmp.path}) has no vfio-user device with this id (${list})`
-        : `device ${id}: the ${where} QEMU (${qmp.path}) has a ${type} under this id, not a ${VFIO_USER_TYPE} (${list})`,
-    );
+    const reason = await whyNotThere(qmp, where, { id, present }, signal);
+    if (reason !== undefined) reasons.push(reason);
   }
   return { present, reasons };
+}
+
+/** Why a QEMU has no vfio-user device `id`; undefined if it has. @param present its vfio-user devices */
+export async function whyNotThere(
+  qmp: QmpClient,
+  where: string,
+  { id, present }: { readonly id: string; readonly present: readonly VfioUserDevice[] },
+  signal?: AbortSignal,
+): Promise<string | undefined> {
+  const names = present.map(deviceName);
+  if (names.includes(id)) return undefined;
+  const type = await deviceType(qmp, id, { signal });
+  const list = names.length === 0 ? 'it has none' : `it has ${names.join(', ')}`;
+  const about = `device ${id}: the ${where} QEMU (${qmp.path})`;
+  return type === undefined
+    ? `${about} has no vfio-user device with this id (${list})`
+    : `${about} has a ${type} under this id, not a ${VFIO_USER_TYPE} (${list})`;
 }
 
 /** Names in `without` that no QEMU has: a mistyped one would leave behind nothing, and say nothing. */

@@ -17,19 +17,22 @@ import {
   type VfioUserDevice,
   withLocation,
 } from '../../qemu/index.js';
-import { type ConfigRead, Errno, WitnessedVmm } from '../../wire/index.js';
+import { type ConfigReads, Errno, WitnessedVmm } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';
 import { createChallenge, judge, type Verdict } from './challenge.js';
 
 /** How often a challenge is made before its outcome counts: a guest may renumber buses, or read all the time. */
 const ATTEMPTS = 3;
 
-/** A migration socket as it was named. */
+/** A server or relay that tells what its VMM reads. */
+export type Witness = Pick<MigrationClient, 'canWitness' | 'configReads'>;
+
+/** A socket of a server or relay as it was named. */
 export interface NamedSocket {
   readonly path: string;
   /** What it was named as: `the source of device disk0`. */
   readonly role: string;
-  readonly device: Pick<MigrationClient, 'canWitness' | 'configReads'>;
+  readonly device: Witness;
 }
 
 /** The QEMU that has the devices. */
@@ -77,7 +80,7 @@ export async function proveClaims(
 
 function cannotWitness({ path }: NamedSocket): string {
   const what = `the server at ${path} does not say which accesses its VMM makes, so it cannot be proven that it is this device's`;
-  return `${what}; update it, put a devstate relay before it, or, if you are certain, name the device with --unproven`;
+  return `${what}; update it, put a devstate relay before it, or, if you are certain, do without the proof: --unproven`;
 }
 
 async function proveClaim(
@@ -123,16 +126,27 @@ async function challenge(
   return verdicts;
 }
 
+/** Whether a VMM has the device, as far as the witness tells. */
+export async function hasVmm(witness: Witness): Promise<boolean> {
+  if (!(await witness.canWitness())) return false;
+  return (await readsIfThere(witness, WitnessedVmm.PRESENT, Number.MAX_SAFE_INTEGER)) !== undefined;
+}
+
 /** Nothing where no such VMM is connected. */
-async function readsOf(
-  device: NamedSocket['device'],
+async function readsOf(witness: Witness, vmm: WitnessedVmm, since: number): Promise<ConfigReads> {
+  return (await readsIfThere(witness, vmm, since)) ?? { next: 0, reads: [] };
+}
+
+/** Undefined where no such VMM is connected. */
+async function readsIfThere(
+  witness: Witness,
   vmm: WitnessedVmm,
   since: number,
-): Promise<{ next: number; reads: readonly ConfigRead[] }> {
+): Promise<ConfigReads | undefined> {
   try {
-    return await device.configReads({ since, vmm });
+    return await witness.configReads({ since, vmm });
   } catch (error) {
-    if (error instanceof DevstateError && error.errno === Errno.ENOTCONN) return { next: 0, reads: [] };
+    if (error instanceof DevstateError && error.errno === Errno.ENOTCONN) return undefined;
     throw error;
   }
 }

@@ -20,8 +20,10 @@ export class Devstate {
   readonly #exited: Promise<number>;
   readonly #watchers = new Set<() => void>();
 
-  constructor(args: readonly string[]) {
-    this.process = spawn(process.execPath, [MAIN, ...args], {
+  /** @param under a command that runs the one after it */
+  constructor(args: readonly string[], under: readonly string[] = []) {
+    const [program = '', ...rest] = [...under, ...devstateCommand(...args)];
+    this.process = spawn(program, rest, {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: watchedEnvironment(),
     });

@@ -5,9 +5,13 @@
  */
 
 import { readdirSync, readFileSync } from 'node:fs';
-import t from 'tap';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
 import type { UpgradeQemuResult } from '../../src/operations/index.js';
-import { type LabServer, MigrationLab } from './harness/lab.js';
+import { queryRunState } from '../../src/qemu/index.js';
+import { devstate } from './harness/devstate-process.js';
+import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
+import { discardPlan, type QemuPlan, QemuProcess } from './harness/qemu-process.js';
 
 t.setTimeout(300_000);
 
@@ -71,6 +75,7 @@ t.test('two disks, one behind a port', async (t) => {
   ];
   let vm = await lab.startVm({ servers });
   await lab.guestWrites(vm);
+  await t.test('what does not belong together is not upgraded', (t) => refuseMixedUp(t, lab, vm));
   for (const mode of ['cpr-transfer', 'cpr-exec', 'cpr-transfer'] as const) {
     const { vm: after, result } = await lab.upgradeQemu(vm, mode);
     vm = after;
@@ -84,3 +89,38 @@ t.test('two disks, one behind a port', async (t) => {
   }
   t.same(await lab.finishAndCheck(vm), []);
 });
+
+async function refuseMixedUp(t: Test, lab: MigrationLab, vm: LabVm): Promise<void> {
+  const refused = async (
+    change: (args: readonly string[], plan: QemuPlan) => readonly string[],
+    ...words: RegExp[]
+  ): Promise<void> => {
+    const { plan, args } = await lab.planUpgrade(vm, 'cpr-transfer');
+    const { code, stderr } = await devstate(...change(args, plan));
+    t.equal(code, 3, stderr);
+    for (const word of words) t.match(stderr, word);
+    await discardPlan(plan);
+    t.match(await queryRunState(vm.qmp), { status: 'running' });
+    await lab.guestWrites(vm);
+    await lab.guestWrites(vm, { disk: 1 });
+  };
+  const exchanged = (texts: readonly string[], one: string, other: string): string[] =>
+    texts.map((text) => text.replace(one, '\0').replace(other, one).replace('\0', other));
+  const [first, second] = vm.servers;
+  await refused(
+    (args) => exchanged(args, first!.migrationSocket, second!.migrationSocket),
+    /device disk0: the old QEMU .* arrived at .*a\.mig, named as the server of device disk1/,
+  );
+  await refused(
+    (args) => exchanged(args, `"${first!.socket}"`, `"${second!.socket}"`),
+    /device disk0: the new QEMU .* arrived at .*b\.mig, named as the server of device disk1.*in the old QEMU/,
+    /device disk1: the new QEMU .* arrived at .*a\.mig, named as the server of device disk0/,
+  );
+  const other = await QemuProcess.start(lab.qemu);
+  t.teardown(() => other.kill());
+  await refused(
+    (args, { directory }) => args.map((arg) => arg.replace(join(directory, 'qmp,'), `${other.qmpPath},`)),
+    /the new QEMU is to be asked at .*, where another process listens already/,
+  );
+  t.match(await queryRunState(other.qmp), { status: 'running' });
+}

@@ -16,8 +16,10 @@ import {
 } from '../../qemu/index.js';
 import { MigrationState, migrationStateName } from '../../wire/index.js';
 import { openDeviceSocket } from '../device-socket.js';
-import { type Claim, proveClaims, takeCensus } from '../identity/index.js';
+import { proveClaims, takeCensus } from '../identity/index.js';
+import { connectIfThere } from '../migrate/destination-vm.js';
 import { commandObstacles, qmpSockets } from './command-line.js';
+import { claimsOf } from './identity.js';
 import { Scratch, type UpgradeDevice, type UpgradeRun } from './run.js';
 import type { KeptDevice, UpgradeQemuOptions, UpgradeQemuProgress } from './types.js';
 
@@ -54,6 +56,10 @@ export async function check(
       reasons.push(`the VM is ${runState.status}`);
     const migration = await queryMigration(qmp, { signal });
     if (!IDLE.includes(migration.status)) reasons.push(`the VM is migrating already (${migration.status})`);
+    if (options.mode === 'cpr-transfer' && (await isTaken(qmpPath, signal)))
+      reasons.push(
+        `the new QEMU is to be asked at ${qmpPath}, where another process listens already: give it another -qmp`,
+      );
     reasons.push(...(await replaceObstacles(qmp, options.mode, { signal })));
     const { present, reasons: unnamed } = await takeCensus(
       qmp,
@@ -100,20 +106,24 @@ export async function check(
   }
 }
 
+/** Whether a process listens at a path. A new QEMU that is given it would take it from that one. */
+async function isTaken(path: string, signal: AbortSignal): Promise<boolean> {
+  try {
+    const qmp = await connectIfThere(path, signal);
+    qmp?.close();
+    return qmp !== undefined;
+  } catch {
+    // One that answers nothing, such as a QEMU with another client.
+    signal.throwIfAborted();
+    return true;
+  }
+}
+
 /** @throws DEVSTATE_E_INCOMPATIBLE unless there is no reason to refuse */
 function refuse(reasons: readonly string[]): void {
   if (reasons.length === 0) return;
   const message = `the upgrade was refused before it began: ${reasons.join('; ')}`;
   throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
-}
-
-function claimsOf(devices: readonly UpgradeDevice[], { unproven = [] }: UpgradeQemuOptions): Claim[] {
-  return devices
-    .filter(({ id }) => !unproven.includes(id))
-    .map(({ id, source: { path, device } }) => ({
-      id,
-      socket: { path, role: `the server of device ${id}`, device },
-    }));
 }
 
 /** @returns the new QEMU's QMP socket */

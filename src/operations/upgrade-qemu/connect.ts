@@ -16,6 +16,7 @@ import {
 } from '../../qemu/index.js';
 import { changeSource } from '../migrate/qemu-settings.js';
 import { forEachDevice } from '../migrate/run.js';
+import { requireNewQemu } from './identity.js';
 import { connectQemu, startQemu } from './new-qemu.js';
 import type { UpgradeRun } from './run.js';
 
@@ -65,6 +66,7 @@ export async function connectDestination(run: UpgradeRun): Promise<void> {
   run.destination = destination;
   const { qmp } = destination;
   const { signal } = run;
+  await requireNewQemu(run, destination, signal);
   const settings = destinationSettings();
   const planned = await planSettings(qmp, settings, { signal });
   // No note has them: they are put back before the VM runs there, and a QEMU in which it does not run is ended.

@@ -22,6 +22,7 @@ import { forEachDevice, runsAtSource, Stopwatch, timed, together, type Vm } from
 import { capture, locate, replay } from '../migrate/view.js';
 import { delay } from '../waiting.js';
 import { connectDestination } from './connect.js';
+import { requireNewQemu } from './identity.js';
 import { connectQemu, untilArrived } from './new-qemu.js';
 import type { UpgradeRun } from './run.js';
 import type { UpgradeQemuDowntime } from './types.js';
@@ -121,6 +122,7 @@ async function execute(run: UpgradeRun): Promise<void> {
   run.executed = true;
   run.destination = await connectQemu(qmpPath, undefined, signal);
   await untilArrived(run.destination, signal);
+  await requireNewQemu(run, run.destination, signal);
 }
 
 export function destinationOf({ destination }: UpgradeRun): Vm {

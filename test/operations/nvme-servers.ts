@@ -22,16 +22,20 @@ export interface NvmeOptions {
   /** Formats to offer; default: all. */
   readonly formats?: readonly string[];
   readonly size?: number;
+  /** Path of its image. Default: one of its own. */
+  readonly image?: string;
+  /** It takes the image's lock at once. Default true. */
+  readonly lock?: boolean;
 }
 
 export type NvmeServer = Served & { readonly device: Device };
 
-/** A controller with an image of its own. */
+/** A controller. */
 export function serveNvme(t: Test, options: NvmeOptions = {}): NvmeServer {
   const image = ImageFile.open({
-    path: join(socketFolder(t), 'image'),
+    path: options.image ?? join(socketFolder(t), 'image'),
     size: options.size ?? 2 ** 20,
-    lock: true,
+    lock: options.lock ?? true,
   });
   const device = makers[options.vendor ?? 'alder']({ image, parameters: options.parameters ?? {} });
   const { formats } = options;

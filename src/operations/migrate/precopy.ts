@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Phase *precopy*: the VM runs, QEMU sends RAM, the devices log their DMA and send what they can send early. */
 
+import { DevstateError } from '../../errors.js';
 import { queryMigration, startIncoming, startMigration } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import { selectFormats } from '../state-plan.js';
@@ -15,6 +16,8 @@ import { forEachDevice, type Run } from './run.js';
 
 /** How often devices are asked for more state and QEMU for its progress, ms. */
 const ROUND_MS = 200;
+/** How long a destination that is busy may take to notice that a migration arrives, ms; the VM stands meanwhile. */
+const ARRIVAL_MS = 5000;
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`. */
 export async function precopy(run: Run): Promise<void> {
@@ -37,6 +40,24 @@ export async function precopy(run: Run): Promise<void> {
   await saidBy('source', startMigration(source.qmp, options.uri, { signal }));
   run.started = true;
   await untilSwitchover(run, pause);
+  await requireArriving(run);
+}
+
+/**
+ * The source has sent nearly all of its memory by now: the destination must be the one that got it. The URI may mean
+ * another place to the source's QEMU than to the destination's, which has its own view of files and of the network.
+ * @throws DEVSTATE_E_INCOMPATIBLE
+ */
+async function requireArriving({ destination, options, signal }: Run): Promise<void> {
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_MS)]);
+  try {
+    await destination.watch.waitFor('active', { signal: limit });
+  } catch (error) {
+    if (signal.aborted || !limit.aborted) throw error;
+    const what = `what the source QEMU sends to ${options.uri} does not arrive at the destination QEMU (${destination.qmp.path})`;
+    const message = `${what}: another QEMU takes it there. Give a --uri that means the same place to both QEMUs`;
+    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+  }
 }
 
 async function untilSwitchover(run: Run, pause: PauseControl): Promise<void> {

@@ -185,6 +185,8 @@ export class MigrationLab {
       memoryMiB?: number;
       /** A file for QEMU's stderr. */
       log?: string;
+      /** QEMU's working directory. */
+      cwd?: string;
       /** More of QEMU's arguments. */
       extra?: readonly string[];
     },
@@ -195,6 +197,7 @@ export class MigrationLab {
       ...this.#machine(servers, append, options.extra),
       memoryMiB: options.memoryMiB ?? this.options.memoryMiB,
       ...(options.log === undefined ? {} : { log: options.log }),
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       incoming: options.incoming === true,
     };
     return this.#know(await QemuProcess.start(this.qemu, machine), servers);

@@ -54,6 +54,8 @@ export interface QemuOptions {
   readonly reboots?: boolean;
   /** More of QEMU's arguments, such as ports, that the vfio-user devices need before them. */
   readonly before?: readonly string[];
+  /** Its working directory, for paths that are not absolute. Default: the test's. */
+  readonly cwd?: string;
   /** A file for QEMU's stderr, which the test itself does not see then. */
   readonly log?: string;
   /** More of QEMU's arguments. */
@@ -105,6 +107,7 @@ export class QemuProcess {
     const child = spawn(argv[0] ?? '', [...argv.slice(1), ...qemuArguments(directory, options)], {
       env: { ...process.env, ...qemu.environment },
       stdio: ['ignore', 'ignore', log ?? 'pipe'],
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     });
     if (log !== undefined) closeSync(log);
     const ended = new AbortController();

@@ -147,7 +147,7 @@ t.test('64 MiB stream through little memory, both ways', async (t) => {
   while (!save.ended) {
     for (const part of await save.read(256 * 1024)) {
       read += part.length;
-      into.push(part);
+      await into.push(part);
     }
     most = Math.max(most, source.yielded - read);
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Brings a fresh clone to a runnable state: dependencies, native addon, compiled TypeScript.
 // Each step runs only when its inputs are newer than its output, so it is cheap to call before every command.
+//   --without-addon  for a package, which has an addon of its own (tools/prebuild.mjs)
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -55,7 +56,8 @@ if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== wanted) {
 }
 
 const addon = 'native/build/Release/devstate.node';
-if (newest(addon) < Math.max(newest('native/src'), newest('native/binding.gyp'))) {
+const wantsAddon = !process.argv.includes('--without-addon');
+if (wantsAddon && newest(addon) < Math.max(newest('native/src'), newest('native/binding.gyp'))) {
   const args = ['node_modules/node-gyp/bin/node-gyp.js', 'rebuild', '--directory=native', '--loglevel=error'];
   // Node's own headers, when they are installed beside it, spare a download that may not be possible.
   const nodedir = dirname(dirname(process.execPath));

@@ -110,11 +110,12 @@ t.test('a device that is reset whenever it is saved, or with a part of it given 
   const pipe = join(folder, 'pipe');
   execFileSync('mkfifo', [pipe]);
   const reader = createReadStream(pipe).resume();
+  const closed = once(reader, 'close');
   await t.rejects(save({ ...options, output: pipe, afterwards: 'run' }), {
     code: 'DEVSTATE_E_VM_CHANGED',
     message: /save to a regular file/,
   });
-  await once(reader, 'close');
+  await closed;
 });
 
 t.test('a device of v1 that is to be stopped after a load', async (t) => {

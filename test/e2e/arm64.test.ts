@@ -15,7 +15,7 @@ import { type QemuOptions, QemuProcess } from './harness/qemu-process.js';
 import { requireForeign } from './harness/require-qemu.js';
 
 /** Longest that all of it may take, on a slow machine. */
-t.setTimeout(400_000);
+t.setTimeout(900_000);
 /** A boot without KVM, beside other tests. */
 const BOOT_MS = 120_000;
 

@@ -12,7 +12,7 @@ import { Devstate, devstate } from './harness/devstate-process.js';
 import { QemuProcess } from './harness/qemu-process.js';
 import { requireGuest, requireQemu } from './harness/require-qemu.js';
 
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 /** Starts `devstate cpr`; resolves when a source may connect, to its `path`. */
 async function startCpr(pair: CprPair, ...args: string[]): Promise<{ path: string; cpr: Devstate }> {

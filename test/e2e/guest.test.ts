@@ -8,7 +8,7 @@ import { type QmpEvent, queryRunState, resumeVm, stopVm } from '../../src/qemu/i
 import type { LabServer, LabVm, MigrateOutcome, RunningMigration } from './harness/lab.js';
 import { MigrationLab } from './harness/lab.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Keeps a migration in pre-copy until {@link hurry}. */
 const SLOW = ['--bandwidth', '2M'];

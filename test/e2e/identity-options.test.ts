@@ -8,7 +8,7 @@ import { queryRunState, resumeVm, startIncoming, stopVm } from '../../src/qemu/i
 import { devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const DISKS = ['05.0', '06.0'];
 

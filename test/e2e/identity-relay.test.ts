@@ -12,7 +12,7 @@ import { queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const ROOT = process.getuid?.() === 0 ? [] : ['--map-root-user'];
 /** Runs a command as process 1 of a new pid namespace, which ends with it. */

@@ -13,7 +13,7 @@ import { devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 import { QemuProcess } from './harness/qemu-process.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Two disks, one of them behind a port that no firmware has numbered at the destination. */
 const DISKS = ['05.0', 'behind-port'];

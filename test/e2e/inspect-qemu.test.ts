@@ -25,7 +25,7 @@ import { MigrationLab } from './harness/lab.js';
 import { QemuProcess } from './harness/qemu-process.js';
 import { requireQemu } from './harness/require-qemu.js';
 
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const CHUNK = 1 << 16;

@@ -4,7 +4,7 @@ import t from 'tap';
 import { Devstate } from './harness/devstate-process.js';
 import { MigrationLab } from './harness/lab.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 const V1 = ['--migration', 'v1'];
 const MAPPED = [...V1, '--migration-mapped'];

@@ -13,7 +13,7 @@ import { type LabServer, MigrationLab } from './harness/lab.js';
 import { QemuProcess } from './harness/qemu-process.js';
 import { requireQemu } from './harness/require-qemu.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 interface Relayed extends LabServer {
   readonly relay: Devstate;

@@ -13,7 +13,7 @@ import { devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 import { discardPlan, type QemuPlan, QemuProcess } from './harness/qemu-process.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** fds and guest-memory mappings of a server. */
 function held({ process: { process } }: LabServer): { fds: number; maps: number } {

@@ -7,7 +7,7 @@ import { MigrationLab } from './harness/lab.js';
 
 const STANDARD = 'org.devstate.nvme 1.0';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 for (const { name, append } of [
   { name: 'MSI-X', append: '' },

@@ -13,7 +13,7 @@ import { takeStops } from '../support/loop-watch.js';
 import { RawClient } from '../support/raw-client.js';
 import { socketFolder } from '../support/served.js';
 
-t.setTimeout(240_000);
+t.setTimeout(900_000);
 
 const MIB = 1024 * 1024;
 

@@ -10,7 +10,7 @@ import { devstate } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
 import { discardPlan } from '../e2e/harness/qemu-process.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** A way in which the destination is not what the source needs. */
 interface Difference {

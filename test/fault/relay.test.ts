@@ -27,7 +27,7 @@ import {
   VICTIMS,
 } from './failing-successors.js';
 
-t.setTimeout(240_000);
+t.setTimeout(900_000);
 
 const FAULTY = fileURLToPath(new URL('./faulty-relay.js', import.meta.url));
 const BLOCKS = 256;

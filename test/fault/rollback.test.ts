@@ -12,7 +12,7 @@ import { type QmpEvent, queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Keeps a migration in pre-copy for as long as a test wants. */
 const SLOW = ['--bandwidth', '2M'];

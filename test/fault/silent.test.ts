@@ -8,7 +8,7 @@ import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { isRunning } from '../e2e/harness/qemu-process.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** Keeps a migration in pre-copy for as long as a test wants. */
 const SLOW = ['--bandwidth', '2M'];

@@ -25,7 +25,7 @@ import {
   VICTIMS,
 } from './failing-successors.js';
 
-t.setTimeout(240_000);
+t.setTimeout(900_000);
 
 const FAULTY = fileURLToPath(new URL('./faulty-successor.js', import.meta.url));
 

@@ -4,7 +4,8 @@
 import './own-stderr.js';
 
 import { Command, CommanderError } from 'commander';
-import { ExitCode } from '../errors.js';
+import { DevstateError, ExitCode } from '../errors.js';
+import { MIN_FDS, systemLimits } from '../native/index.js';
 import { VERSION } from '../version.js';
 import { guardStdout, printError } from './output.js';
 
@@ -56,6 +57,7 @@ export async function main(): Promise<void> {
   if (!SERVERS.has(process.argv[2])) guardStdout();
 
   try {
+    requireFiles();
     await program.parseAsync();
   } catch (error) {
     if (error instanceof CommanderError) {
@@ -63,4 +65,15 @@ export async function main(): Promise<void> {
       process.exitCode = error.exitCode === 0 ? ExitCode.done : ExitCode.usage;
     } else process.exitCode = printError(error);
   }
+}
+
+/** @throws DEVSTATE_E_SYSTEM where so few files may be open that a command would fail in the middle of its work */
+function requireFiles(): void {
+  const { fds } = systemLimits();
+  if (fds >= MIN_FDS) return;
+  const limit = `this process may open too few files (ulimit -n): ${fds}, and ${MIN_FDS} are needed`;
+  throw new DevstateError(
+    'DEVSTATE_E_SYSTEM',
+    `cannot start devstate: ${limit}; raise the limit to 1024 or more`,
+  );
 }

@@ -6,7 +6,7 @@ import { native } from './native.js';
 
 /** Descriptors for the process itself: libuv, standard streams, listening sockets, image, journal, managers. */
 const OWN_FDS = 48;
-/** Descriptors below which a server cannot work. */
+/** Descriptors below which no command works. */
 export const MIN_FDS = 80;
 
 export interface SystemLimits {

@@ -12,6 +12,7 @@ import { DevstateError } from '../../src/errors.js';
 import { load, save } from '../../src/operations/index.js';
 import { Devstate, devstate, devstateCommand, serveNvme } from '../e2e/harness/devstate-process.js';
 import { openFds } from '../support/closes.js';
+import { socketFolder } from '../support/served.js';
 
 t.setTimeout(300_000);
 
@@ -59,7 +60,9 @@ t.test('too few files that may be open are said in a sentence', async (t) => {
   ];
   for (const command of commands) {
     const script = `ulimit -n 64; exec ${devstateCommand(...command.split(' ')).join(' ')}`;
-    const { status, stderr } = spawnSync('/bin/sh', ['-c', script], { encoding: 'utf8' });
+    // A server that would start has its files in a folder of the test, and is ended.
+    const options = { cwd: socketFolder(t), encoding: 'utf8', timeout: 60_000 } as const;
+    const { status, stderr } = spawnSync('/bin/sh', ['-c', script], options);
     t.not(status, 0, command);
     t.match(stderr, /may open too few files \(ulimit -n\)/);
     t.notMatch(stderr, /^\s+at /m, 'no stack trace');

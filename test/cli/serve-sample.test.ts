@@ -52,11 +52,11 @@ t.test('saved and loaded by its migration socket', async (t) => {
   const vmm = await Client.connect(socket);
   t.teardown(() => vmm.close());
   await vmm.regionWrite(1, 5000, Uint8Array.of(1, 2, 3));
-  t.match(await devstate('save', '--migration-socket', migration, '-o', file), { code: 0 });
+  t.match(await devstate('save', '--unproven', '--migration-socket', migration, '-o', file), { code: 0 });
   const { stdout } = await devstate('inspect', '-o', 'json', file);
   t.match(JSON.parse(stdout), { kind: 'envelope', format: { name: 'org.devstate.sample' }, error: null });
   await vmm.reset();
-  t.match(await devstate('load', '--migration-socket', migration, file), { code: 0 });
+  t.match(await devstate('load', '--unproven', '--migration-socket', migration, file), { code: 0 });
   const bytes = new Uint8Array(3);
   await vmm.regionRead(1, 5000, bytes);
   t.same([...bytes], [1, 2, 3]);
@@ -69,14 +69,16 @@ t.test('saved compressed, with the best that this Node.js has, and loaded', asyn
   const vmm = await Client.connect(socket);
   t.teardown(() => vmm.close());
   await vmm.regionWrite(1, 5000, Uint8Array.of(4, 5, 6));
-  t.match(await devstate('save', '--compress', '--migration-socket', migration, '-o', file), { code: 0 });
+  t.match(await devstate('save', '--compress', '--unproven', '--migration-socket', migration, '-o', file), {
+    code: 0,
+  });
   const compression = 'zstdCompressSync' in zlib ? 'zstd' : 'deflate';
   const { stdout } = await devstate('inspect', '-o', 'json', file);
   const { features, records } = JSON.parse(stdout) as { features: string[]; records: object[] };
   t.same(features, [compression]);
   t.ok(records.some((record) => 'compression' in record && record.compression === compression));
   await vmm.reset();
-  t.match(await devstate('load', '--migration-socket', migration, file), { code: 0 });
+  t.match(await devstate('load', '--unproven', '--migration-socket', migration, file), { code: 0 });
   const bytes = new Uint8Array(3);
   await vmm.regionRead(1, 5000, bytes);
   t.same([...bytes], [4, 5, 6]);

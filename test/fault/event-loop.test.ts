@@ -13,6 +13,9 @@ import { takeStops } from '../support/loop-watch.js';
 import { RawClient } from '../support/raw-client.js';
 import { socketFolder } from '../support/served.js';
 
+/** What fails, ms: twice the bound. Where processors are shared, work that keeps the bound when idle was seen to take 66. */
+const TOO_LONG_MS = 100;
+
 t.setTimeout(900_000);
 
 const MIB = 1024 * 1024;
@@ -95,7 +98,7 @@ for (const vendor of ['alder', 'birch']) {
       await manager.writeData(header);
       const answers = await meanwhile(migrationSocket, manager.writeData(Buffer.concat(records)));
       t.comment(`${name}: ${records.length} records, ${answers} answers`);
-      t.same(takeStops(), [], name);
+      t.same(takeStops(TOO_LONG_MS), [], name);
       await manager.reset();
     }
   });
@@ -117,6 +120,6 @@ for (const vendor of ['alder', 'birch']) {
     const read = new Uint8Array(16);
     new DataView(read.buffer).setUint32(12, 4, true);
     await meanwhile(migrationSocket, vmm.call(Command.REGION_READ, read));
-    t.same(takeStops(), []);
+    t.same(takeStops(TOO_LONG_MS), []);
   });
 }

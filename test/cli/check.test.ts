@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { devstate, serveNvme } from '../e2e/harness/devstate-process.js';
 
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 function folder(t: Test): string {
   const path = mkdtempSync(join(tmpdir(), 'check-'));

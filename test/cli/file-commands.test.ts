@@ -27,7 +27,7 @@ import {
 } from '../formats/blobs.js';
 import { savedBlob } from '../operations/files/saved.js';
 
-t.setTimeout(240_000);
+t.setTimeout(900_000);
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 

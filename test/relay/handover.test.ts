@@ -100,7 +100,7 @@ t.test('what the VMM has set up, for the servers to come', async (t) => {
   first.scratch.takeCalls();
 
   const next = await succeed(bed);
-  t.ok(manager.client.isClosed, 'managers notice');
+  await manager.client.closed();
   t.equal(await read32(vmm, Register.ID), SCRATCH_ID);
   t.same(first.scratch.takeCalls(), [], 'the server does not');
   t.same(await (await bed.manager()).note(), Uint8Array.of(1, 2, 3));

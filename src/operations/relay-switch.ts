@@ -11,7 +11,7 @@ export interface RelaySwitchOptions extends SwitchRequest, OwnerOptions {
 
 /**
  * @throws DEVSTATE_E_CONNECT; DEVSTATE_E_INCOMPATIBLE when it is not proven that the relay's VMM is `owner`'s QEMU; what
- * the relay answers: then the old server goes on
+ * the relay answers: the old server then keeps serving
  */
 export async function relaySwitch(options: RelaySwitchOptions): Promise<SwitchReport> {
   const { control, server, state } = options;

@@ -52,7 +52,7 @@ export interface SaveResult {
 /**
  * @throws DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_REFUSED, DEVSTATE_E_OUTPUT, DEVSTATE_E_CANCELLED,
  * DEVSTATE_E_INCOMPATIBLE when a VMM has the device and it is not proven that it is `owner`'s, DEVSTATE_E_VM_CHANGED when
- * the device is reset again and again; the device then goes on as it was
+ * the device is reset again and again; the device then runs as before
  */
 export async function save(options: SaveOptions): Promise<SaveResult> {
   const { signal } = options;

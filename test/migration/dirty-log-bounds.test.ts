@@ -4,6 +4,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { DirtyLog } from '../../src/migration/index.js';
+import { turnsOf } from '../support/turns.js';
 
 const PAGE = 4096;
 
@@ -91,20 +92,6 @@ t.test(
     t.ok(marks < 100, `${marks} ms`);
   },
 );
-
-/** Does `work`. @returns how many turns others had meanwhile */
-async function turnsOf(work: () => void | Promise<void>): Promise<number> {
-  let turns = 0;
-  let next: NodeJS.Immediate;
-  const turn = (): void => {
-    turns++;
-    next = setImmediate(turn);
-  };
-  next = setImmediate(turn);
-  await work();
-  clearImmediate(next);
-  return turns;
-}
 
 for (const size of [PAGE / 2, 2 * PAGE, 64 * PAGE]) {
   t.test(`the largest report at a page size of ${size} gives others their turns`, async (t) => {

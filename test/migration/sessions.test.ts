@@ -6,6 +6,7 @@ import { decodeEnvelope, type EnvelopeHeader, parseUuid } from '../../src/format
 import { LoadSession, SaveSession, type StateRecord } from '../../src/migration/index.js';
 import { sameBytes } from '../support/hex.js';
 import { ScratchState } from '../support/scratch-state.js';
+import { turnsOf } from '../support/turns.js';
 
 function stateOf(size: number, chunk: number, hook: (step: string) => void = () => {}): ScratchState {
   const state = new ScratchState({ size, chunk, hook });
@@ -237,16 +238,11 @@ t.test('a saving that is compressed gives others their turns', async (t) => {
     };
     const session = new SaveSession(source, { ...headerOf(state), features: ['deflate'] });
     await session.finish();
-    let turns = 0;
-    let next: NodeJS.Immediate;
-    const turn = (): void => {
-      turns++;
-      next = setImmediate(turn);
-    };
-    next = setImmediate(turn);
-    // All of it is less than was asked for.
-    const parts = await session.read(MIB);
-    clearImmediate(next);
+    let parts: Uint8Array[] = [];
+    const turns = await turnsOf(async () => {
+      // All of it is less than was asked for.
+      parts = await session.read(MIB);
+    });
     return { turns, blob: Buffer.concat(parts) };
   };
   const many = await recordsOf(64, MIB / 4);

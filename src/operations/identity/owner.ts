@@ -14,7 +14,7 @@ export interface OwnedDevice {
   readonly id: string;
 }
 
-/** Whose device it is. */
+/** Proves which VM and which of its devices a server belongs to. */
 export interface OwnerOptions {
   /** The device must be this one. */
   readonly owner?: OwnedDevice | undefined;

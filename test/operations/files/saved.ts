@@ -44,7 +44,7 @@ export async function savedBlob(
     rig.submit(0);
     await more?.(rig);
     for (let i = 0; i < 20; i++) rig.queue(1, { opcode: FLUSH, nsid: 1 });
-    rig.submit(1);
+    rig.submitAll(1, 20);
     await rig.device.quiesce();
     const { model, producer, formats } = rig.device;
     const chosen = formats.find(({ name }) => name === format);

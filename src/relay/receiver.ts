@@ -35,8 +35,8 @@ export interface SuccessorHost {
   readonly acceptVmm: (fd: Fd) => void;
   readonly acceptManager: (fd: Fd) => void;
   readonly acceptControl: (fd: Fd) => void;
-  /** A session that goes on, after `thaw`, where the predecessor's stopped. Takes the fd. */
-  readonly adoptVmm: (fd: Fd, from: { document: ReadSession; unpacker: Unpacker }) => Session;
+  /** A session of a VMM: one that goes on, after `thaw`, where the predecessor's stopped, or a new one. Takes the fd. */
+  readonly newSession: (fd: Fd, from?: { document: ReadSession; unpacker: Unpacker }) => Session;
   /** The relay is what these make it, from now on. */
   readonly installed: (parts: AdoptedParts) => void;
 }
@@ -73,7 +73,7 @@ export class RelayReceiver implements Receiver {
     const offer = parseHandoff(relayOffer, offered, 'the offer');
     for (const [option, key] of SAME) requireSameOption('relay', option, offer[key], this.#host.paths[key]);
     this.#generation = offer.generation;
-    rehearseSession(this.#host.adoptVmm);
+    rehearseSession(this.#host.newSession);
     await rehearseHandoff();
     collectYoungGarbage();
     return null;
@@ -111,7 +111,7 @@ class Adoption {
   }
 
   run(): void {
-    const { acceptVmm, acceptManager, acceptControl, paths, adoptVmm } = this.#host;
+    const { acceptVmm, acceptManager, acceptControl, paths, newSession } = this.#host;
     const { session, waiting } = this.#document;
     const { migrationSocketPath, controlPath } = paths;
     const sockets = this.#sockets;
@@ -130,7 +130,7 @@ class Adoption {
     if (session === null) return;
     const unpacker = new Unpacker(this.#bundle);
     try {
-      this.#session = adoptVmm(unpacker.take(FdKind.SOCKET, FdName.vmm), { document: session, unpacker });
+      this.#session = newSession(unpacker.take(FdKind.SOCKET, FdName.vmm), { document: session, unpacker });
     } finally {
       unpacker.close();
     }

@@ -1,73 +1,102 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a relay does before it takes another one's place: it takes over a connection of nobody, and lets go of it. The
- * first run of any code is slow, and here no VMM waits for it.
+ * What a relay does before it takes another one's place: a connection of nobody goes from this process to itself, on the way
+ * that a VMM's takes. The first run of any code is slow, and here no VMM waits for it.
  */
 
 import { Bundle, FdKind, parseHandoff } from '../handoff/index.js';
 import { closeAll, type Fd, socketPair } from '../transport/index.js';
-import { defaultCapabilities, HEADER_LENGTH } from '../wire/index.js';
-import { encodeBytes, FdName, type SessionDocument, sessionDocument } from './handoff-document.js';
+import {
+  Command,
+  DMA_MAP_LENGTH,
+  defaultCapabilities,
+  encodeDmaMap,
+  encodeHeader,
+  encodeRegionAccess,
+  encodeSetIrqs,
+  HEADER_LENGTH,
+  HeaderFlag,
+  IrqSetFlag,
+  PciIrq,
+  PciRegion,
+  REGION_ACCESS_LENGTH,
+  SET_IRQS_LENGTH,
+} from '../wire/index.js';
+import { BackEnd } from './back-end.js';
+import { FdName, sessionDocument } from './handoff-document.js';
+import { NO_FDS, type OwnMessage } from './messages.js';
 import { Packer, Unpacker } from './packing.js';
 import type { SuccessorHost } from './receiver.js';
+import { NOBODY } from './servers.js';
+import type { Session } from './session.js';
 
-export function rehearseSession(adoptVmm: SuccessorHost['adoptVmm']): void {
+export function rehearseSession(newSession: SuccessorHost['newSession']): void {
   const [vmm, vmmEnd] = socketPair();
   const [server, serverEnd] = socketPair();
+  const before = newSession(vmm);
   const packer = new Packer();
-  packer.addOwn(FdKind.SOCKET, FdName.vmm, vmm);
-  packer.addOwn(FdKind.SOCKET, FdName.server, server);
-  const document = documentOfNobody(packer);
-  packer.seal();
   const bundle = new Bundle();
-  const copies = packer.entries.map(({ fd }) => fd.duplicate());
   let unpacker: Unpacker | undefined;
+  let copies: Fd[] = [];
   try {
+    furnish(before, server);
+    const document = before.capture(packer);
+    packer.seal();
+    copies = packer.entries.map(({ fd }) => fd.duplicate());
     bundle.add(packer.entries, copies);
     unpacker = new Unpacker(bundle);
     const read = parseHandoff(sessionDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
-    const from = { document: read, unpacker };
-    const session = adoptVmm(unpacker.take(FdKind.SOCKET, FdName.vmm), from);
-    // As it would for another relay.
-    const again = new Packer();
-    session.capture(again);
-    again.close();
-    session.letGo();
+    newSession(unpacker.take(FdKind.SOCKET, FdName.vmm), { document: read, unpacker }).letGo();
   } finally {
+    before.letGo();
     unpacker?.close();
     bundle.close();
-    closeAll([...copies, vmmEnd, serverEnd]);
     packer.close();
+    closeAll([...copies, vmmEnd, serverEnd]);
   }
 }
 
-function documentOfNobody(packer: Packer): SessionDocument {
-  const none: readonly Fd[] = [];
-  const message = packer.message(new Uint8Array(HEADER_LENGTH), HEADER_LENGTH, none);
-  const request = { ...message, id: 0, senderId: 0, command: 0, posted: false, silent: false };
-  return {
-    proposal: encodeBytes(new Uint8Array(4)),
-    known: {
-      path: '',
-      version: { major: 0, minor: 0, capabilities: defaultCapabilities },
-      identity: { flags: 0, regions: [], irqs: [], config: '', migrationRegion: null },
-    },
-    connection: {
-      nextId: 1,
-      requests: [{ ...request, origin: 'nobody' }],
-      commands: { nextId: 1, waiting: [[0, 0]] },
-    },
-    lostForMs: null,
-    bound: false,
-    held: [{ ...packer.message(new Uint8Array(HEADER_LENGTH), HEADER_LENGTH, none), restMs: 0 }],
-    log: {
-      dma: [{ flags: 0, offset: 0, address: 0, size: 4096, hasFd: false }],
-      interrupts: [
-        { index: 0, actions: [{ action: 0, vectors: [{ vector: 0, hasFd: false }] }], masked: [0] },
-      ],
-      config: { bytes: [[4, 0]], resetBits: [{ offset: 64, mask: 1 }] },
-      resets: 0,
-    },
-    note: '',
+/** Gives a session one of each thing that goes along. Takes the server's connected socket. */
+function furnish(session: Session, server: Fd): void {
+  const { facts, hold, replayLog, servers, front } = session;
+  const known = {
+    path: '',
+    version: { major: 0, minor: 0, capabilities: defaultCapabilities },
+    identity: { flags: 0, regions: [], irqs: [], config: new Uint8Array(0), migrationRegion: undefined },
   };
+  const back = BackEnd.adopt(server, known, servers);
+  servers.restore(back);
+  facts.known = back;
+  facts.proposal = new Uint8Array(4);
+  front?.socket.pause();
+
+  const map = requestOf(Command.DMA_MAP, DMA_MAP_LENGTH, (view, at) =>
+    encodeDmaMap(view, at, { flags: 0, offset: 0, address: 0, size: 4096 }),
+  );
+  const { ACTION_MASK, ACTION_TRIGGER, DATA_EVENTFD, DATA_NONE } = IrqSetFlag;
+  const [assign, mask] = [DATA_EVENTFD | ACTION_TRIGGER, DATA_NONE | ACTION_MASK].map((flags) =>
+    requestOf(Command.DEVICE_SET_IRQS, SET_IRQS_LENGTH, (view, at) =>
+      encodeSetIrqs(view, at, { flags, index: PciIrq.INTX, start: 0, count: 1 }),
+    ),
+  ) as [OwnMessage, OwnMessage];
+  const write = requestOf(Command.REGION_WRITE, REGION_ACCESS_LENGTH + 1, (view, at) =>
+    encodeRegionAccess(view, at, 4, PciRegion.CONFIG, 1),
+  );
+  for (const message of [map, assign, mask, write]) replayLog.note(message, NO_FDS);
+  replayLog.config.resetBits = [{ offset: 64, mask: 1 }];
+  back.forward(NOBODY, write, NO_FDS, true);
+  hold.push(map);
+  front?.commands.enter(back, mask);
+}
+
+function requestOf(
+  command: number,
+  length: number,
+  encode: (view: DataView, at: number) => void,
+): OwnMessage {
+  const bytes = new Uint8Array(HEADER_LENGTH + length);
+  const view = new DataView(bytes.buffer);
+  encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
+  encode(view, HEADER_LENGTH);
+  return { bytes, view, length: bytes.length, fds: NO_FDS };
 }

@@ -125,7 +125,7 @@ export class Relay {
       acceptVmm: this.#acceptVmm,
       acceptManager: this.#acceptManager,
       acceptControl: this.#acceptControl,
-      adoptVmm: (fd, from) => this.#newSession(fd, from),
+      newSession: (fd, from) => this.#newSession(fd, from),
       installed: (parts) => this.#install(parts),
     };
     const receiver = (): RelayReceiver => new RelayReceiver(host);

@@ -18,8 +18,8 @@ import {
   rehearseHandoff,
 } from '../handoff/index.js';
 import { closeAll, connect, type Fd, type Listener } from '../transport/index.js';
-import { packBacklog } from './backlog-bundle.js';
-import type { Connection, FrozenConnection } from './connection.js';
+import type { Connection } from './connection.js';
+import { packConnection } from './connection-bundle.js';
 import { FdName, type HandoffOffer, type HandoffRequest, type ServerDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
 
@@ -92,13 +92,14 @@ class ServerGiver implements Giver {
     await device.quiesce();
     signal.throwIfAborted();
     const frozen = await vmm?.freeze();
-    if (frozen?.dma?.twin !== undefined) this.#add(FdKind.SOCKET, FdName.twin, frozen.dma.twin);
+    const connection =
+      frozen === undefined ? null : packConnection(frozen, (kind, name, fd) => this.#add(kind, name, fd));
     signal.throwIfAborted();
     const captured = await device.capture();
     this.#entries.push(...captured.entries);
     signal.throwIfAborted();
     const document: ServerDocument = {
-      vmm: this.#captureConnection(frozen),
+      vmm: connection,
       waiting: this.#server.waiting.length,
       note: Buffer.from(this.#server.note).toString('base64'),
       heldAtMs,
@@ -120,24 +121,6 @@ class ServerGiver implements Giver {
       this.#add(FdKind.LISTENER, FdName.migrationListener, migrationListener.duplicate());
     for (const [index, fd] of waiting.entries())
       this.#add(FdKind.SOCKET, FdName.waiting(index), fd.duplicate());
-  }
-
-  #captureConnection(frozen: FrozenConnection | undefined): ServerDocument['vmm'] {
-    if (frozen === undefined) return null;
-    const { negotiated, peer, dma, backlog } = frozen;
-    return {
-      negotiated,
-      peer,
-      dma:
-        dma === undefined
-          ? null
-          : {
-              maxTransfer: dma.terms.maxTransfer,
-              width: dma.terms.width ?? null,
-              twin: dma.twin !== undefined,
-            },
-      backlog: packBacklog(backlog, (kind, name, fd) => this.#add(kind, name, fd)),
-    };
   }
 
   async thaw(): Promise<void> {

@@ -4,7 +4,7 @@
 import {
   type Adopted,
   AdoptedSockets,
-  type Bundle,
+  Bundle,
   collectYoungGarbage,
   FdKind,
   monotonicMs,
@@ -15,9 +15,9 @@ import {
   requireSameOption,
 } from '../handoff/index.js';
 import { closeAll, type Fd, type Listener, socketPair } from '../transport/index.js';
-import { defaultCapabilities } from '../wire/index.js';
-import { unpackBacklog } from './backlog-bundle.js';
+import { Command, defaultCapabilities, encodeHeader, HEADER_LENGTH, HeaderFlag } from '../wire/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
+import { packConnection, unpackConnection } from './connection-bundle.js';
 import { FdName, handoffOffer, type ServerDocument, serverDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
 
@@ -47,6 +47,21 @@ export interface AdoptedParts {
   readonly startedAtMs: number;
 }
 
+const NOT_NEGOTIATED = { negotiated: false, peer: defaultCapabilities, dma: undefined } as const;
+
+function waitingMessage(): Uint8Array {
+  const bytes = new Uint8Array(HEADER_LENGTH);
+  encodeHeader(
+    new DataView(bytes.buffer),
+    0,
+    0,
+    Command.DEVICE_RESET,
+    HEADER_LENGTH,
+    HeaderFlag.TYPE_COMMAND,
+  );
+  return bytes;
+}
+
 export class ServerReceiver implements Receiver {
   readonly #host: SuccessorHost;
   #generation = 0;
@@ -64,26 +79,28 @@ export class ServerReceiver implements Receiver {
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
     await rehearseHandoff();
-    this.#rehearseConnection();
+    await this.#rehearseConnection();
     collectYoungGarbage();
     return null;
   }
 
-  /** As the device does: a connection of nobody is adopted and let go of. */
-  #rehearseConnection(): void {
+  /** As the device does: a connection of nobody goes from this process to itself, on the way that a VMM's takes. */
+  async #rehearseConnection(): Promise<void> {
     const [ours, theirs] = socketPair();
-    theirs.close();
-    const frozen = { negotiated: false, peer: defaultCapabilities, dma: undefined, backlog: [] };
-    const dma = { maxTransfer: 1, width: 64, twin: false } as const;
-    const document: ServerDocument = {
-      vmm: { ...frozen, dma, backlog: [{ bytes: '', fds: 0 }] },
-      waiting: 0,
-      note: '',
-      heldAtMs: 0,
-      device: null,
-    };
-    parseHandoff(serverDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
-    this.#host.adoptVmm(ours, frozen).letGo();
+    const [again, theirsAgain] = socketPair();
+    const { adoptVmm } = this.#host;
+    const before = adoptVmm(ours, { ...NOT_NEGOTIATED, backlog: [{ bytes: waitingMessage(), fds: [] }] });
+    const bundle = new Bundle();
+    try {
+      const vmm = packConnection(await before.freeze(), () => {});
+      const document: ServerDocument = { vmm, waiting: 0, note: '', heldAtMs: monotonicMs(), device: null };
+      const read = parseHandoff(serverDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
+      adoptVmm(again, unpackConnection(read.vmm ?? vmm, bundle)).letGo();
+    } finally {
+      before.letGo();
+      bundle.close();
+      closeAll([theirs, theirsAgain]);
+    }
   }
 
   async adopt(bundle: Bundle): Promise<Adopted> {
@@ -136,7 +153,7 @@ class Adoption {
     };
     sockets.takeWaiting(waiting);
     if (vmm !== null) {
-      const frozen = this.#takeConnection(vmm);
+      const frozen = unpackConnection(vmm, this.#bundle);
       try {
         this.#vmm = this.#host.adoptVmm(this.#bundle.take(FdName.vmm, FdKind.SOCKET), frozen);
       } catch (error) {
@@ -148,19 +165,6 @@ class Adoption {
       }
     }
     await device.adopt(this.#bundle, state, this.#vmm?.dmaPeer);
-  }
-
-  #takeConnection({ negotiated, peer, dma, backlog }: NonNullable<ServerDocument['vmm']>): FrozenConnection {
-    const twin = dma?.twin === true ? this.#bundle.take(FdName.twin, FdKind.SOCKET) : undefined;
-    return {
-      negotiated,
-      peer,
-      dma:
-        dma === null
-          ? undefined
-          : { terms: { maxTransfer: dma.maxTransfer, width: dma.width ?? undefined }, twin },
-      backlog: unpackBacklog(backlog, this.#bundle),
-    };
   }
 
   /** The device first: then it is there when the next message is answered. */

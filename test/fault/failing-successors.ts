@@ -9,7 +9,9 @@ import { Devstate } from '../e2e/harness/devstate-process.js';
 import { kill } from '../support/kill.js';
 
 /** Limits that give a successor that works all the time that it needs. */
-export const LIMITS = { startMs: 30_000, freezeMs: 1000, adoptMs: 1500 };
+export const LIMITS = { startMs: 60_000, freezeMs: 20_000, adoptMs: 20_000 };
+/** How long one that hangs when it has started is waited for, ms: on a machine at load one needs five seconds to start. */
+export const HANG_MS = 15_000;
 export type Limits = Partial<Pick<UpgradeOptions, keyof typeof LIMITS>>;
 
 /** What is to be replaced. */
@@ -92,15 +94,15 @@ export async function failInHandoff(t: Test, replaced: Replaced): Promise<void> 
   for (const step of ['prepare', 'adopt', 'commit']) {
     for (const action of ['refuse', 'crash', 'kill', 'hang']) {
       await t.test(`${action} in ${step}`, async (t) => {
-        const started = performance.now();
-        const limits = step === 'prepare' && action === 'hang' ? { startMs: 3000 } : { adoptMs: 300 };
+        // One that fails otherwise has all the time that it needs.
+        const short = step === 'prepare' ? { startMs: HANG_MS } : { adoptMs: 300 };
+        const limits = action === 'hang' ? short : {};
         const error = await failure(replaced.upgrade(replaced.faulty(step, action), limits));
         // The giver sees what is adopted and not committed as not adopted yet.
         const phase = step === 'prepare' ? 'prepare' : 'adopt';
         t.match(error.message, new RegExp(`handoff failed in phase ${phase}: .*; the old ${what} goes on`));
         const why = { refuse: /does not want to/, hang: /not done within/ }[action] ?? /went away/;
         t.match(error.message, why);
-        t.ok(performance.now() - started < 10_000);
         await replaced.goesOn(t);
       });
     }
@@ -120,7 +122,7 @@ export async function failInFreeze(t: Test, replaced: Replaced): Promise<void> {
         if (action === 'kill') await kill(child);
         else process.kill(child, 'SIGSTOP');
       });
-      const error = await failure(replaced.upgrade(sound, { adoptMs: 300 }));
+      const error = await failure(replaced.upgrade(sound, action === 'hang' ? { adoptMs: 300 } : {}));
       replaced.stopBy(undefined);
       t.ok(child);
       // That it hangs shows when it should answer.

@@ -12,12 +12,13 @@ import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/in
 import { upgrade } from '../../src/operations/index.js';
 import { devstateCommand, serveNvme } from '../e2e/harness/devstate-process.js';
 import { Succession } from '../guest-driver/successors.js';
-import { openFiles } from '../handoff/support.js';
+import { openNumbers, requireClosed } from '../support/closes.js';
 import {
   failInFreeze,
   failInHandoff,
   failToStart,
   failure,
+  HANG_MS,
   LIMITS,
   type Limits,
   murder,
@@ -57,7 +58,7 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
   const { succession, first, driver, writer, replace, faulty, serve, log } = await boot(t);
   const { quiesce } = first.device;
   await writer.progress(100);
-  const files = openFiles().length;
+  const files = openNumbers();
   const replaced: Replaced = {
     what: 'server',
     log,
@@ -75,9 +76,7 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
       manager.close();
       await manager.client.closed();
       t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
-      for (let turn = 0; turn < 100 && openFiles().length > files; turn++)
-        await new Promise((resolve) => setImmediate(resolve));
-      t.equal(openFiles().length, files, 'no file is left open');
+      await requireClosed(t, files);
     },
   };
 
@@ -112,9 +111,10 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
 
   for (const action of ['crash', 'kill', 'hang']) {
     await t.test(`${action} in negotiate`, async (t) => {
-      const error = await failure(replace(faulty('negotiate', action), { startMs: 3000 }));
+      const limits = action === 'hang' ? { startMs: HANG_MS } : {};
+      const error = await failure(replace(faulty('negotiate', action), limits));
       t.match(error.message, /upgrade failed in phase negotiate: .*; the old server goes on/);
-      t.match(error.message, action === 'hang' ? /not ready within 3000 ms/ : /closed|lost/);
+      t.match(error.message, action === 'hang' ? /not ready within 15000 ms/ : /closed|lost/);
       await replaced.goesOn(t);
     });
   }

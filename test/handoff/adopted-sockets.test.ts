@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { AdoptedSockets, Bundle, FdKind, SocketName } from '../../src/handoff/index.js';
 import { closeAll, connect, type Fd, Listener, socketPair } from '../../src/transport/index.js';
+import { openFds } from '../support/closes.js';
 import { socketFolder, until } from '../support/served.js';
-import { openFiles } from './support.js';
 
 /** A predecessor that listens, and what it would hand over: its listening socket, and clients that wait. */
 function predecessor(t: Test, clients: number) {
@@ -50,7 +50,7 @@ t.test('who connects meanwhile is accepted once the successor starts', async (t)
 
 t.test('a successor that gives up closes what it has, and its predecessor listens on', async (t) => {
   const { path, listener, accepted, bundle } = predecessor(t, 1);
-  const before = openFiles().length;
+  const before = openFds();
   const sockets = new AdoptedSockets(bundle);
   sockets.takeListener(SocketName.listener, path, () => t.fail('accepted by the successor'));
   t.throws(() => sockets.takeWaiting(2), {
@@ -59,7 +59,7 @@ t.test('a successor that gives up closes what it has, and its predecessor listen
   });
   sockets.close();
   // The duplicate of the listening socket, and the client that did come.
-  t.equal(openFiles().length, before - 2);
+  t.equal(openFds(), before - 2);
   t.ok(existsSync(path));
   const client = await connect(path);
   listener.resume();

@@ -12,12 +12,6 @@ import {
 } from '../../src/handoff/index.js';
 import { check, native } from '../../src/native/index.js';
 import { closeAll, Fd, socketPair } from '../../src/transport/index.js';
-import { openNumbers } from '../support/closes.js';
-
-/** Numbers of the open files of this process. Two calls compare: the directory's own is in both. */
-export function openFiles(): string[] {
-  return openNumbers().sort();
-}
 
 export function eventfd(): Fd {
   return new Fd(check(native.eventfdCreate(0), 'make an eventfd'));

@@ -34,7 +34,8 @@ import {
   VfioStation,
 } from '../../src/vfio/index.js';
 import { ProcessWatch } from '../../src/vfio/process-watch.js';
-import { eventfd, openFiles } from '../handoff/support.js';
+import { eventfd } from '../handoff/support.js';
+import { openNumbers, requireClosed, withoutLeak } from '../support/closes.js';
 import { memfd } from '../support/memory.js';
 
 interface Place {
@@ -49,21 +50,19 @@ async function withStations(
   options: StationOptions = {},
   operator: Operator = {},
 ): Promise<void> {
-  const before = openFiles();
-  const directory = mkdtempSync(join(tmpdir(), 'vfio-'));
-  const places = Array.from({ length: count }, (_, index) => {
-    const path = join(directory, `${index}`);
-    return { path, station: new VfioStation(path, operator, options) };
+  await withoutLeak(t, async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'vfio-'));
+    const places = Array.from({ length: count }, (_, index) => {
+      const path = join(directory, `${index}`);
+      return { path, station: new VfioStation(path, operator, options) };
+    });
+    try {
+      await work(...places);
+    } finally {
+      for (const { station } of places) await station.close();
+      rmSync(directory, { recursive: true });
+    }
   });
-  try {
-    await work(...places);
-  } finally {
-    for (const { station } of places) await station.close();
-    rmSync(directory, { recursive: true });
-  }
-  for (let turn = 0; turn < 50 && openFiles().length > before.length; turn++)
-    await new Promise((resolve) => setImmediate(resolve));
-  t.same(openFiles(), before, 'no file is left open');
 }
 
 t.test('a station without devices says so, and has none to give', (t) =>
@@ -185,7 +184,7 @@ t.test('what is handed over and is no assignment is refused, and nothing of it i
 });
 
 t.test('a process that ends is noticed, and one that has ended already', async (t) => {
-  const before = openFiles();
+  const before = openNumbers();
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' });
   const identity = processOf(child.pid ?? 0);
   t.ok(isRunning(identity));
@@ -202,9 +201,7 @@ t.test('a process that ends is noticed, and one that has ended already', async (
   await new Promise<void>((resolve) => {
     new ProcessWatch({ ...thisProcess(), startTime: 1 }, resolve);
   });
-  for (let turn = 0; turn < 50 && openFiles().length > before.length; turn++)
-    await new Promise((resolve) => setImmediate(resolve));
-  t.same(openFiles(), before);
+  await requireClosed(t, before);
 });
 
 t.test('files of VFIO are what they are called', async (t) => {

@@ -17,7 +17,7 @@ import { devstate, serveNvme } from '../test/e2e/harness/devstate-process.js';
 import { peakRss } from './processes.js';
 import { type Bound, type Result, type Section, summarise } from './report.js';
 
-const MAIN = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
+const MAIN = fileURLToPath(new URL('../bin/devstate.js', import.meta.url));
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
 const BLOB_LENGTH = 4 * GIB;

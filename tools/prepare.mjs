@@ -67,8 +67,10 @@ if (wantsAddon && newest(addon) < Math.max(newest('native/src'), newest('native/
 
 // What a source left behind that is gone would still be run as a test.
 for (const name of existsSync('dist') ? readdirSync('dist', { recursive: true }) : []) {
+  if (name.startsWith('bin/')) continue;
   const source = name.replace(/(\.d\.ts|\.js|\.js\.map)$/, '.ts');
   if (source !== name && !existsSync(source)) rmSync(join('dist', name));
 }
 
 run('compiling', process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.']);
+run('bundling the command line', process.execPath, ['tools/bundle.mjs', '--if-newer']);

@@ -114,6 +114,10 @@ async function runTests(program, tests) {
   }
 }
 
+// The tests run the command line as it is installed.
+if (spawnSync(process.execPath, ['tools/bundle.mjs', '--if-newer'], { stdio: 'inherit' }).status !== 0)
+  process.exit(1);
+
 await runTests(process.execPath, options.includes('--fast') ? [...fastTests(), ...named] : named);
 
 if (options.includes('--every-node')) {

@@ -3,19 +3,11 @@
 
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { DevstateError } from '../errors.js';
+import { PACKAGE_ROOT } from '../package-root.js';
 import type { NativeBinding } from './binding.js';
 import { ADDON, buildAddon, builtAddons, describeMachine } from './compile.js';
-
-/** The folder of the package that holds `file`: the nearest one up with a package.json. */
-function packageRoot(file: string): string {
-  for (let folder = dirname(file); ; folder = dirname(folder)) {
-    if (existsSync(join(folder, 'package.json'))) return folder;
-    if (folder === dirname(folder)) return dirname(file);
-  }
-}
 
 /** Where the addon is looked for, in this order. `explicit` (DEVSTATE_ADDON), when set, is the only place. */
 export function addonCandidates(root: string, explicit?: string): string[] {
@@ -61,7 +53,7 @@ function open(path: string): NativeBinding {
  * @throws DEVSTATE_E_ADDON that says why none loads and why none can be compiled
  */
 export function loadPackageAddon(): NativeBinding {
-  const root = packageRoot(fileURLToPath(import.meta.url));
+  const root = PACKAGE_ROOT;
   const explicit = process.env.DEVSTATE_ADDON;
   if (explicit !== undefined && explicit !== '') return loadAddon([explicit]);
   let unloadable: unknown;

@@ -14,7 +14,7 @@ import { Devstate, devstate, devstateCommand, serveNvme } from '../e2e/harness/d
 import { openFds } from '../support/closes.js';
 import { socketFolder } from '../support/served.js';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 
 /** A directory whose path is short enough for sockets. */
 async function folder(t: Test): Promise<string> {

@@ -15,7 +15,6 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import {
   encodeBlob,
@@ -26,10 +25,9 @@ import {
   piecesOf,
 } from '../formats/blobs.js';
 import { savedBlob } from '../operations/files/saved.js';
+import { MAIN } from '../support/main.js';
 
 t.setTimeout(900_000);
-
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
 function devstate(args: readonly string[], input?: Uint8Array): SpawnSyncReturns<string> {
   return spawnSync(process.execPath, [MAIN, ...args], { encoding: 'utf8', input, timeout: 60_000 });

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { devstate } from '../e2e/harness/devstate-process.js';
 
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 const folder = mkdtempSync(join(tmpdir(), 'model-'));
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));

@@ -13,7 +13,7 @@ import { devstateCommand } from '../e2e/harness/devstate-process.js';
 import { RawClient } from '../support/raw-client.js';
 import { socketFolder } from '../support/served.js';
 
-t.setTimeout(120_000);
+t.setTimeout(900_000);
 
 /** Somewhere to write to that takes nothing more until it is read. */
 interface Stalled {

@@ -5,14 +5,12 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { Devstate } from '../e2e/harness/devstate-process.js';
+import { MAIN } from '../support/main.js';
 import { socketFolder, type Test, until } from '../support/served.js';
 
 const run = promisify(execFile);
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
-
 /** The client waits ten seconds; the rest is for a machine that has other things to do. */
 const DEADLINE_MS = 50_000;
 

@@ -16,7 +16,7 @@ function programs(t: Test): string {
     writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`);
     chmodSync(join(folder, name), 0o755);
   };
-  add('devstate', `exec '${process.execPath}' '${packageRoot}/dist/src/cli/main.js' "$@"`);
+  add('devstate', `exec '${process.execPath}' '${packageRoot}/dist/bin/devstate.js' "$@"`);
   add('npm', 'exit 0');
   return folder;
 }

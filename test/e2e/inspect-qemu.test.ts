@@ -6,7 +6,6 @@
 import { spawnSync } from 'node:child_process';
 import { closeSync, openSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { ExitCode } from '../../src/errors.js';
 import type { ContentReport, ContentSection, FieldMap, Inspection } from '../../src/formats/index.js';
@@ -18,6 +17,7 @@ import {
   resumeVm,
   startMigration,
 } from '../../src/qemu/index.js';
+import { MAIN } from '../support/main.js';
 import { PrivateBus, requireDbusDaemon } from './harness/dbus-daemon.js';
 import { VmStateHelper } from './harness/dbus-vmstate.js';
 import { devstate } from './harness/devstate-process.js';
@@ -27,7 +27,6 @@ import { requireQemu } from './harness/require-qemu.js';
 
 t.setTimeout(900_000);
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const CHUNK = 1 << 16;
 /** CR0.PG */
 const PAGING = 1 << 31;

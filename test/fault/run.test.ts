@@ -14,10 +14,10 @@ import { CounterStatus } from '../../src/devices/counter/index.js';
 import { BlockWriter, CounterDriver, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
 import { type RunEvent, type RunResult, run } from '../../src/operations/index.js';
 import { MigrationState } from '../../src/wire/index.js';
+import { MAIN } from '../support/main.js';
 
 t.setTimeout(1_800_000);
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const COUNTER_SERVER = fileURLToPath(new URL('./counter-server.js', import.meta.url));
 /** How often the server is killed at random moments, and at how many of its stores. */
 const KILLS = Number(process.env.DEVSTATE_TEST_KILLS ?? 10);

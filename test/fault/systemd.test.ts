@@ -9,15 +9,14 @@ import { once } from 'node:events';
 import { accessSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import t, { type Test } from 'tap';
 import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
+import { MAIN } from '../support/main.js';
 
-t.setTimeout(120_000);
+t.setTimeout(900_000);
 
 const SYSTEMD = '/lib/systemd/systemd';
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const PAGE = new URL('../../../docs/run.md', import.meta.url);
 /** The unit allows five starts a minute. */
 const KILLS = 4;

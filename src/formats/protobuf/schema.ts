@@ -5,8 +5,10 @@
  */
 
 import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import protobuf from 'protobufjs';
 import { DevstateError } from '../../errors.js';
+import { PACKAGE_ROOT } from '../../package-root.js';
 import type { FieldMap, FieldValue } from '../fields.js';
 
 /** A message larger than this is refused, or one of more messages within it: an empty one costs two bytes here and 2 KiB in memory. */
@@ -24,10 +26,7 @@ export class Schema {
   readonly #package: string;
 
   /** @param file name of the schema in `formats/`; `text` in its place is for schemas that are not there */
-  constructor(
-    file: string,
-    text = readFileSync(new URL(`../../../../formats/${file}`, import.meta.url), 'utf8'),
-  ) {
+  constructor(file: string, text = readFileSync(join(PACKAGE_ROOT, 'formats', file), 'utf8')) {
     const { root, package: name = '' } = protobuf.parse(text);
     this.#root = root;
     this.#package = name;

@@ -4,9 +4,21 @@
  * eventfds, the device's own open files. All of it can be taken out, and put in, any number of times.
  */
 
+import { setImmediate as turn } from 'node:timers/promises';
 import { z } from 'zod';
 import { parseUuid, uuidToBytes } from '../formats/index.js';
-import { type Bundle, type BundleEntry, FdKind, readSealed, sealedMemory } from '../handoff/index.js';
+import {
+  type Bundle,
+  type BundleEntry,
+  FdKind,
+  MAX_PLAIN_RANGES,
+  packedRanges,
+  packRanges,
+  type RangeEntry,
+  readSealed,
+  sealedMemory,
+  unpackRanges,
+} from '../handoff/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat } from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, RequestError } from '../wire/index.js';
@@ -29,6 +41,8 @@ const vectorName = (index: number, vector: number): string => `irq:${index}:${ve
 const MAX_STATE = 1024 ** 3;
 /** Read from the saving at a time, bytes. */
 const CHUNK = 1024 * 1024;
+/** Ranges that are mapped before others have their turn. */
+const RANGES_AT_ONCE = 1024;
 
 const unsigned = z.number().int().nonnegative();
 const vectors = z.object({
@@ -42,15 +56,18 @@ export const frozenInterrupts = z.object({ intxLevel: z.boolean(), kinds: z.arra
 const documentSchema = z.object({
   arrived: z.boolean(),
   interrupts: frozenInterrupts,
-  dma: z.array(
-    z.object({
-      address: unsigned,
-      size: unsigned,
-      offset: unsigned,
-      flags: unsigned,
-      file: z.string().nullable(),
-    }),
-  ),
+  dma: z.union([
+    z.array(
+      z.object({
+        address: unsigned,
+        size: unsigned,
+        offset: unsigned,
+        flags: unsigned,
+        file: z.string().nullable(),
+      }),
+    ),
+    packedRanges,
+  ]),
   files: z.unknown(),
 });
 type DeviceDocument = z.infer<typeof documentSchema>;
@@ -139,22 +156,24 @@ export class DeviceBundle {
   }
 
   #captureMemory(entries: BundleEntry[]): DeviceDocument['dma'] {
-    const names = new Map<Fd, string>();
-    return this.#parts.memory.regions.map(({ address, length, backing }) => {
+    const indexes = new Map<Fd, number>();
+    const ranges = this.#parts.memory.regions.map(({ address, length, backing }): RangeEntry => {
       if (backing.origin === undefined)
         throw new RequestError(
           Errno.ENOTSUP,
           `nobody knows where DMA range 0x${address.toString(16)} is from`,
         );
       const { file, offset, flags } = backing.origin;
-      let name = file === undefined ? null : (names.get(file) ?? null);
-      if (file !== undefined && name === null) {
-        name = dmaName(names.size);
-        names.set(file, name);
-        entries.push({ kind: FdKind.MEMORY, name, fd: file.duplicate() });
+      let index = file === undefined ? null : (indexes.get(file) ?? null);
+      if (file !== undefined && index === null) {
+        index = indexes.size;
+        indexes.set(file, index);
+        entries.push({ kind: FdKind.MEMORY, name: dmaName(index), fd: file.duplicate() });
       }
-      return { address, size: length, offset, flags, file: name };
+      return { address, size: length, offset, flags, file: index };
     });
+    if (ranges.length > MAX_PLAIN_RANGES) return packRanges(ranges);
+    return ranges.map(({ file, ...entry }) => ({ ...entry, file: file === null ? null : dmaName(file) }));
   }
 
   /** Becomes what comes out of the bundle. @throws when it cannot: the caller lets go of what is there by then */
@@ -162,7 +181,7 @@ export class DeviceBundle {
     const { device, engine } = this.#parts;
     const parsed = documentSchema.parse(document);
     device.files?.adopt((name, kind) => bundle.take(name, kind), parsed.files);
-    this.#adoptMemory(bundle, parsed.dma, vmm);
+    await this.#adoptMemory(bundle, parsed.dma, vmm);
     await this.#load(bundle.take(STATE_NAME, FdKind.SEALED));
     this.#adoptInterrupts(bundle, parsed.interrupts);
     engine.arrived = parsed.arrived;
@@ -180,13 +199,19 @@ export class DeviceBundle {
     return true;
   }
 
-  #adoptMemory(bundle: Bundle, ranges: DeviceDocument['dma'], vmm: DmaPeer | undefined): void {
+  /** Some at a time: mapping tens of thousands takes long. */
+  async #adoptMemory(bundle: Bundle, dma: DeviceDocument['dma'], vmm: DmaPeer | undefined): Promise<void> {
     const { memory, files } = this.#parts;
-    const taken = new Map<string, Fd>();
+    const ranges = Array.isArray(dma) ? dma : unpackRanges(dma);
+    const taken = new Map<string | number, Fd>();
     try {
-      for (const { file, ...request } of ranges) {
+      for (const [index, { file, ...request }] of ranges.entries()) {
         if (vmm === undefined) throw new RequestError(Errno.EINVAL, 'DMA ranges without a VMM');
-        if (file !== null && !taken.has(file)) taken.set(file, bundle.take(file, FdKind.MEMORY));
+        if (index % RANGES_AT_ONCE === RANGES_AT_ONCE - 1) await turn();
+        if (file !== null && !taken.has(file)) {
+          const name = typeof file === 'string' ? file : dmaName(file);
+          taken.set(file, bundle.take(name, FdKind.MEMORY));
+        }
         const { address, size, flags } = request;
         memory.add({
           address,

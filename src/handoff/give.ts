@@ -35,7 +35,7 @@ export interface Outgoing {
 
 /** What a process does that gives something away. */
 export interface Giver {
-  /** What the receiver is told first; it may refuse. Becomes JSON. `fds` in it is the most that can go over. */
+  /** What the receiver is told first; it may refuse. Becomes JSON. `fds` in it is the most that can go over, `timeouts` our own. */
   readonly offer: unknown;
   /** Called while the receiver gets ready. @throws to refuse */
   prepare?(): Promise<void>;
@@ -82,11 +82,11 @@ export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Pro
   }
 }
 
-/** The offer, with the number of files that this process has open: more than that do not go over. */
-async function withFds(offer: unknown): Promise<unknown> {
+/** The offer, with the number of files that this process has open (more do not go over), and how long it waits. */
+async function completed(offer: unknown, timeouts: PhaseTimeouts): Promise<unknown> {
   if (typeof offer !== 'object' || offer === null) return offer;
   const open = await readdir('/proc/self/fd').catch(() => undefined);
-  return open === undefined ? offer : { fds: open.length, ...offer };
+  return { ...(open === undefined ? {} : { fds: open.length }), timeouts, ...offer };
 }
 
 class Handoff {
@@ -131,7 +131,10 @@ class Handoff {
   async #steps(channel: Channel): Promise<void> {
     const clock = this.#clock;
     const answer = await clock.run('prepare', async () => {
-      await channel.send(HandoffMessage.PREPARE, encodeJson(await withFds(this.#giver.offer)));
+      await channel.send(
+        HandoffMessage.PREPARE,
+        encodeJson(await completed(this.#giver.offer, clock.timeouts)),
+      );
       const [ready] = await Promise.all([channel.expect(HandoffMessage.READY), this.#giver.prepare?.()]);
       return decodeJson(ready.payload);
     });

@@ -48,10 +48,11 @@ export class PhaseClock {
   /** Milliseconds, of the phases that have ended. */
   readonly ms: Partial<Record<HandoffPhase, number>> = {};
   phase: HandoffPhase = 'prepare';
-  readonly #timeouts: PhaseTimeouts;
+  /** For the phases that have not begun. */
+  timeouts: PhaseTimeouts;
 
   constructor(timeouts: Partial<PhaseTimeouts> = {}) {
-    this.#timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts };
+    this.timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts };
   }
 
   /**
@@ -61,7 +62,7 @@ export class PhaseClock {
   async run<T>(phase: HandoffPhase, work: (signal: AbortSignal) => T | Promise<T>): Promise<T> {
     this.phase = phase;
     const started = performance.now();
-    const limit = this.#timeouts[phase];
+    const limit = this.timeouts[phase];
     const abort = new AbortController();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {

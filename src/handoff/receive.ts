@@ -4,11 +4,13 @@
  * lease, and only then begins. Whatever fails before leaves the giver as it was, and here nothing.
  */
 
+import { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { Bundle } from './bundle.js';
 import { Channel } from './channel.js';
+import { phaseTimes } from './document.js';
 import { FdKind } from './fd-kind.js';
 import { LEASE_NAME } from './give.js';
 import { Lease } from './lease.js';
@@ -70,17 +72,14 @@ export async function receive(
   receiver: Receiver,
   options: ReceiveOptions = {},
 ): Promise<ReceiveReport> {
-  const timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
-  // While the giver freezes, the receiver waits for what it will transfer.
-  const waiting = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
-  const clock = new PhaseClock(waiting);
+  const clock = new PhaseClock(options.timeouts);
   let channel: Channel | undefined;
   let adopted: Adopted;
   let lease: Lease;
   try {
     channel =
       connection instanceof Channel ? connection : new Channel(connection, { peers: options.peers ?? [] });
-    ({ adopted, lease } = await takeOver(channel, receiver, clock));
+    ({ adopted, lease } = await takeOver(channel, receiver, clock, options.timeouts));
   } catch (error) {
     const failure = new HandoffError(clock.phase, error, 'nothing was taken over');
     const { code, message } = asDevstateError(error);
@@ -104,11 +103,15 @@ async function takeOver(
   channel: Channel,
   receiver: Receiver,
   clock: PhaseClock,
+  ours: Partial<PhaseTimeouts> = {},
 ): Promise<{ adopted: Adopted; lease: Lease }> {
   await clock.run('prepare', async () => {
     const { payload } = await channel.expect(HandoffMessage.PREPARE);
     const offer = decodeJson(payload);
     requireRoom(offer);
+    const timeouts = { ...DEFAULT_TIMEOUTS, ...timeoutsOf(offer), ...ours };
+    // While the giver freezes, the receiver waits for what it will transfer.
+    clock.timeouts = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
     const answer = await receiver.prepare(offer);
     await channel.send(HandoffMessage.READY, encodeJson(answer));
   });
@@ -135,6 +138,11 @@ async function takeOver(
   } finally {
     bundle.close();
   }
+}
+
+/** How long the giver waits, which serves the VMM meanwhile: so long does the receiver. One of the first versions does not say. */
+function timeoutsOf(offer: unknown): Partial<PhaseTimeouts> {
+  return z.object({ timeouts: phaseTimes }).safeParse(offer).data?.timeouts ?? {};
 }
 
 /** @throws DEVSTATE_E_HANDOFF when this process may not have as many files open as the giver has: nothing has stopped yet */

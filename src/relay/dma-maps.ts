@@ -3,7 +3,14 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
-import { FdKind } from '../handoff/index.js';
+import {
+  FdKind,
+  MAX_PLAIN_RANGES,
+  type PackedRanges,
+  packRanges,
+  type RangeEntry,
+  unpackRanges,
+} from '../handoff/index.js';
 import { native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import {
@@ -28,11 +35,17 @@ export interface CapturedRange extends DmaMapRequest {
   readonly file?: number;
 }
 
+export type CapturedRanges = readonly CapturedRange[] | PackedRanges;
+
 /** A file, held once for all ranges of it: a VMM gives an fd with each range, and there may be more of those than fds. */
 interface HeldFile {
   readonly fd: Fd;
   readonly key: string;
   users: number;
+}
+
+function withFlag({ file, ...request }: RangeEntry): CapturedRange {
+  return file === null ? { ...request, hasFd: false } : { ...request, hasFd: true, file };
 }
 
 export class DmaMaps {
@@ -147,19 +160,22 @@ export class DmaMaps {
   }
 
   /** What another relay is to have; the fds go along. */
-  capture(packer: Packer): CapturedRange[] {
+  capture(packer: Packer): CapturedRanges {
     const files = new Map<Fd, number>();
-    return [...this.#ranges.values()].map(({ fd, ...request }, index) => {
-      if (fd === undefined) return { ...request, hasFd: false };
+    const ranges = [...this.#ranges.values()].map(({ fd, ...request }, index): RangeEntry => {
+      if (fd === undefined) return { ...request, file: null };
       const file = files.get(fd) ?? index;
       if (file === index) packer.add(FdKind.MEMORY, fdName(index), fd);
       files.set(fd, file);
-      return { ...request, hasFd: true, file };
+      return { ...request, file };
     });
+    if (ranges.length > MAX_PLAIN_RANGES) return packRanges(ranges);
+    return ranges.map(withFlag);
   }
 
   /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  restore(ranges: readonly CapturedRange[], unpacker: Unpacker): void {
+  restore(captured: CapturedRanges, unpacker: Unpacker): void {
+    const ranges = 'packed' in captured ? unpackRanges(captured).map(withFlag) : captured;
     for (const [index, { hasFd, file = index, ...request }] of ranges.entries()) {
       if (!hasFd) this.add(request, undefined);
       else if (file === index) this.add(request, unpacker.take(FdKind.MEMORY, fdName(index)));

@@ -2,7 +2,7 @@
 /** What goes over between two relays, as JSON: the offer, and the document that says what the fds are for. */
 
 import { z } from 'zod';
-import { phaseTimes, SocketName } from '../handoff/index.js';
+import { packedRanges, phaseTimes, SocketName } from '../handoff/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
 
 const unsigned = z.number().int().nonnegative();
@@ -37,16 +37,19 @@ const identity = z.object({
 const message = { length: unsigned, kept: unsigned, fds: unsigned };
 
 const replayLog = z.object({
-  dma: z.array(
-    z.object({
-      flags: unsigned,
-      offset: unsigned,
-      address: unsigned,
-      size: unsigned,
-      hasFd: z.boolean(),
-      file: unsigned.exactOptional(),
-    }),
-  ),
+  dma: z.union([
+    z.array(
+      z.object({
+        flags: unsigned,
+        offset: unsigned,
+        address: unsigned,
+        size: unsigned,
+        hasFd: z.boolean(),
+        file: unsigned.exactOptional(),
+      }),
+    ),
+    packedRanges,
+  ]),
   interrupts: z.array(
     z.object({
       index: unsigned,

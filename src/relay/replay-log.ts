@@ -28,7 +28,7 @@ import {
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
 import { type CapturedConfig, ConfigLog } from './config-log.js';
-import { type CapturedRange, DmaMaps, type DmaRangeOfVmm } from './dma-maps.js';
+import { type CapturedRanges, DmaMaps, type DmaRangeOfVmm } from './dma-maps.js';
 import { type CapturedIndex, InterruptLog } from './interrupt-log.js';
 import type { Message } from './messages.js';
 import type { Packer, Unpacker } from './packing.js';
@@ -75,7 +75,7 @@ export function isConfigAccess(view: DataView): boolean {
 }
 
 export interface CapturedLog {
-  readonly dma: readonly CapturedRange[];
+  readonly dma: CapturedRanges;
   readonly interrupts: readonly CapturedIndex[];
   readonly config: CapturedConfig;
   readonly resets: number;

@@ -8,6 +8,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import type { Phase } from '../../src/operations/index.js';
 import { type QmpEvent, queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
@@ -24,6 +25,8 @@ interface Fault {
   /** More of the destination server's. */
   readonly serverArgs?: readonly string[];
   readonly image?: string;
+  /** For `RunningMigration.at`. */
+  readonly standsAt?: Phase;
   /** What goes wrong. */
   readonly happens?: (scene: Scene) => Promise<void>;
   readonly code: number;
@@ -64,16 +67,15 @@ const faults: Fault[] = [
   },
   {
     name: 'time limit in pre-copy',
-    args: [...SLOW, '--timeout-s', '1.5'],
+    args: [...SLOW, '--timeout-s', '6'],
     code: 4,
-    says: /precopy: .*did not complete within 1.5 s.*DEVSTATE_E_TIMEOUT/,
+    says: /precopy: .*did not complete within 6 s.*DEVSTATE_E_TIMEOUT/,
   },
   {
     name: 'SIGTERM at switchover',
+    standsAt: 'switchover',
     happens: async ({ migration, server }) => {
-      await migration.reaches('precopy');
-      hold(server.process);
-      await migration.reaches('switchover');
+      await migration.at('switchover', () => hold(server.process));
       migration.process.signal('SIGTERM');
       letGo(server.process);
     },
@@ -82,9 +84,9 @@ const faults: Fault[] = [
   },
   {
     name: 'SIGINT while the destination completes',
+    standsAt: 'switchover',
     happens: async ({ migration, destination }) => {
-      await migration.reaches('switchover');
-      hold(destination);
+      await migration.at('switchover', () => hold(destination));
       await migration.reaches('land');
       migration.process.signal('SIGINT');
       await migration.reaches('rollback');
@@ -111,10 +113,9 @@ const faults: Fault[] = [
   },
   {
     name: 'destination server killed at switchover',
+    standsAt: 'switchover',
     happens: async ({ migration, server }) => {
-      await migration.reaches('precopy');
-      hold(server.process);
-      await migration.reaches('switchover');
+      await migration.at('switchover', () => hold(server.process));
       await server.process.end();
     },
     code: 1,
@@ -122,9 +123,9 @@ const faults: Fault[] = [
   },
   {
     name: 'destination server killed while QEMU completes',
+    standsAt: 'switchover',
     happens: async ({ migration, server, destination }) => {
-      await migration.reaches('switchover');
-      hold(destination);
+      await migration.at('switchover', () => hold(destination));
       await migration.reaches('land');
       await server.process.end();
       letGo(destination);
@@ -144,9 +145,9 @@ const faults: Fault[] = [
   },
   {
     name: 'destination QEMU killed while it completes',
+    standsAt: 'switchover',
     happens: async ({ migration, destination }) => {
-      await migration.reaches('switchover');
-      hold(destination);
+      await migration.at('switchover', () => hold(destination));
       await migration.reaches('land');
       await destination.kill();
     },
@@ -155,11 +156,11 @@ const faults: Fault[] = [
   },
   {
     name: 'destination QEMU killed after it completed, before it runs',
+    standsAt: 'switchover',
     happens: async ({ migration, source, destination }) => {
       const continued = source.qmp.waitForEvent(isMigration('device'));
       const completed = destination.qmp.waitForEvent(isMigration('completed'));
-      await migration.reaches('switchover');
-      hold(destination);
+      await migration.at('switchover', () => hold(destination));
       await continued;
       migration.process.signal('SIGSTOP');
       letGo(destination);
@@ -182,7 +183,8 @@ async function attempt(lab: MigrationLab, source: LabVm, number: number, fault: 
   const destination = await lab.startVm({ server, incoming: true });
   // A copy stands for storage that is replicated by other means.
   const copied = fault.image === undefined ? [] : ['--image-unchecked', 'disk0'];
-  const migration = lab.startMigrate(source, destination, [...(fault.args ?? []), ...copied]);
+  const args = [...(fault.args ?? []), ...copied];
+  const migration = lab.startMigrate(source, destination, args, fault.standsAt);
   await fault.happens?.({ migration, source, server, destination });
   const outcome = await migration.finished;
   await destination.kill();
@@ -237,10 +239,8 @@ t.test('faults', async (t) => {
     await t.test(`devstate killed in ${phase}, then devstate recover`, async (t) => {
       const server = await lab.serve(`b${number++}`, { incoming: true });
       const destination = await lab.startVm({ server, incoming: true });
-      const migration = lab.startMigrate(source, destination, args);
-      await migration.reaches('precopy');
-      if (phase === 'switchover') hold(server.process);
-      await migration.reaches(phase);
+      const migration = lab.startMigrate(source, destination, args, phase);
+      await migration.at(phase, () => hold(server.process));
       migration.process.signal('SIGKILL');
       await migration.finished;
       letGo(server.process);

@@ -33,10 +33,8 @@ t.test('one guest', async (t) => {
 
   await t.test('a destination server that hangs at switchover', async (t) => {
     const { server, destination } = await newDestination();
-    const migration = lab.startMigrate(source, destination);
-    await migration.reaches('precopy');
-    server.process.process.kill('SIGSTOP');
-    await migration.reaches('switchover');
+    const migration = lab.startMigrate(source, destination, [], 'switchover');
+    await migration.at('switchover', () => server.process.signal('SIGSTOP'));
     const cancelled = performance.now();
     migration.process.signal('SIGINT');
     const { code, stderr } = await migration.finished;
@@ -50,9 +48,8 @@ t.test('one guest', async (t) => {
 
   await t.test('a destination QEMU that hangs while it completes', async (t) => {
     const { server, destination } = await newDestination();
-    const migration = lab.startMigrate(source, destination);
-    await migration.reaches('switchover');
-    destination.process.kill('SIGSTOP');
+    const migration = lab.startMigrate(source, destination, [], 'switchover');
+    await migration.at('switchover', () => destination.process.kill('SIGSTOP'));
     await migration.reaches('land');
     const cancelled = performance.now();
     migration.process.signal('SIGTERM');
@@ -123,9 +120,8 @@ t.test('a source QEMU that dies while the destination completes is not gone back
   await lab.guestWrites(source);
   const b = await lab.serve('b', { incoming: true });
   const destination = await lab.startVm({ server: b, incoming: true });
-  const migration = lab.startMigrate(source, destination);
-  await migration.reaches('switchover');
-  destination.process.kill('SIGSTOP');
+  const migration = lab.startMigrate(source, destination, [], 'switchover');
+  await migration.at('switchover', () => destination.process.kill('SIGSTOP'));
   await migration.reaches('land');
   await source.kill();
   destination.process.kill('SIGCONT');

@@ -2,10 +2,12 @@
 /** The command under test, as a user runs it: `devstate` in a process of its own. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { fileURLToPath } from 'node:url';
+import { readFile } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { watchedEnvironment } from '../../support/loop-watch.js';
+import { MAIN } from '../../support/main.js';
 
-const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
+const STAND_AT_HOOK = new URL('./stand-at-hook.js', import.meta.url).href;
 
 /** `devstate` with arguments as a command line, for a command that starts it. */
 export function devstateCommand(...args: string[]): string[] {
@@ -20,13 +22,19 @@ export class Devstate {
   readonly #exited: Promise<number>;
   readonly #watchers = new Set<() => void>();
 
-  /** @param under a command that runs the one after it */
-  constructor(args: readonly string[], under: readonly string[] = []) {
+  /**
+   * @param under a command that runs the one after it
+   * @param standsAt a phase of which it reports, and then stops itself
+   */
+  constructor(args: readonly string[], under: readonly string[] = [], standsAt?: string) {
     const [program = '', ...rest] = [...under, ...devstateCommand(...args)];
-    this.process = spawn(program, rest, {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      env: watchedEnvironment(),
-    });
+    const env = watchedEnvironment();
+    if (standsAt !== undefined)
+      Object.assign(env, {
+        STAND_AT: standsAt,
+        NODE_OPTIONS: `${env.NODE_OPTIONS} --import=${STAND_AT_HOOK}`,
+      });
+    this.process = spawn(program, rest, { stdio: ['ignore', 'pipe', 'pipe'], env });
     this.process.stdout?.setEncoding('utf8').on('data', (text: string) => {
       this.stdout += text;
     });
@@ -61,6 +69,11 @@ export class Devstate {
       this.#watchers.add(watch);
       watch();
     });
+  }
+
+  /** Resolves when it stands still, by SIGSTOP. */
+  async stands(): Promise<void> {
+    while (!/^State:\tT/m.test(await readFile(`/proc/${this.process.pid}/status`, 'latin1'))) await delay(10);
   }
 
   signal(signal: NodeJS.Signals): void {

@@ -270,15 +270,24 @@ export class MigrationLab {
     return this.#know(await QemuProcess.adopt(plan, pid), old.servers);
   }
 
-  /** Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win. */
-  startMigrate(from: LabVm, to: LabVm, extraArgs: readonly string[] = []): RunningMigration {
+  /**
+   * Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win.
+   * @param standsAt the phase for `RunningMigration.at`
+   */
+  startMigrate(
+    from: LabVm,
+    to: LabVm,
+    extraArgs: readonly string[] = [],
+    standsAt?: Phase,
+  ): RunningMigration {
     const devices = from.servers.flatMap(({ migrationSocket }, disk) => {
       const dest = to.servers[disk]?.migrationSocket;
       return ['--device', `disk${disk},source=${migrationSocket},dest=${dest}`];
     });
     const uri = `unix:${join(this.directory, `ram${this.#attempts++}`)}`;
     const ends = ['--source-qmp', from.qmpPath, '--dest-qmp', to.qmpPath, '--uri', uri];
-    const migration = new RunningMigration(['migrate', ...ends, ...devices, '-o', 'json', ...extraArgs]);
+    const args = ['migrate', ...ends, ...devices, '-o', 'json', ...extraArgs];
+    const migration = new RunningMigration(args, standsAt);
     this.#migrations.push(migration);
     return migration;
   }
@@ -345,6 +354,13 @@ export class MigrationLab {
     return problems;
   }
 
+  /** Warnings and errors that device servers and migrations have logged so far: there are none where all goes well. */
+  warnings(): string[] {
+    const said = [...this.servers, ...this.#migrations].map(({ process }) => process.stderr);
+    const isWarning = (line: string): boolean => /^\{"level":[45]0,|^warning: | (warn|error) /.test(line);
+    return said.flatMap((text) => text.split('\n')).filter(isWarning);
+  }
+
   /** What may tell why a guest does not say what it should. */
   async #diagnose(vm: LabVm): Promise<string> {
     const ask = async (command: string, args = {}): Promise<string> => {
@@ -383,10 +399,12 @@ export class MigrationLab {
 export class RunningMigration {
   readonly process: Devstate;
   readonly finished: Promise<MigrateOutcome>;
+  readonly #standsAt: Phase | undefined;
 
-  constructor(args: readonly string[]) {
-    const process = new Devstate(args);
+  constructor(args: readonly string[], standsAt?: Phase) {
+    const process = new Devstate(args, [], standsAt);
     this.process = process;
+    this.#standsAt = standsAt;
     this.finished = process.exited.then((code) => ({
       code,
       result: process.stdout.startsWith('{') ? (JSON.parse(process.stdout) as MigrateResult) : undefined,
@@ -415,6 +433,15 @@ export class RunningMigration {
       void this.process.exited.then(look);
       look();
     });
+  }
+
+  /** Does `work` when it has entered the phase at which it stands still, and has done nothing of it; then it goes on. */
+  async at(phase: Phase, work: () => unknown): Promise<void> {
+    if (phase !== this.#standsAt) throw new Error(`it does not stand at ${phase}`);
+    await this.reaches(phase);
+    await this.process.stands();
+    await work();
+    this.process.signal('SIGCONT');
   }
 
   /** Resolves when it enters `phase`, or has. */

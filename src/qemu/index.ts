@@ -21,10 +21,11 @@ export {
   removeFd,
 } from './passed-fds.js';
 export type { PciLocation } from './pci-commands.js';
-export { findPciDevice, type PciDevice } from './pci-location.js';
-export { withLocation } from './pci-reach.js';
+export { findPciDevice, findShownPciDevice, type PciDevice } from './pci-location.js';
+export { awaitPciDevice, withLocation } from './pci-reach.js';
 export {
   capturePciView,
+  IntxError,
   isSilenced,
   muteInterrupts,
   readConfig,

@@ -65,3 +65,17 @@ export async function findPciDevice(
   const list = known.length === 0 ? 'no device has an id' : `there are: ${known.join(', ')}`;
   throw new DevstateError('DEVSTATE_E_PCI_DEVICE', `QEMU has no PCI device with id "${qdevId}" (${list})`);
 }
+
+/** Like {@link findPciDevice}; undefined where QEMU does not show it: it is gone, or behind a bridge without a bus number. */
+export async function findShownPciDevice(
+  qmp: QmpClient,
+  qdevId: string,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<PciDevice | undefined> {
+  try {
+    return await findPciDevice(qmp, qdevId, options);
+  } catch (error) {
+    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return undefined;
+    throw error;
+  }
+}

@@ -7,12 +7,13 @@
  */
 
 import { dirname } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { z } from 'zod';
 import { DevstateError } from '../errors.js';
 import { findConfigAccess } from './config-access.js';
 import { type Cancellable, property } from './object-model.js';
 import { configRead, configWrite, type PciLocation } from './pci-commands.js';
-import { findPciDevice } from './pci-location.js';
+import { findPciDevice, findShownPciDevice, type PciDevice } from './pci-location.js';
 import type { QmpClient } from './qmp.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 import { WITH_IDS } from './vfio-user-devices.js';
@@ -20,6 +21,10 @@ import { WITH_IDS } from './vfio-user-devices.js';
 /** Offset of primary, secondary and subordinate bus number in a bridge's header, a byte each. */
 const BUS_NUMBERS = 0x18;
 const HIGHEST_BUS = 0xff;
+/** How long the firmware of a guest that has been reset may take to number its buses, ms. */
+const NUMBERING_MS = 20_000;
+/** How often QEMU is asked meanwhile, ms. */
+const ASK_AGAIN_MS = 50;
 /** Bridges between a root bus and a device. */
 const MAX_DEPTH = 32;
 
@@ -32,7 +37,7 @@ interface Place {
 
 /**
  * Runs `work` with the address of the device with QEMU's id `id`. Bridges that have no bus number get one for as long as
- * it takes, if `mayNumber`: only in a VM whose guest has not run.
+ * it takes, if `mayNumber`: only in a VM that stands. In one that runs they are waited for.
  * @throws DEVSTATE_E_PCI_DEVICE when it has no address, and may not get one
  */
 export async function withLocation<T>(
@@ -42,11 +47,8 @@ export async function withLocation<T>(
   work: (location: PciLocation) => Promise<T>,
   options: Cancellable = {},
 ): Promise<T> {
-  const numbered = await findPciDevice(qmp, id, options).catch((error: unknown) => {
-    const isMissing = error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE';
-    if (!isMissing || !mayNumber) throw error;
-    return undefined;
-  });
+  const find = mayNumber ? findShownPciDevice : awaitPciDevice;
+  const numbered = await find(qmp, id, options);
   if (numbered !== undefined) return work(numbered);
   const { bridges, root, device } = await chainOf(qmp, `${WITH_IDS}/${id}`, options);
   const config = await findConfigAccess(qmp, id, options);
@@ -68,6 +70,33 @@ export async function withLocation<T>(
     return await work({ bus, slot: device.slot, function: device.function, config });
   } finally {
     await qtest.run(undo);
+  }
+}
+
+/**
+ * The device with QEMU's id `id` of a VM that runs. A guest that has just been reset shows what is behind a bridge only when
+ * its firmware has numbered the buses, which is waited for.
+ * @throws DEVSTATE_E_PCI_DEVICE
+ */
+export async function awaitPciDevice(
+  qmp: QmpClient,
+  id: string,
+  options: Cancellable = {},
+): Promise<PciDevice> {
+  const deadline = performance.now() + NUMBERING_MS;
+  for (;;) {
+    const shown = await findShownPciDevice(qmp, id, options);
+    if (shown !== undefined) return shown;
+    const isThere = (await placeOf(qmp, `${WITH_IDS}/${id}`, options)) !== undefined;
+    // Says which devices there are.
+    if (!isThere) return findPciDevice(qmp, id, options);
+    if (performance.now() > deadline) {
+      const why = `the bridge that the PCI device "${id}" is behind has no bus number`;
+      const message = `${why}: the guest boots, or does not use the bridge; try again when it has booted`;
+      throw new DevstateError('DEVSTATE_E_PCI_DEVICE', message);
+    }
+    options.signal?.throwIfAborted();
+    await delay(ASK_AGAIN_MS);
   }
 }
 

@@ -119,18 +119,21 @@ export async function muteInterrupts(
   await runConfig(qtest, location, flipCommands(view, location));
 }
 
+/** A device has no message signalled interrupts: now, or as long as its driver resets it. */
+export class IntxError extends DevstateError {
+  constructor() {
+    const why = 'it interrupts by INTx, and QEMU loses such interrupts by CPR';
+    super('DEVSTATE_E_PCI_VIEW', `${why}; use MSI or MSI-X, or migrate the VM to another QEMU`);
+  }
+}
+
 /**
- * Throws DEVSTATE_E_PCI_VIEW for a device that interrupts by INTx. By CPR two QEMUs wait for its eventfd: what the wrong one has
+ * Throws IntxError for a device that interrupts by INTx. By CPR two QEMUs wait for its eventfd: what the wrong one has
  * read, the other never sees, and a level is not signalled again before it was seen. Nor does QEMU give a vfio-user device its
  * INTx eventfd when it comes up by CPR (`vfio_intx_enable`, QEMU 10.1 to 11.1).
  */
 export function requireMessageSignalled({ interruptPin }: PciDevice, view: PciView): void {
-  if (interruptPin === 0 || !usesIntx(view)) return;
-  const why = 'it interrupts by INTx, and QEMU loses such interrupts by CPR';
-  throw new DevstateError(
-    'DEVSTATE_E_PCI_VIEW',
-    `${why}; use MSI or MSI-X, or migrate the VM to another QEMU`,
-  );
+  if (interruptPin !== 0 && usesIntx(view)) throw new IntxError();
 }
 
 /**

@@ -5,7 +5,7 @@ import t from 'tap';
 import { runPage } from './run-page.js';
 
 // Some thirty commands, each a process of its own.
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 t.test('docs/formats.md', async (t) => {
   const { code, output } = await runPage(t, 'docs/formats.md');

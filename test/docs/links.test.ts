@@ -9,7 +9,7 @@ import { packageRoot } from '../support/package-root.js';
 import { anchorOf, codeBlocks, prose, readPages } from './pages.js';
 
 // A process for the help of each command.
-t.setTimeout(120_000);
+t.setTimeout(900_000);
 
 const pages = readPages();
 

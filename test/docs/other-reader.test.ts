@@ -16,7 +16,7 @@ import { encodeBlob, fixture, MINIMAL_HEADER } from '../formats/blobs.js';
 import { packageRoot } from '../support/package-root.js';
 import { socketFolder, type Test } from '../support/served.js';
 
-t.setTimeout(120_000);
+t.setTimeout(900_000);
 
 const run = promisify(execFile);
 

@@ -3,8 +3,11 @@
  * The guest lives on while it is moved, and so do those who look after it: it reboots, resets its disk, sleeps, powers off
  * or panics, and other clients of QEMU stop, resume and reset it. Each hits a migration at a moment that is waited for.
  */
+import { rmSync } from 'node:fs';
 import t, { type Test } from 'tap';
+import type { Phase } from '../../src/operations/index.js';
 import { type QmpEvent, queryRunState, resumeVm, stopVm } from '../../src/qemu/index.js';
+import { devstate } from './harness/devstate-process.js';
 import type { LabServer, LabVm, MigrateOutcome, RunningMigration } from './harness/lab.js';
 import { MigrationLab } from './harness/lab.js';
 
@@ -48,11 +51,15 @@ async function move(
   lab: MigrationLab,
   source: LabVm,
   happens: (scene: Scene) => Promise<unknown>,
-  { args = SLOW, extra = [] }: { args?: readonly string[]; extra?: readonly string[] } = {},
+  {
+    args = SLOW,
+    extra = [],
+    standsAt,
+  }: { args?: readonly string[]; extra?: readonly string[]; standsAt?: Phase } = {},
 ): Promise<MigrateOutcome & { vm: LabVm; server: LabServer }> {
   const server = await lab.serve(`d${number++}`, { incoming: true });
   const destination = await lab.startVm({ server, incoming: true, extra });
-  const migration = lab.startMigrate(source, destination, args);
+  const migration = lab.startMigrate(source, destination, args, standsAt);
   await happens({ lab, source, server, destination, migration });
   return { ...(await migration.finished), vm: destination, server };
 }
@@ -68,7 +75,8 @@ async function requireArrived(
 }
 
 t.test('a guest that reboots, and others who stop, resume, reset and cancel', async (t) => {
-  const lab = await MigrationLab.create(t, { reboots: true });
+  // Behind a bridge, whose bus number a reset takes away.
+  const lab = await MigrationLab.create(t, { reboots: true, disks: ['behind-port'] });
   if (lab === undefined) return;
   const a = await lab.serve('a', { args: ['--size', '16M'] });
   let vm = await lab.startVm({ server: a });
@@ -78,16 +86,12 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
     name: string,
     happens: (t: Test, scene: Scene) => Promise<unknown>,
     then: (t: Test, outcome: Awaited<ReturnType<typeof move>>, source: LabVm) => Promise<LabVm>,
-    args?: readonly string[],
+    standsAt?: Phase,
   ): Promise<void> => {
     await t.test(name, async (t) => {
       const source = vm;
-      const outcome = await move(
-        lab,
-        source,
-        (scene) => happens(t, scene),
-        args === undefined ? {} : { args },
-      );
+      const options = standsAt === undefined ? {} : { args: [], standsAt };
+      const outcome = await move(lab, source, (scene) => happens(t, scene), options);
       vm = await then(t, outcome, source);
       await (vm === source ? outcome.vm : source).kill();
     });
@@ -153,11 +157,7 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
   await step(
     'cancelled at the switchover: the VM runs on at once',
     async (_, { migration, server, source }) => {
-      await migration.reaches('precopy');
-      const stands = source.qmp.waitForEvent('STOP');
-      server.process.signal('SIGSTOP');
-      await stands;
-      await migration.reaches('switchover');
+      await migration.at('switchover', () => server.process.signal('SIGSTOP'));
       await expecting(source, 'RESUME', () => source.qmp.execute('migrate_cancel'));
       await migration.reaches('rollback');
       server.process.signal('SIGCONT');
@@ -168,15 +168,13 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
       await lab.guestWrites(source);
       return source;
     },
-    [],
+    'switchover',
   );
 
   await step(
     'reset at the switchover: it is saved anew',
     async (_, { migration, server, source }) => {
-      await migration.reaches('precopy');
-      server.process.signal('SIGSTOP');
-      await migration.reaches('switchover');
+      await migration.at('switchover', () => server.process.signal('SIGSTOP'));
       await expecting(source, 'RESET', () => source.qmp.execute('system_reset'));
       server.process.signal('SIGCONT');
     },
@@ -188,14 +186,13 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
       );
       return outcome.vm;
     },
-    [],
+    'switchover',
   );
 
   await step(
     'reset when QEMU sends the rest: it is reset where it arrives',
     async (_, { migration, source, destination }) => {
-      await migration.reaches('switchover');
-      destination.process.kill('SIGSTOP');
+      await migration.at('switchover', () => destination.process.kill('SIGSTOP'));
       await migration.reaches('land');
       const reset = source.qmp.waitForEvent('RESET');
       // QEMU itself waits for the destination: it takes the reset when it has sent all.
@@ -208,7 +205,7 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
       await requireArrived(t, lab, outcome);
       return outcome.vm;
     },
-    [],
+    'switchover',
   );
 
   t.same(await lab.finishAndCheck(vm), []);
@@ -217,10 +214,29 @@ t.test('a guest that reboots, and others who stop, resume, reset and cancel', as
 t.test('a driver that resets its disk over and over', async (t) => {
   const disk = '/sys/bus/pci/devices/0000:00:05.0';
   const beside = `while sleep 0.3; do echo 1 >${disk}/reset; sleep 0.3; echo 1 >/sys/class/nvme/nvme0/reset_controller; done`;
-  const lab = await MigrationLab.create(t, { beside });
+  const lab = await MigrationLab.create(t, { beside, replaceable: true });
   if (lab === undefined) return;
-  let vm = await lab.startVm({ server: await lab.serve('a', { args: ['--size', '16M'] }) });
+  const a = await lab.serve('a', { args: ['--size', '16M'] });
+  let vm = await lab.startVm({ server: a });
   await lab.guestWrites(vm);
+  await t.test('its state is saved', async (t) => {
+    const file = `${a.image}.state`;
+    const state = ['--migration-socket', a.migrationSocket, '--qmp', vm.qmpPath, '--device', 'disk0'];
+    const over = await devstate('save', ...state, '--output', a.image);
+    t.equal(over.code, 1, 'not over its image');
+    t.match(over.stderr, /it is in use.*DEVSTATE_E_OUTPUT/);
+    for (let i = 0; i < 3; i++) {
+      const { code, stderr } = await devstate('save', '--precopy', ...state, '--output', file);
+      t.equal(code, 0, 'saved', { stderr });
+      t.equal((await devstate('verify', file)).code, 0, 'one whole state');
+      rmSync(file);
+    }
+    await lab.guestWrites(vm);
+  });
+  await t.test('its QEMU is replaced', async () => {
+    ({ vm } = await lab.upgradeQemu(vm, 'cpr-transfer'));
+    await lab.guestWrites(vm);
+  });
   for (const args of [SLOW, []]) {
     const outcome = await move(
       lab,
@@ -274,6 +290,25 @@ for (const { name, extra, ended } of [
   });
 }
 
+t.test('a device that is removed while it is moved: QEMU aborts, and it is said', async (t) => {
+  const lab = await MigrationLab.create(t, { disks: ['behind-port'] });
+  if (lab === undefined) return;
+  const source = await lab.startVm({ server: await lab.serve('a', { args: ['--size', '16M'] }) });
+  await lab.guestWrites(source);
+  // QEMU takes the request only before its migration begins, and removes the device when the guest has let go of it. QEMU 11.1
+  // aborts then, with or without a migration, if the device has MSI-X.
+  await stopVm(source.qmp);
+  await source.qmp.execute('device_del', { arguments: { id: 'disk0' } });
+  const outcome = await move(lab, source, async (scene) => {
+    await precopyRuns(scene);
+    const gone = t.rejects(source.qmp.waitForEvent('DEVICE_DELETED'), { code: 'DEVSTATE_E_QMP_CLOSED' });
+    await resumeVm(source.qmp);
+    await gone;
+  });
+  t.equal(outcome.code, 1, 'exit code', { stderr: outcome.stderr });
+  t.match(outcome.stderr, /precopy: .*source QEMU is lost.*DEVSTATE_E_ROLLBACK/);
+});
+
 t.test('a guest that sleeps, is woken at its destination, and panics', async (t) => {
   const afterwards = [
     'echo mem >/sys/power/state; echo woken',
@@ -299,6 +334,11 @@ t.test('a guest that sleeps, is woken at its destination, and panics', async (t)
   await vm.kill();
   vm = asleep.vm;
   t.equal(await status(vm), 'suspended', 'asleep');
+  const again = await move(lab, vm, async () => {}, { args: [], extra });
+  t.equal(again.code, 0, 'one that sleeps arrives too', { stderr: again.stderr });
+  await vm.kill();
+  vm = again.vm;
+  t.equal(await status(vm), 'suspended', 'and sleeps on');
   await expecting(vm, 'WAKEUP', () => vm.qmp.execute('system_wakeup'));
   await vm.console.waitFor(/^readable/);
   t.pass('woken there, with its disk');

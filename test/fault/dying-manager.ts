@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A manager that is killed at the beginning of a phase, before it has done anything of it:
+ * A manager that is killed at the beginning of a phase, before it has done anything of it, or when QEMU has answered a
+ * command of it for the first time:
  *
  *     node dying-manager.js '{"operation":"migrate","phase":"land","options":{…}}'
+ *     node dying-manager.js '{"operation":"migrate","command":"cont","options":{…}}'
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -15,9 +17,11 @@ import {
   type UpgradeQemuPhase,
   upgradeQemu,
 } from '../../src/operations/index.js';
+import { QmpClient } from '../../src/qemu/index.js';
 
 export type DyingManager =
   | { readonly operation: 'migrate'; readonly phase: Phase; readonly options: MigrateOptions }
+  | { readonly operation: 'migrate'; readonly command: string; readonly options: MigrateOptions }
   | {
       readonly operation: 'upgradeQemu';
       readonly phase: UpgradeQemuPhase;
@@ -37,9 +41,20 @@ export async function untilKilled(manager: DyingManager): Promise<void> {
   if (signal !== 'SIGKILL') throw new Error(`it was not killed but ended with ${code}: ${stderr}`);
 }
 
+/** Kills this process when a QEMU has answered `command`. */
+function dieAfter(command: string): void {
+  const execute = QmpClient.prototype.execute as (this: QmpClient, ...args: unknown[]) => Promise<unknown>;
+  QmpClient.prototype.execute = async function (this: QmpClient, ...args: unknown[]): Promise<never> {
+    const answer = await execute.apply(this, args);
+    if (args[0] === command) process.kill(process.pid, 'SIGKILL');
+    return answer as never;
+  };
+}
+
 async function die(manager: DyingManager): Promise<void> {
+  if ('command' in manager) dieAfter(manager.command);
   const progress = ({ phase }: { readonly phase: string }): void => {
-    if (phase === manager.phase) process.kill(process.pid, 'SIGKILL');
+    if ('phase' in manager && phase === manager.phase) process.kill(process.pid, 'SIGKILL');
   };
   if (manager.operation === 'migrate') await migrate(manager.options, { progress });
   else await upgradeQemu(manager.options, { progress });

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { MigrationLab } from '../e2e/harness/lab.js';
 
-t.setTimeout(180_000);
+t.setTimeout(900_000);
 
 /** Bytes of the file system: less than the guest writes, and then enough. */
 const SMALL = 'size=2m';

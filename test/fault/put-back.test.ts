@@ -20,13 +20,23 @@ import {
   type UpgradeQemuPhase,
   upgradeQemu,
 } from '../../src/operations/index.js';
-import { MigrationWatch, type QmpClient, queryRunState, resumeVm } from '../../src/qemu/index.js';
+import {
+  capturePciView,
+  findPciDevice,
+  MigrationWatch,
+  type PciView,
+  type QmpClient,
+  Qtest,
+  queryRunState,
+  resumeVm,
+  stopVm,
+} from '../../src/qemu/index.js';
 import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { discardPlan, type QemuPlan, QemuProcess } from '../e2e/harness/qemu-process.js';
 import { untilKilled } from './dying-manager.js';
 
-t.setTimeout(600_000);
+t.setTimeout(900_000);
 
 /** Keeps a migration in pre-copy for as long as a test wants, bytes per second. */
 const SLOW = 65_536;
@@ -52,6 +62,16 @@ async function settingsOf(qmp: QmpClient) {
   };
 }
 type Settings = Awaited<ReturnType<typeof settingsOf>>;
+
+/** COMMAND, BARs, MSI-X table: as the guest has set them. It stands meanwhile. */
+async function viewOf(qmp: QmpClient): Promise<PciView> {
+  const qtest = await Qtest.attach(qmp);
+  await stopVm(qmp);
+  const view = await capturePciView(qtest, await findPciDevice(qmp, 'disk0'));
+  await resumeVm(qmp);
+  qtest.close();
+  return view;
+}
 
 /** The same QEMU after an operation. */
 function withQtest(settings: Settings): Settings {
@@ -90,7 +110,7 @@ const LOST = /^DEVSTATE_E_Q/;
 t.test('what is set is put back', async (t) => {
   const lab = await MigrationLab.create(t, { replaceable: true });
   if (lab === undefined) return;
-  const a = await lab.serve('a', { args: ['--size', '16M'] });
+  let a = await lab.serve('a', { args: ['--size', '16M'] });
   let vm = await lab.startVm({ server: a });
   await lab.guestWrites(vm);
   await setUp(vm.qmp);
@@ -119,8 +139,10 @@ t.test('what is set is put back', async (t) => {
     timeoutMs: 60_000,
     bytesPerSecond: slow ? SLOW : 0,
   });
+  const viewBefore = await viewOf(vm.qmp);
   const requireAsBefore = async (t: Test): Promise<void> => {
     t.strictSame(await settingsOf(vm.qmp), before, 'the QEMU is as its owner left it');
+    t.strictSame(await viewOf(vm.qmp), viewBefore, 'and so is what it shows the guest of the device');
     await lab.guestWrites(vm);
   };
 
@@ -211,6 +233,36 @@ t.test('what is set is put back', async (t) => {
       t.match(result, { status: 'recovered', running: true });
       await requireAsBefore(t);
       if (named) await end();
+    });
+  }
+
+  for (const command of ['migrate-set-capabilities', 'migrate-set-parameters', 'migrate-incoming']) {
+    await t.test(`migrate: killed after ${command}`, async (t) => {
+      const { server, destination, end } = await destinationOf();
+      const options = migrationTo(destination, server, true);
+      await untilKilled({ operation: 'migrate', command, options });
+      if (command === 'migrate-set-parameters') {
+        // The next manager finds what the first has left.
+        const other = await destinationOf();
+        const cancel = new AbortController();
+        const progress = ({ phase }: { phase: Phase }): void => {
+          if (phase === 'precopy') cancel.abort();
+        };
+        const hooks = { signal: cancel.signal, progress };
+        const next = migrate(migrationTo(other.destination, other.server, true), hooks);
+        await t.rejects(next, { code: 'DEVSTATE_E_CANCELLED' });
+        await other.end();
+      } else {
+        const source = [{ id: 'disk0', source: a.migrationSocket }];
+        const result = await recover({
+          sourceQmp: vm.qmpPath,
+          destQmp: destination.qmpPath,
+          devices: source,
+        });
+        t.match(result, { status: 'recovered', running: true });
+      }
+      await requireAsBefore(t);
+      await end();
     });
   }
 
@@ -312,6 +364,21 @@ t.test('what is set is put back', async (t) => {
     await lab.guestWrites(destination);
     await saveToFile(destination, join(lab.directory, 'destination.vm'));
     await resumeVm(destination.qmp);
+    await lab.guestWrites(destination);
+    ({ vm, a } = { vm: destination, a: server });
+  });
+
+  await t.test('migrate: killed when the VM has begun to run there, then recover', async (t) => {
+    const { server, destination } = await destinationOf();
+    const ofSource = await settingsOf(vm.qmp);
+    const ofDestination = withQtest(await settingsOf(destination.qmp));
+    const options = migrationTo(destination, server, false);
+    await untilKilled({ operation: 'migrate', command: 'cont', options });
+    const devices = [{ id: 'disk0', source: a.migrationSocket }];
+    const recovering = recover({ sourceQmp: vm.qmpPath, destQmp: destination.qmpPath, devices });
+    await t.rejects(recovering, { code: 'DEVSTATE_E_INCOMPATIBLE', message: /runs at the destination/ });
+    t.strictSame(await settingsOf(vm.qmp), ofSource, 'the source is as its owner left it');
+    t.strictSame(await settingsOf(destination.qmp), ofDestination, 'and so is the destination');
     t.same(await lab.finishAndCheck(destination), []);
   });
 });

@@ -15,7 +15,7 @@ import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { discardPlan, processesOf, QemuProcess } from '../e2e/harness/qemu-process.js';
 
-t.setTimeout(600_000);
+t.setTimeout(900_000);
 
 interface Fault {
   readonly name: string;

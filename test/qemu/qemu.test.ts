@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /** QMP, qtest, the PCI view and migration on a real QEMU, with its own emulated NVMe and e1000e devices. */
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import {
+  awaitPciDevice,
   cancelMigration,
   capturePciView,
   changeSettings,
   continueMigration,
   destinationSettings,
   findPciDevice,
+  findShownPciDevice,
   MigrationWatch,
+  type PciLocation,
   PciView,
   privateFiles,
   QmpClient,
@@ -19,6 +22,7 @@ import {
   type QtestCommand,
   queryMigration,
   queryRunState,
+  readConfig,
   replayPciView,
   restoreCommand,
   resumeVm,
@@ -27,8 +31,10 @@ import {
   startIncoming,
   startMigration,
   stopVm,
+  withLocation,
 } from '../../src/qemu/index.js';
 import { configRead, configWrite } from '../../src/qemu/pci-commands.js';
+import { takesArgument } from '../../src/qemu/qmp-schema.js';
 import { type QemuOptions, QemuProcess } from '../e2e/harness/qemu-process.js';
 import { requireQemu } from '../e2e/harness/require-qemu.js';
 
@@ -69,6 +75,8 @@ if (found !== undefined) {
       code: 'DEVSTATE_E_QMP_COMMAND',
       message: /no-such-command/,
     });
+    t.equal(await takesArgument(vm.qmp, 'migrate-incoming', 'exit-on-error'), vm.qmp.isAtLeast(9, 1));
+    t.equal(await takesArgument(vm.qmp, 'migrate-incoming', 'exit-on-success'), false);
     const backend = (type: string, id: string, share: boolean) => {
       const object = { 'qom-type': `memory-backend-${type}`, id, size: 4096, share };
       return vm.qmp.execute('object-add', { arguments: object });
@@ -106,8 +114,21 @@ if (found !== undefined) {
     });
     const qtest = await attach(t, vm);
     const port = await findPciDevice(vm.qmp, 'port0');
+    t.equal(await findShownPciDevice(vm.qmp, 'net0'), undefined, 'as after a reset');
+    const busNumbers = async () => (await readConfig(qtest, port)).slice(0x18, 0x1b);
+    const shown = (work: (at: PciLocation) => Promise<PciView>, mayNumber: boolean) =>
+      withLocation({ qmp: vm.qmp, qtest }, 'net0', mayNumber, work);
+    const hidden = await shown((at) => capturePciView(qtest, at), true);
+    t.equal(hidden.id & 0xffff, 0x1af4, 'the bridge has numbers for as long as it takes');
+    await shown((at) => replayPciView(qtest, at, hidden).then(() => hidden), true);
+    t.same([...(await busNumbers())], [0, 0, 0]);
+    await t.rejects(awaitPciDevice(vm.qmp, 'net1'), { code: 'DEVSTATE_E_PCI_DEVICE', message: /net1/ });
+    const waiting = shown((at) => capturePciView(qtest, at), false);
+    const awaited = awaitPciDevice(vm.qmp, 'net0');
     // Primary, secondary and subordinate bus numbers, as firmware would set them.
     await qtest.run(configWrite(port, 0x18, 'l', 0x00070700));
+    t.match(await awaited, { bus: 7, slot: 0, vendorId: 0x1af4 });
+    t.equal((await waiting).id, hidden.id);
     t.match(await findPciDevice(vm.qmp, 'net0'), { bus: 7, slot: 0, vendorId: 0x1af4 });
     await t.rejects(capturePciView(qtest, port), { code: 'DEVSTATE_E_PCI_VIEW', message: /bridges/ });
   });
@@ -167,6 +188,19 @@ if (found !== undefined) {
     const elsewhere = /devstate-qtest-\w+/.exec(JSON.stringify(await qmp.execute('query-chardev')))?.[0];
     t.teardown(() => rmSync(join(tmpdir(), elsewhere ?? 'absent'), { recursive: true }));
     t.notOk(long.stderr);
+
+    const shared = join(directory, 'shared');
+    mkdirSync(shared);
+    chmodSync(shared, 0o1777);
+    const beside = join(shared, 'qmp');
+    await start(t, { paused: true, extra: ['-qmp', `unix:${beside},server=on,wait=off`] });
+    const exposed = await QmpClient.connect(beside);
+    t.teardown(() => exposed.close());
+    (await Qtest.attach(exposed)).close();
+    t.same(readdirSync(shared), ['qmp'], 'not where everybody may write');
+    const hidden = /devstate-qtest-\w+/.exec(JSON.stringify(await exposed.execute('query-chardev')))?.[0];
+    t.teardown(() => rmSync(join(tmpdir(), hidden ?? 'absent'), { recursive: true }));
+    t.equal(statSync(join(tmpdir(), hidden ?? 'absent')).mode & 0o777, 0o700);
     const own = ['-qtest', 'null', '-qtest-log', 'none'];
     const taken = await start(t, { paused: true, extra: own });
     const refused = { code: 'DEVSTATE_E_QTEST', message: /Only one instance of qtest/ };

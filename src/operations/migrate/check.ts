@@ -4,7 +4,7 @@
 import { DevstateError } from '../../errors.js';
 import { PageBitmap } from '../../migration/index.js';
 import {
-  findPciDevice,
+  awaitPciDevice,
   GuestWatch,
   MigrationWatch,
   privateFiles,
@@ -187,7 +187,7 @@ async function openPair(
  * arrived elsewhere.
  */
 async function checkSourceVm(status: string, devices: readonly RunDevice[]): Promise<string[]> {
-  if (status === 'running' || status === 'paused') return [];
+  if (status === 'running' || status === 'paused' || status === 'suspended') return [];
   if (status !== 'postmigrate') return [`the source VM is ${status}`];
   const states = await Promise.all(devices.map(({ source }) => source.device.state()));
   if (states.some((state) => state !== MigrationState.RUNNING))
@@ -238,7 +238,7 @@ async function checkQemus(
 async function checkDevice(device: RunDevice, qmp: QmpClient, signal: AbortSignal): Promise<string[]> {
   const reasons: string[] = [];
   const about = (reason: string): number => reasons.push(`device ${device.id}: ${reason}`);
-  const found = await findPciDevice(qmp, device.id, { signal }).catch((error: unknown) => {
+  const found = await awaitPciDevice(qmp, device.id, { signal }).catch((error: unknown) => {
     about(error instanceof Error ? error.message : String(error));
     return undefined;
   });

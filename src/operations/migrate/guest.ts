@@ -20,7 +20,8 @@
  *     run state                      events since it was read (GuestWatch), asked again before migrate-continue, before the
  *                                    destination's `cont`, in rollback and in recover
  *     a device's migration state     asked before each round of pre-copy and when the VM stands: a reset has made it RUNNING
- *     where QEMU has a device        asked again at the stop and at the destination: bus numbers are the guest's
+ *     where QEMU has a device        asked again at the stop and at the destination: bus numbers are the guest's, and a
+ *                                    reset takes them from the bridges, which get them for as long as it takes
  *     BARs, COMMAND, MSI-X, INTx     read when the VM stands; read anew after a reset; COMMAND is put back only if it is
  *                                    still what was written to silence INTx
  *     memory ranges of a device      asked before each use; what is refused because they changed is asked for again

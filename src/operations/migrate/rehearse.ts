@@ -10,7 +10,7 @@
 
 import type { MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
-import { capturePciView, findPciDevice, readConfig, replayPciView } from '../../qemu/index.js';
+import { capturePciView, findShownPciDevice, readConfig, replayPciView } from '../../qemu/index.js';
 import { DmaMapFlag } from '../../wire/index.js';
 import { collectDirty } from './dirty-pages.js';
 import { forEachDevice, type Run, type RunDevice, Stopwatch } from './run.js';
@@ -28,14 +28,9 @@ export async function rehearse(run: Run): Promise<void> {
 }
 
 async function rehearseView({ destination: { qmp, qtest }, signal }: Run, device: RunDevice): Promise<void> {
-  let location: Awaited<ReturnType<typeof findPciDevice>>;
-  try {
-    location = await findPciDevice(qmp, device.id, { signal });
-  } catch (error) {
-    // Behind a bridge that nobody has numbered yet: QEMU shows it only when the guest's state is there.
-    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return;
-    throw error;
-  }
+  // Behind a bridge that has no number yet QEMU shows it only when the guest's state is there.
+  const location = await findShownPciDevice(qmp, device.id, { signal });
+  if (location === undefined) return;
   device.like = await readConfig(qtest, location);
   await replayPciView(qtest, location, await capturePciView(qtest, location, device.like));
   // Once more: what is to be known is how long it takes when the code has run before.

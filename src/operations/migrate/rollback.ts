@@ -11,7 +11,7 @@ import { DevstateError } from '../../errors.js';
 import {
   cancelMigration,
   cutMigration,
-  findPciDevice,
+  findShownPciDevice,
   isSilenced,
   type PciView,
   type QmpClient,
@@ -244,13 +244,8 @@ async function runAgain({ device }: DeviceSocket): Promise<void> {
 /** Undoes that INTx was silenced; not when the device is gone, or was reset since. */
 async function putBackCommand(qmp: QmpClient, qtest: Qtest, id: string, view: PciView): Promise<void> {
   const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
-  let location: Awaited<ReturnType<typeof findPciDevice>>;
-  try {
-    location = await findPciDevice(qmp, id, { signal });
-  } catch (error) {
-    if (error instanceof DevstateError && error.code === 'DEVSTATE_E_PCI_DEVICE') return;
-    throw error;
-  }
+  const location = await findShownPciDevice(qmp, id, { signal });
+  if (location === undefined) return;
   if (await within(QEMU_TIMEOUT_MS, isSilenced(qtest, location, view)))
     await within(QEMU_TIMEOUT_MS, restoreCommand(qtest, location, view));
 }

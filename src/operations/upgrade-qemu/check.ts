@@ -4,7 +4,7 @@
 import { resolve } from 'node:path';
 import { DevstateError } from '../../errors.js';
 import {
-  findPciDevice,
+  awaitPciDevice,
   GuestWatch,
   MigrationWatch,
   proveConfigAccess,
@@ -14,10 +14,11 @@ import {
   queryRunState,
   replaceObstacles,
 } from '../../qemu/index.js';
-import { MigrationState, migrationStateName } from '../../wire/index.js';
+import { MigrationState, migrationStateName, type NextVmmStatus } from '../../wire/index.js';
 import { openDeviceSocket } from '../device-socket.js';
 import { proveClaims, takeCensus } from '../identity/index.js';
 import { connectIfThere } from '../migrate/destination-vm.js';
+import { delay } from '../waiting.js';
 import { commandObstacles, qmpSockets } from './command-line.js';
 import { claimsOf } from './identity.js';
 import { Scratch, type UpgradeDevice, type UpgradeRun } from './run.js';
@@ -29,6 +30,10 @@ const IDLE = ['none', 'completed', 'failed', 'cancelled'];
 /** By CPR both QEMUs wait for one eventfd, and a level that the wrong one has seen is never signalled again. */
 const NO_INTX =
   'it interrupts by INTx, or its guest has no driver for it; QEMU loses such interrupts by CPR. Use a driver with MSI or MSI-X, or migrate the VM';
+
+/** How long a driver may take to set up a device that it has reset, and how often it is asked meanwhile, ms. */
+const SETTLE_MS = 3000;
+const ASK_AGAIN_MS = 20;
 
 /** Closes what was opened so far when the check fails. */
 type Cleanup = (() => void)[];
@@ -53,7 +58,11 @@ export async function check(
     for (const device of options.devices) devices.push(await openDevice(device, cleanup, reasons));
     const runState = await queryRunState(qmp, { signal });
     if (runState.status !== 'running' && runState.status !== 'paused')
-      reasons.push(`the VM is ${runState.status}`);
+      reasons.push(
+        runState.status === 'suspended'
+          ? 'the guest sleeps (S3): wake it with system_wakeup first'
+          : `the VM is ${runState.status}`,
+      );
     const migration = await queryMigration(qmp, { signal });
     if (!IDLE.includes(migration.status)) reasons.push(`the VM is migrating already (${migration.status})`);
     if (options.mode === 'cpr-transfer' && (await isTaken(qmpPath, signal)))
@@ -76,7 +85,7 @@ export async function check(
     refuse(reasons);
     const qtest = await Qtest.attach(qmp, { signal });
     cleanup.push(() => qtest.close());
-    for (const { id } of devices) await proveConfigAccess(qtest, await findPciDevice(qmp, id, { signal }));
+    for (const { id } of devices) await proveConfigAccess(qtest, await awaitPciDevice(qmp, id, { signal }));
     const old = { name: 'the old QEMU', qmp, qtest, devices: present, isFresh: false };
     refuse(await proveClaims(old, claimsOf(devices, options), [], signal));
     const watch = new MigrationWatch(qmp);
@@ -172,7 +181,7 @@ async function openDevice(
     const what = `device ${id}: its server (${server}) takes one VMM at a time, so a new QEMU could not connect`;
     throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', `${what}; put a devstate relay before it`);
   }
-  const before = await socket.device.nextVmm();
+  const before = await settledStatus(socket.device);
   if (before.phase !== 'none')
     reasons.push(
       `device ${id}: another upgrade is under way (${before.phase}); if it was broken off, run devstate recover`,
@@ -190,6 +199,16 @@ async function openDevice(
   };
 }
 
+/** A driver that resets its device has it without message signalled interrupts for a moment. */
+async function settledStatus(device: UpgradeDevice['source']['device']): Promise<NextVmmStatus> {
+  const deadline = performance.now() + SETTLE_MS;
+  for (;;) {
+    const status = await device.nextVmm();
+    if (!status.intx || performance.now() > deadline) return status;
+    await delay(ASK_AGAIN_MS);
+  }
+}
+
 async function checkDevice(
   { id, source: { device } }: UpgradeDevice,
   qmp: QmpClient,
@@ -201,7 +220,7 @@ async function checkDevice(
   if (state !== MigrationState.RUNNING)
     about(`it is ${migrationStateName(state)}; if a migration was broken off, run devstate recover`);
   try {
-    const found = await findPciDevice(qmp, id, { signal });
+    const found = await awaitPciDevice(qmp, id, { signal });
     const description = await device.description();
     const isOther =
       description !== undefined &&

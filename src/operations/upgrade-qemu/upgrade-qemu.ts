@@ -24,6 +24,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../../errors.js';
+import { IntxError } from '../../qemu/index.js';
 import { limitsOf } from '../limits.js';
 import { watchVm, whyNot } from '../migrate/guest.js';
 import { runsAtSource, Stopwatch } from '../migrate/run.js';
@@ -45,11 +46,29 @@ const SECOND_HAND: readonly string[] = [
   'DEVSTATE_E_REFUSED',
 ];
 
-/** When it rejects, the VM runs in the old QEMU as before, unless the error is DEVSTATE_E_ROLLBACK. */
+/** How often a guest that resets its device may hit the moment at which that has no message signalled interrupts. */
+const MAX_ATTEMPTS = 5;
+
+/**
+ * When it rejects, the VM runs in the old QEMU as before, unless the error is DEVSTATE_E_ROLLBACK. A device that was reset when
+ * the VM stood, and that its driver has not set up again, ends the attempt, not the upgrade.
+ */
 export async function upgradeQemu(
   options: UpgradeQemuOptions,
   hooks: UpgradeQemuHooks = {},
 ): Promise<UpgradeQemuResult> {
+  const stopwatch = new Stopwatch();
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await upgradeOnce({ ...options, timeoutMs: options.timeoutMs - stopwatch.elapsed }, hooks);
+    } catch (error) {
+      const isPassing = error instanceof DevstateError && error.cause instanceof IntxError;
+      if (!isPassing || attempt === MAX_ATTEMPTS || hooks.signal?.aborted === true) throw error;
+    }
+  }
+}
+
+async function upgradeOnce(options: UpgradeQemuOptions, hooks: UpgradeQemuHooks): Promise<UpgradeQemuResult> {
   const stopwatch = new Stopwatch();
   const limits = limitsOf('the upgrade', options.timeoutMs, hooks.signal);
   let run: UpgradeRun;

@@ -208,7 +208,8 @@ t.test('a terabyte of guest memory with a thousand dirty pages, by both protocol
     }
     const best = Math.min(...times);
     t.comment(`${manager.protocol}: 32 reports in ${best.toFixed(1)} ms at best`);
-    t.ok(best < 100, `${manager instanceof RegionMigrationClient ? 'v1' : 'v2'}: ${best} ms`);
+    // A look at each of 2^28 pages takes seconds; a thousand of them take 30 ms where nothing else runs.
+    t.ok(best < 1000, `${manager instanceof RegionMigrationClient ? 'v1' : 'v2'}: ${best} ms`);
     await manager.stopLogging();
   }
 });

@@ -12,6 +12,7 @@ interface RelaySwitchCommandOptions extends OwnerCommandOptions {
   server: string;
   withState?: boolean;
   withoutState?: boolean;
+  imageUnchecked?: boolean;
   output: 'text' | 'json';
 }
 
@@ -21,17 +22,21 @@ export function relaySwitchCommand(): Command {
     .requiredOption('--control <path>', "the relay's control socket")
     .requiredOption('--server <path>', 'where the new device server listens')
     .option('--with-state', "move the device's state to it (the default)")
-    .option('--without-state', 'do not: the device keeps its state somewhere else, or has none');
+    .option('--without-state', 'do not: the device keeps its state somewhere else, or has none')
+    .option(
+      '--image-unchecked',
+      'the images of both servers are kept the same by other means than being one file',
+    );
   for (const option of ownerOptions()) command.addOption(option);
   return command.addOption(outputOption()).action(run);
 }
 
 async function run(options: RelaySwitchCommandOptions): Promise<void> {
-  const { control, server, withState, withoutState, output } = options;
+  const { control, server, withState, withoutState, imageUnchecked = false, output } = options;
   if (withState === true && withoutState === true)
     throw new DevstateError('DEVSTATE_E_USAGE', '--with-state and --without-state: it can only be one');
   const state = withoutState === true ? 'without' : 'with';
-  const report = await relaySwitch({ control, server, state, ...givenOwner(options) });
+  const report = await relaySwitch({ control, server, state, imageUnchecked, ...givenOwner(options) });
   if (output === 'json') {
     printJson({ status: 'completed', ...report });
     return;

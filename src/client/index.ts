@@ -7,3 +7,4 @@ export type { DmaHandler } from './dma-service.js';
 export { MappedGuestMemory } from './guest-memory.js';
 export { type HandoffRequest, MigrationClient } from './migration-client.js';
 export { RegionMigrationClient } from './region-migration-client.js';
+export { type ImageEnd, whyOtherImages } from './same-images.js';

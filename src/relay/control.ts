@@ -2,7 +2,7 @@
 /**
  * The relay's control socket: lines of JSON, each answered by one.
  *
- *     {"command": "switch", "server": PATH, "state": "with" | "without"}
+ *     {"command": "switch", "server": PATH, "state": "with" | "without", "imageUnchecked": true, if so}
  *     {"command": "hand-over", "socket": PATH, "timeouts": {PHASE: ms}}
  *     {"command": "status"}
  *     {"command": "config-reads", "since": NUMBER, "vmm": 0 | 1}     as the feature DEVSTATE_CONFIG_READS
@@ -23,6 +23,7 @@ const switchRequest = z.object({
   command: z.literal('switch'),
   server: z.string().min(1),
   state: z.enum(['with', 'without']),
+  imageUnchecked: z.boolean().exactOptional(),
 });
 export type SwitchRequest = Omit<z.infer<typeof switchRequest>, 'command'>;
 

@@ -77,7 +77,8 @@ export class Relay {
     this.#serverPath = options.serverPath;
     const status = (): HandoffStatus => this.#status;
     this.#control = new ControlServer({
-      switchTo: ({ server, state }) => this.switchTo(server, state === 'with'),
+      switchTo: ({ server, state, imageUnchecked }) =>
+        this.switchTo(server, state === 'with', { imageUnchecked }),
       handOver: (request) => this.#handOver(request),
       get status() {
         return status();
@@ -239,7 +240,11 @@ export class Relay {
    * Replaces the device server by the one at `path`, for the VMM that is connected and those that come.
    * @throws DEVSTATE_E_RELAY when it cannot be done now; when it fails, the old one goes on
    */
-  async switchTo(path: string, withState: boolean): Promise<SwitchReport> {
+  async switchTo(
+    path: string,
+    withState: boolean,
+    { imageUnchecked = false }: { imageUnchecked?: boolean | undefined } = {},
+  ): Promise<SwitchReport> {
     const session = this.#session;
     if (session === undefined)
       throw new DevstateError('DEVSTATE_E_RELAY', 'no VMM is connected to the relay; start it first');
@@ -248,7 +253,8 @@ export class Relay {
     this.#switching = true;
     const { holdMs = DEFAULT_HOLD_MS, trap = false } = this.#options;
     try {
-      const report = await switchBackEnd(session, { path, withState, holdMs, trap, log: this.#log });
+      const options = { path, withState, holdMs, trap, imageUnchecked, log: this.#log };
+      const report = await switchBackEnd(session, options);
       this.#serverPath = path;
       // What they know of the device is of the old server.
       this.#sendManagersAway();

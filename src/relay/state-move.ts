@@ -4,7 +4,13 @@
  * migration protocols at one end of a socket pair, a manager's connection at the other.
  */
 
-import { Client, MigrationClient, RegionMigrationClient } from '../client/index.js';
+import {
+  Client,
+  type ImageEnd,
+  MigrationClient,
+  RegionMigrationClient,
+  whyOtherImages,
+} from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import { socketPair } from '../transport/index.js';
 import { Feature, FeatureFlag, MigrationFlag, MigrationState } from '../wire/index.js';
@@ -14,6 +20,8 @@ import { type Managed, ManagerConnection } from './manager-connection.js';
 const { RESUMING, RUNNING, STOP_COPY } = MigrationState;
 
 export interface MoveOptions {
+  /** The images of both servers are kept the same by other means than being one file. */
+  readonly imageUnchecked: boolean;
   readonly trap: boolean;
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
 }
@@ -22,7 +30,7 @@ export interface MoveOptions {
 async function openMigration(
   managed: Managed,
   back: BackEnd,
-  { trap, log }: MoveOptions,
+  { trap, log }: Pick<MoveOptions, 'trap' | 'log'>,
 ): Promise<MigrationClient> {
   const [ours, theirs] = socketPair();
   new ManagerConnection(theirs, { managed, trap, noPreCopy: false, log, closed: () => {} });
@@ -41,6 +49,13 @@ async function openMigration(
   throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
 }
 
+async function requireSameImages(from: ImageEnd, to: ImageEnd): Promise<void> {
+  const why = await whyOtherImages(from, to);
+  if (why === undefined) return;
+  const message = `${why}; if the storage is kept the same by other means, say so with --image-unchecked`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
+}
+
 export class StateMove {
   readonly #source: MigrationClient;
   readonly #destination: MigrationClient;
@@ -52,7 +67,10 @@ export class StateMove {
     this.#destination = destination;
   }
 
-  /** Makes sure that both can do it, and has the destination wait for it. @throws DEVSTATE_E_NOT_MIGRATABLE */
+  /**
+   * Makes sure that both can do it, on the same image, and has the destination wait for it.
+   * @throws DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_INCOMPATIBLE
+   */
   static async prepare(
     from: { back: BackEnd; managed: Managed },
     to: { back: BackEnd; managed: Managed },
@@ -62,6 +80,11 @@ export class StateMove {
     let destination: MigrationClient | undefined;
     try {
       destination = await openMigration(to.managed, to.back, options);
+      if (!options.imageUnchecked)
+        await requireSameImages(
+          { path: from.back.path, device: source },
+          { path: to.back.path, device: destination },
+        );
       await destination.setState(RESUMING);
       return new StateMove(source, destination);
     } catch (error) {

@@ -9,6 +9,7 @@ import { RelayControl } from '../../src/relay/index.js';
 import {
   CONFIG_READS_KEPT,
   Errno,
+  MIN_IMAGE_BYTE,
   MigrationState,
   PciIrq,
   PciRegion,
@@ -47,6 +48,37 @@ t.test('an NVMe guest under load: eight servers, one after the other', async (t)
   t.equal(await load.readBack(), BLOCKS);
   t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
   t.comment(`held ${held.map((ms) => ms.toFixed(1)).join(', ')} ms; longest operation ${load.longestMs} ms`);
+});
+
+t.test('a server on another image does not take the state', async (t) => {
+  const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
+  const other = new TestBed(t, BLOCKS * BLOCK_BYTES);
+  const first = await bed.serve();
+  await other.serve();
+  const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
+  const machine = await GuestMachine.start(listenPath, { memoryBytes: 8 * 1024 * 1024 });
+  const driver = await NvmeDriver.start(machine, { queues: 2, queueEntries: 16 });
+  t.teardown(() => {
+    driver.detach();
+    machine.close();
+  });
+  const next = await other.serve({ incoming: true });
+  await t.rejects(relay.switchTo(next.socketPath, true), {
+    code: 'DEVSTATE_E_INCOMPATIBLE',
+    message: /works on another image.*--image-unchecked/,
+  });
+  t.equal(await first.manager.state(), MigrationState.RUNNING, 'the old one runs as before');
+  t.same(
+    (await first.manager.images(MIN_IMAGE_BYTE))?.map(({ locked }) => locked),
+    [true],
+    'and has its lock',
+  );
+  await driver.flush();
+  // Two servers lock the other image now: with the check left out it is the lock that ends this.
+  await t.rejects(relay.switchTo(next.socketPath, true, { imageUnchecked: true }), {
+    message: /goes on/,
+  });
+  await driver.flush();
 });
 
 t.test('memory by messages: what the old server waits for still reaches it', async (t) => {

@@ -181,6 +181,34 @@ t.test('a program that cannot be executed', async (t) => {
   t.same(await lab.finishAndCheck(vm), []);
 });
 
+t.test('a program that is executed with the device of another server', async (t) => {
+  const lab = await MigrationLab.create(t, { replaceable: true });
+  if (lab === undefined) return;
+  const server = await lab.serve('a', { args: ['--size', '16M'] });
+  const image = join(lab.directory, 'other.img');
+  const other = await lab.serve('b', { image, args: ['--size', '16M'] });
+  const vm = await lab.startVm({ server });
+  await lab.guestWrites(vm);
+  const { plan } = await lab.planUpgrade(vm, 'cpr-exec');
+  const options: UpgradeQemuOptions = {
+    mode: 'cpr-exec',
+    sourceQmp: vm.qmpPath,
+    devices: [{ id: 'disk0', server: server.migrationSocket }],
+    command: plan.command.map((argument) => argument.replaceAll(server.socket, other.socket)),
+    timeoutMs: 30_000,
+  };
+  vm.qmp.close();
+  // There is no old one to go back to; what matters is that the guest does not run with somebody else's disk.
+  await t.rejects(upgradeQemu(options), {
+    code: 'DEVSTATE_E_ROLLBACK',
+    message: /^land: the QEMU that answers at .* cannot have the VM: .*QEMU connected this device to/,
+  });
+  const qmp = await QmpClient.connect(vm.qmpPath);
+  t.teardown(() => qmp.close());
+  t.match(await queryRunState(qmp), { running: false });
+  t.match(await asManager(server.migrationSocket, (client) => client.nextVmm()), { phase: 'awaited' });
+});
+
 /** `devstate upgrade --qemu` in a process of its own, which is killed `ms` after a phase has begun. */
 async function killed(args: readonly string[], phase: UpgradeQemuPhase, ms: number): Promise<void> {
   const upgrade = new Devstate(args);

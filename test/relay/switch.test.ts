@@ -23,16 +23,22 @@ import { RelayBed } from './support.js';
 
 const BLOCKS = 256;
 
-t.test('an NVMe guest under load: eight servers, one after the other', async (t) => {
-  const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
-  const first = await bed.serve();
-  const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
+/** A guest whose disk is behind the relay that listens there. */
+async function guestAt(t: Test, listenPath: string): Promise<NvmeDriver> {
   const machine = await GuestMachine.start(listenPath, { memoryBytes: 8 * 1024 * 1024 });
   const driver = await NvmeDriver.start(machine, { queues: 2, queueEntries: 16 });
   t.teardown(() => {
     driver.detach();
     machine.close();
   });
+  return driver;
+}
+
+t.test('an NVMe guest under load: eight servers, one after the other', async (t) => {
+  const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
+  const first = await bed.serve();
+  const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
+  const driver = await guestAt(t, listenPath);
   const load = new BlockWriter(driver, { blocks: BLOCKS, depth: 12 });
   await load.progress(100);
   const held: number[] = [];
@@ -56,12 +62,7 @@ t.test('a server on another image does not take the state', async (t) => {
   const first = await bed.serve();
   await other.serve();
   const { relay, listenPath } = new RelayBed(t, { serverPath: first.socketPath });
-  const machine = await GuestMachine.start(listenPath, { memoryBytes: 8 * 1024 * 1024 });
-  const driver = await NvmeDriver.start(machine, { queues: 2, queueEntries: 16 });
-  t.teardown(() => {
-    driver.detach();
-    machine.close();
-  });
+  const driver = await guestAt(t, listenPath);
   const next = await other.serve({ incoming: true });
   await t.rejects(relay.switchTo(next.socketPath, true), {
     code: 'DEVSTATE_E_INCOMPATIBLE',

@@ -11,10 +11,9 @@ import {
   type Bundle,
   type BundleEntry,
   FdKind,
-  MAX_PLAIN_RANGES,
-  packedRanges,
   packRanges,
   type RangeEntry,
+  rangeTable,
   readSealed,
   sealedMemory,
   unpackRanges,
@@ -56,21 +55,22 @@ export const frozenInterrupts = z.object({ intxLevel: z.boolean(), kinds: z.arra
 const documentSchema = z.object({
   arrived: z.boolean(),
   interrupts: frozenInterrupts,
-  dma: z.union([
-    z.array(
-      z.object({
-        address: unsigned,
-        size: unsigned,
-        offset: unsigned,
-        flags: unsigned,
-        file: z.string().nullable(),
-      }),
-    ),
-    packedRanges,
-  ]),
+  dma: rangeTable(
+    z.object({
+      address: unsigned,
+      size: unsigned,
+      offset: unsigned,
+      flags: unsigned,
+      file: z.string().nullable(),
+    }),
+  ),
   files: z.unknown(),
 });
 type DeviceDocument = z.infer<typeof documentSchema>;
+
+function withFileName({ file, ...range }: RangeEntry) {
+  return { ...range, file: file === null ? null : dmaName(file) };
+}
 
 export interface HandoffParts {
   readonly device: Device;
@@ -172,8 +172,7 @@ export class DeviceBundle {
       }
       return { address, size: length, offset, flags, file: index };
     });
-    if (ranges.length > MAX_PLAIN_RANGES) return packRanges(ranges);
-    return ranges.map(({ file, ...entry }) => ({ ...entry, file: file === null ? null : dmaName(file) }));
+    return packRanges(ranges, withFileName);
   }
 
   /** Becomes what comes out of the bundle. @throws when it cannot: the caller lets go of what is there by then */
@@ -202,16 +201,12 @@ export class DeviceBundle {
   /** Some at a time: mapping tens of thousands takes long. */
   async #adoptMemory(bundle: Bundle, dma: DeviceDocument['dma'], vmm: DmaPeer | undefined): Promise<void> {
     const { memory, files } = this.#parts;
-    const ranges = Array.isArray(dma) ? dma : unpackRanges(dma);
-    const taken = new Map<string | number, Fd>();
+    const taken = new Map<string, Fd>();
     try {
-      for (const [index, { file, ...request }] of ranges.entries()) {
+      for (const [index, { file, ...request }] of unpackRanges(dma, withFileName).entries()) {
         if (vmm === undefined) throw new RequestError(Errno.EINVAL, 'DMA ranges without a VMM');
         if (index % RANGES_AT_ONCE === RANGES_AT_ONCE - 1) await turn();
-        if (file !== null && !taken.has(file)) {
-          const name = typeof file === 'string' ? file : dmaName(file);
-          taken.set(file, bundle.take(name, FdKind.MEMORY));
-        }
+        if (file !== null && !taken.has(file)) taken.set(file, bundle.take(file, FdKind.MEMORY));
         const { address, size, flags } = request;
         memory.add({
           address,

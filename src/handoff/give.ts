@@ -35,7 +35,7 @@ export interface Outgoing {
 
 /** What a process does that gives something away. */
 export interface Giver {
-  /** What the receiver is told first; it may refuse. Becomes JSON. `fds` in it is the most that can go over, `timeouts` our own. */
+  /** JSON that the receiver gets first, and may refuse; with `fds`, the most that can go over, and `timeouts`, how long the giver waits. */
   readonly offer: unknown;
   /** Called while the receiver gets ready. @throws to refuse */
   prepare?(): Promise<void>;

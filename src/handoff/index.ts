@@ -38,14 +38,7 @@ export {
   HandoffMessage,
   malformed,
 } from './protocol.js';
-export {
-  MAX_PLAIN_RANGES,
-  type PackedRanges,
-  packedRanges,
-  packRanges,
-  type RangeEntry,
-  unpackRanges,
-} from './range-table.js';
+export { packRanges, type RangeEntry, type RangeTable, rangeTable, unpackRanges } from './range-table.js';
 export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
 export { REHEARSALS, rehearseHandoff } from './rehearsal.js';
 export { readSealed, sealedMemory } from './sealed-memory.js';

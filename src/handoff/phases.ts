@@ -48,11 +48,23 @@ export class PhaseClock {
   /** Milliseconds, of the phases that have ended. */
   readonly ms: Partial<Record<HandoffPhase, number>> = {};
   phase: HandoffPhase = 'prepare';
-  /** For the phases that have not begun. */
-  timeouts: PhaseTimeouts;
+  readonly #given: Partial<PhaseTimeouts>;
+  #timeouts: PhaseTimeouts;
 
   constructor(timeouts: Partial<PhaseTimeouts> = {}) {
-    this.timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts };
+    this.#given = timeouts;
+    this.#timeouts = { ...DEFAULT_TIMEOUTS, ...timeouts };
+  }
+
+  get timeouts(): PhaseTimeouts {
+    return this.#timeouts;
+  }
+
+  /** A receiver's: from the next phase on it waits as long as its giver does, where it was given no time of its own. */
+  followGiver(theirs: Partial<PhaseTimeouts>): void {
+    const timeouts = { ...DEFAULT_TIMEOUTS, ...theirs, ...this.#given };
+    // While the giver freezes, the receiver waits for what it will transfer.
+    this.#timeouts = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
   }
 
   /**
@@ -62,7 +74,7 @@ export class PhaseClock {
   async run<T>(phase: HandoffPhase, work: (signal: AbortSignal) => T | Promise<T>): Promise<T> {
     this.phase = phase;
     const started = performance.now();
-    const limit = this.timeouts[phase];
+    const limit = this.#timeouts[phase];
     const abort = new AbortController();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {

@@ -12,7 +12,7 @@ import { z } from 'zod';
 import { malformed } from './protocol.js';
 
 /** More than so many are packed. Predecessors and successors of the first versions know only JSON. */
-export const MAX_PLAIN_RANGES = 1024;
+const MAX_PLAIN = 1024;
 const MAX_RANGES = 65_535;
 const NUMBERS = 5;
 const ENTRY_LENGTH = 8 * NUMBERS;
@@ -31,9 +31,32 @@ export interface RangeEntry {
 }
 
 export const packedRanges = z.object({ packed: z.string() });
-export type PackedRanges = z.infer<typeof packedRanges>;
+type PackedRanges = z.infer<typeof packedRanges>;
 
-export function packRanges(ranges: readonly RangeEntry[]): PackedRanges {
+/** Ranges in a document: as objects of the application, which has its own name for a file, or packed. */
+export type RangeTable<Plain> = readonly Plain[] | PackedRanges;
+
+export function rangeTable<Plain extends z.ZodType>(plain: Plain) {
+  return z.union([z.array(plain), packedRanges]);
+}
+
+/** @param plainOf makes an object of the application of a range */
+export function packRanges<Plain>(
+  ranges: readonly RangeEntry[],
+  plainOf: (range: RangeEntry) => Plain,
+): Plain[] | PackedRanges {
+  return ranges.length > MAX_PLAIN ? pack(ranges) : ranges.map(plainOf);
+}
+
+/** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+export function unpackRanges<Plain>(
+  table: RangeTable<Plain>,
+  plainOf: (range: RangeEntry) => Plain,
+): readonly Plain[] {
+  return 'packed' in table ? unpack(table).map(plainOf) : table;
+}
+
+export function pack(ranges: readonly RangeEntry[]): PackedRanges {
   const bytes = Buffer.alloc(ENTRY_LENGTH * ranges.length);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   for (const [index, { address, size, offset, flags, file }] of ranges.entries()) {
@@ -47,8 +70,7 @@ export function packRanges(ranges: readonly RangeEntry[]): PackedRanges {
   return { packed: bytes.toString('base64') };
 }
 
-/** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function unpackRanges({ packed }: PackedRanges): RangeEntry[] {
+export function unpack({ packed }: PackedRanges): RangeEntry[] {
   const bytes = Buffer.from(packed, 'base64');
   const count = bytes.length / ENTRY_LENGTH;
   if (!Number.isInteger(count) || count > MAX_RANGES)

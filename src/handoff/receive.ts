@@ -14,13 +14,7 @@ import { phaseTimes } from './document.js';
 import { FdKind } from './fd-kind.js';
 import { LEASE_NAME } from './give.js';
 import { Lease } from './lease.js';
-import {
-  DEFAULT_TIMEOUTS,
-  HandoffError,
-  type HandoffPhase,
-  PhaseClock,
-  type PhaseTimeouts,
-} from './phases.js';
+import { HandoffError, type HandoffPhase, PhaseClock, type PhaseTimeouts } from './phases.js';
 import {
   decodeEntries,
   decodeJson,
@@ -79,7 +73,7 @@ export async function receive(
   try {
     channel =
       connection instanceof Channel ? connection : new Channel(connection, { peers: options.peers ?? [] });
-    ({ adopted, lease } = await takeOver(channel, receiver, clock, options.timeouts));
+    ({ adopted, lease } = await takeOver(channel, receiver, clock));
   } catch (error) {
     const failure = new HandoffError(clock.phase, error, 'nothing was taken over');
     const { code, message } = asDevstateError(error);
@@ -103,15 +97,12 @@ async function takeOver(
   channel: Channel,
   receiver: Receiver,
   clock: PhaseClock,
-  ours: Partial<PhaseTimeouts> = {},
 ): Promise<{ adopted: Adopted; lease: Lease }> {
   await clock.run('prepare', async () => {
     const { payload } = await channel.expect(HandoffMessage.PREPARE);
     const offer = decodeJson(payload);
     requireRoom(offer);
-    const timeouts = { ...DEFAULT_TIMEOUTS, ...timeoutsOf(offer), ...ours };
-    // While the giver freezes, the receiver waits for what it will transfer.
-    clock.timeouts = { ...timeouts, transfer: timeouts.freeze + timeouts.transfer };
+    clock.followGiver(timeoutsOf(offer));
     const answer = await receiver.prepare(offer);
     await channel.send(HandoffMessage.READY, encodeJson(answer));
   });
@@ -140,7 +131,7 @@ async function takeOver(
   }
 }
 
-/** How long the giver waits, which serves the VMM meanwhile: so long does the receiver. One of the first versions does not say. */
+/** How long the giver waits in each phase. A giver of the first versions does not say. */
 function timeoutsOf(offer: unknown): Partial<PhaseTimeouts> {
   return z.object({ timeouts: phaseTimes }).safeParse(offer).data?.timeouts ?? {};
 }

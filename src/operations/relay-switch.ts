@@ -10,18 +10,19 @@ export interface RelaySwitchOptions extends SwitchRequest, OwnerOptions {
 }
 
 /**
- * @throws DEVSTATE_E_CONNECT; DEVSTATE_E_INCOMPATIBLE when it is not proven that the relay's VMM is `owner`'s QEMU, or that the new
- * server works on the image of the old one; what
- * the relay answers: the old server then keeps serving
+ * @throws DEVSTATE_E_CONNECT
+ * @throws DEVSTATE_E_INCOMPATIBLE when it is not proven that the relay's VMM is `owner`'s QEMU, or that the new server works on
+ * the image of the old one
+ * @throws what the relay answers: the old server then keeps serving
  */
 export async function relaySwitch(options: RelaySwitchOptions): Promise<SwitchReport> {
-  const { control, server, state, imageUnchecked } = options;
+  const { control, server, state, imageUnchecked = false } = options;
   const relay = await RelayControl.connect(control);
   try {
     await relay.requireRelay();
     const socket = { path: control, role: 'the relay', device: relay };
     await requireOwner(socket, options, 'nothing was replaced');
-    return await relay.switchTo({ server, state, ...(imageUnchecked === true ? { imageUnchecked } : {}) });
+    return await relay.switchTo({ server, state, imageUnchecked });
   } finally {
     relay.close();
   }

@@ -15,7 +15,6 @@ import {
   DeviceStateBit,
   DirtyPagesFlag,
   Errno,
-  encodeHeader,
   errnoName,
   FEATURE_LENGTH,
   Feature,
@@ -35,7 +34,7 @@ import {
 } from '../wire/index.js';
 import type { Identity } from './identity.js';
 import { type InFlight, InFlightTable, keptBytes, type LastingOrigin, type Origin } from './in-flight.js';
-import { type Message, NO_FDS } from './messages.js';
+import { encodeRequest, type Message, NO_FDS } from './messages.js';
 import type { PackedMessage, Packer, Unpacker } from './packing.js';
 
 /** Longest message either way: the largest transfer that QEMU accepts a server to announce would be longer, and nobody does. */
@@ -204,16 +203,8 @@ export class BackEnd implements KnownServer {
     if (this.isClosed) return Promise.reject(closedError(this.path));
     return new Promise((resolve, reject) => {
       const origin = new OwnRequest(this.path, command, take, resolve, reject);
-      const bytes = new Uint8Array(HEADER_LENGTH + payload.length);
-      bytes.set(payload, HEADER_LENGTH);
-      const view = new DataView(bytes.buffer);
-      encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
-      this.forward(
-        origin,
-        { view, bytes, length: bytes.length },
-        fds.map((fd) => fd.duplicate()),
-        false,
-      );
+      const message = encodeRequest(command, payload, fds);
+      this.forward(origin, message, message.fds, false);
     });
   }
 

@@ -3,14 +3,7 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
-import {
-  FdKind,
-  MAX_PLAIN_RANGES,
-  type PackedRanges,
-  packRanges,
-  type RangeEntry,
-  unpackRanges,
-} from '../handoff/index.js';
+import { FdKind, packRanges, type RangeEntry, type RangeTable, unpackRanges } from '../handoff/index.js';
 import { native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import {
@@ -34,8 +27,6 @@ export interface CapturedRange extends DmaMapRequest {
   /** Index of the fd that goes along; that of the range unless given. */
   readonly file?: number;
 }
-
-export type CapturedRanges = readonly CapturedRange[] | PackedRanges;
 
 /** A file, held once for all ranges of it: a VMM gives an fd with each range, and there may be more of those than fds. */
 interface HeldFile {
@@ -160,7 +151,7 @@ export class DmaMaps {
   }
 
   /** What another relay is to have; the fds go along. */
-  capture(packer: Packer): CapturedRanges {
+  capture(packer: Packer): RangeTable<CapturedRange> {
     const files = new Map<Fd, number>();
     const ranges = [...this.#ranges.values()].map(({ fd, ...request }, index): RangeEntry => {
       if (fd === undefined) return { ...request, file: null };
@@ -169,13 +160,12 @@ export class DmaMaps {
       files.set(fd, file);
       return { ...request, file };
     });
-    if (ranges.length > MAX_PLAIN_RANGES) return packRanges(ranges);
-    return ranges.map(withFlag);
+    return packRanges(ranges, withFlag);
   }
 
   /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  restore(captured: CapturedRanges, unpacker: Unpacker): void {
-    const ranges = 'packed' in captured ? unpackRanges(captured).map(withFlag) : captured;
+  restore(captured: RangeTable<CapturedRange>, unpacker: Unpacker): void {
+    const ranges = unpackRanges(captured, withFlag);
     for (const [index, { hasFd, file = index, ...request }] of ranges.entries()) {
       if (!hasFd) this.add(request, undefined);
       else if (file === index) this.add(request, unpacker.take(FdKind.MEMORY, fdName(index)));

@@ -9,7 +9,7 @@
 import { fstatSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
 import { native } from '../native/index.js';
-import { closeAll, type Fd } from '../transport/index.js';
+import { closeAll } from '../transport/index.js';
 import {
   Command,
   DMA_MAP_LENGTH,
@@ -17,10 +17,8 @@ import {
   Errno,
   encodeDmaMap,
   encodeDmaUnmap,
-  encodeHeader,
   encodeSetIrqs,
   errnoName,
-  HEADER_LENGTH,
   HeaderFlag,
   IrqSetFlag,
   messageError,
@@ -30,7 +28,7 @@ import {
 import type { BackEnd } from './back-end.js';
 import type { DmaRangeOfVmm } from './dma-maps.js';
 import type { Origin } from './in-flight.js';
-import { NO_FDS, type OwnMessage } from './messages.js';
+import { encodeRequest, NO_FDS, type OwnMessage } from './messages.js';
 import type { ReplayLog } from './replay-log.js';
 
 /** What a server has to be told that has `now`, and is to have `next`. The messages own their fds. */
@@ -47,23 +45,23 @@ function differences(now: ReplayLog, next: ReplayLog, maxFds: number): OwnMessag
     ...removed.map(({ address, size }) => {
       const body = new Uint8Array(DMA_UNMAP_LENGTH);
       encodeDmaUnmap(viewOf(body), 0, { flags: 0, address, size });
-      return message(Command.DMA_UNMAP, body);
+      return encodeRequest(Command.DMA_UNMAP, body);
     }),
     ...added.map(({ fd, ...request }) => {
       const body = new Uint8Array(DMA_MAP_LENGTH);
       encodeDmaMap(viewOf(body), 0, request);
-      return message(Command.DMA_MAP, body, fd === undefined ? NO_FDS : [fd]);
+      return encodeRequest(Command.DMA_MAP, body, fd === undefined ? NO_FDS : [fd]);
     }),
     ...now.interrupts.indexes.map((index) => {
       const flags = IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER;
       const body = new Uint8Array(SET_IRQS_LENGTH);
       encodeSetIrqs(viewOf(body), 0, { flags, index, start: 0, count: 0 });
-      return message(Command.DEVICE_SET_IRQS, body);
+      return encodeRequest(Command.DEVICE_SET_IRQS, body);
     }),
     ...[...next.interrupts.messages(maxFds)].map(({ request, fds }) => {
       const body = new Uint8Array(SET_IRQS_LENGTH);
       encodeSetIrqs(viewOf(body), 0, request);
-      return message(Command.DEVICE_SET_IRQS, body, fds);
+      return encodeRequest(Command.DEVICE_SET_IRQS, body, fds);
     }),
   ];
 }
@@ -74,14 +72,6 @@ function isSame(a: DmaRangeOfVmm, b: DmaRangeOfVmm): boolean {
   if (a.fd === undefined || b.fd === undefined) return a.fd === b.fd;
   const [one, other] = [fstatSync(a.fd.number), fstatSync(b.fd.number)];
   return a.offset === b.offset && one.dev === other.dev && one.ino === other.ino;
-}
-
-function message(command: number, body: Uint8Array, fds: readonly Fd[] = NO_FDS): OwnMessage {
-  const bytes = new Uint8Array(HEADER_LENGTH + body.length);
-  bytes.set(body, HEADER_LENGTH);
-  const view = viewOf(bytes);
-  encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
-  return { bytes, view, length: bytes.length, fds: fds.map((fd) => fd.duplicate()) };
 }
 
 /**

@@ -2,7 +2,7 @@
 /** What goes over between two relays, as JSON: the offer, and the document that says what the fds are for. */
 
 import { z } from 'zod';
-import { packedRanges, phaseTimes, SocketName } from '../handoff/index.js';
+import { phaseTimes, rangeTable, SocketName } from '../handoff/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
 
 const unsigned = z.number().int().nonnegative();
@@ -37,19 +37,16 @@ const identity = z.object({
 const message = { length: unsigned, kept: unsigned, fds: unsigned };
 
 const replayLog = z.object({
-  dma: z.union([
-    z.array(
-      z.object({
-        flags: unsigned,
-        offset: unsigned,
-        address: unsigned,
-        size: unsigned,
-        hasFd: z.boolean(),
-        file: unsigned.exactOptional(),
-      }),
-    ),
-    packedRanges,
-  ]),
+  dma: rangeTable(
+    z.object({
+      flags: unsigned,
+      offset: unsigned,
+      address: unsigned,
+      size: unsigned,
+      hasFd: z.boolean(),
+      file: unsigned.exactOptional(),
+    }),
+  ),
   interrupts: z.array(
     z.object({
       index: unsigned,

@@ -2,7 +2,14 @@
 /** Messages as the relay passes them on and makes them: whole, header included. */
 
 import type { Fd } from '../transport/index.js';
-import { encodeReplyHeader, HEADER_LENGTH, messageCommand, messageId } from '../wire/index.js';
+import {
+  encodeHeader,
+  encodeReplyHeader,
+  HEADER_LENGTH,
+  HeaderFlag,
+  messageCommand,
+  messageId,
+} from '../wire/index.js';
 
 export const NO_FDS: readonly Fd[] = [];
 
@@ -29,6 +36,15 @@ export function takeAll(fds: readonly Fd[]): readonly Fd[] {
 
 export function payloadOf({ bytes, length }: Message): Uint8Array {
   return bytes.slice(HEADER_LENGTH, length);
+}
+
+/** A request with id 0. `fds` stay the caller's: the message has duplicates. */
+export function encodeRequest(command: number, body: Uint8Array, fds: readonly Fd[] = NO_FDS): OwnMessage {
+  const bytes = new Uint8Array(HEADER_LENGTH + body.length);
+  bytes.set(body, HEADER_LENGTH);
+  const view = new DataView(bytes.buffer);
+  encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
+  return { bytes, view, length: bytes.length, fds: fds.map((fd) => fd.duplicate()) };
 }
 
 /** The reply to the request whose header is at the beginning of `request`; with `errno` an error reply. */

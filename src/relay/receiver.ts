@@ -35,7 +35,7 @@ export interface SuccessorHost {
   readonly acceptVmm: (fd: Fd) => void;
   readonly acceptManager: (fd: Fd) => void;
   readonly acceptControl: (fd: Fd) => void;
-  /** A session of a VMM: one that goes on, after `thaw`, where the predecessor's stopped, or a new one. Takes the fd. */
+  /** A VMM's session: the predecessor's, which continues after `thaw`, or without `from` a new one. Takes the fd. */
   readonly newSession: (fd: Fd, from?: { document: ReadSession; unpacker: Unpacker }) => Session;
   /** The relay is what these make it, from now on. */
   readonly installed: (parts: AdoptedParts) => void;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a relay does before it takes another one's place: a connection of nobody goes from this process to itself, on the way
- * that a VMM's takes. The first run of any code is slow, and here no VMM waits for it.
+ * What a relay does before it takes another one's place: it captures a session that no VMM uses, and restores it, with the
+ * code of a handoff. The first run of any code is slow, and here no VMM waits for it.
  */
 
 import { Bundle, FdKind, parseHandoff } from '../handoff/index.js';
@@ -11,11 +11,8 @@ import {
   DMA_MAP_LENGTH,
   defaultCapabilities,
   encodeDmaMap,
-  encodeHeader,
   encodeRegionAccess,
   encodeSetIrqs,
-  HEADER_LENGTH,
-  HeaderFlag,
   IrqSetFlag,
   PciIrq,
   PciRegion,
@@ -24,7 +21,7 @@ import {
 } from '../wire/index.js';
 import { BackEnd } from './back-end.js';
 import { FdName, sessionDocument } from './handoff-document.js';
-import { NO_FDS, type OwnMessage } from './messages.js';
+import { encodeRequest, NO_FDS, type OwnMessage } from './messages.js';
 import { Packer, Unpacker } from './packing.js';
 import type { SuccessorHost } from './receiver.js';
 import { NOBODY } from './servers.js';
@@ -70,17 +67,17 @@ function furnish(session: Session, server: Fd): void {
   facts.proposal = new Uint8Array(4);
   front?.socket.pause();
 
-  const map = requestOf(Command.DMA_MAP, DMA_MAP_LENGTH, (view, at) =>
-    encodeDmaMap(view, at, { flags: 0, offset: 0, address: 0, size: 4096 }),
+  const map = requestOf(Command.DMA_MAP, DMA_MAP_LENGTH, (body) =>
+    encodeDmaMap(body, 0, { flags: 0, offset: 0, address: 0, size: 4096 }),
   );
   const { ACTION_MASK, ACTION_TRIGGER, DATA_EVENTFD, DATA_NONE } = IrqSetFlag;
   const [assign, mask] = [DATA_EVENTFD | ACTION_TRIGGER, DATA_NONE | ACTION_MASK].map((flags) =>
-    requestOf(Command.DEVICE_SET_IRQS, SET_IRQS_LENGTH, (view, at) =>
-      encodeSetIrqs(view, at, { flags, index: PciIrq.INTX, start: 0, count: 1 }),
+    requestOf(Command.DEVICE_SET_IRQS, SET_IRQS_LENGTH, (body) =>
+      encodeSetIrqs(body, 0, { flags, index: PciIrq.INTX, start: 0, count: 1 }),
     ),
   ) as [OwnMessage, OwnMessage];
-  const write = requestOf(Command.REGION_WRITE, REGION_ACCESS_LENGTH + 1, (view, at) =>
-    encodeRegionAccess(view, at, 4, PciRegion.CONFIG, 1),
+  const write = requestOf(Command.REGION_WRITE, REGION_ACCESS_LENGTH + 1, (body) =>
+    encodeRegionAccess(body, 0, 4, PciRegion.CONFIG, 1),
   );
   for (const message of [map, assign, mask, write]) replayLog.note(message, NO_FDS);
   replayLog.config.resetBits = [{ offset: 64, mask: 1 }];
@@ -89,14 +86,9 @@ function furnish(session: Session, server: Fd): void {
   front?.commands.enter(back, mask);
 }
 
-function requestOf(
-  command: number,
-  length: number,
-  encode: (view: DataView, at: number) => void,
-): OwnMessage {
-  const bytes = new Uint8Array(HEADER_LENGTH + length);
-  const view = new DataView(bytes.buffer);
-  encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
-  encode(view, HEADER_LENGTH);
-  return { bytes, view, length: bytes.length, fds: NO_FDS };
+/** @param length of its body */
+function requestOf(command: number, length: number, encode: (body: DataView) => void): OwnMessage {
+  const body = new Uint8Array(length);
+  encode(new DataView(body.buffer));
+  return encodeRequest(command, body);
 }

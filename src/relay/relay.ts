@@ -77,8 +77,7 @@ export class Relay {
     this.#serverPath = options.serverPath;
     const status = (): HandoffStatus => this.#status;
     this.#control = new ControlServer({
-      switchTo: ({ server, state, imageUnchecked }) =>
-        this.switchTo(server, state === 'with', { imageUnchecked }),
+      switchTo: ({ server, state, ...more }) => this.switchTo(server, state === 'with', more),
       handOver: (request) => this.#handOver(request),
       get status() {
         return status();
@@ -243,7 +242,7 @@ export class Relay {
   async switchTo(
     path: string,
     withState: boolean,
-    { imageUnchecked = false }: { imageUnchecked?: boolean | undefined } = {},
+    { imageUnchecked = false }: { imageUnchecked?: boolean } = {},
   ): Promise<SwitchReport> {
     const session = this.#session;
     if (session === undefined)

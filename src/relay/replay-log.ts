@@ -4,6 +4,7 @@
  * interrupts with their eventfds, the config space. VERSION is kept where it is negotiated.
  */
 
+import type { RangeTable } from '../handoff/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import {
   Command,
@@ -28,7 +29,7 @@ import {
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
 import { type CapturedConfig, ConfigLog } from './config-log.js';
-import { type CapturedRanges, DmaMaps, type DmaRangeOfVmm } from './dma-maps.js';
+import { type CapturedRange, DmaMaps, type DmaRangeOfVmm } from './dma-maps.js';
 import { type CapturedIndex, InterruptLog } from './interrupt-log.js';
 import type { Message } from './messages.js';
 import type { Packer, Unpacker } from './packing.js';
@@ -75,7 +76,7 @@ export function isConfigAccess(view: DataView): boolean {
 }
 
 export interface CapturedLog {
-  readonly dma: CapturedRanges;
+  readonly dma: RangeTable<CapturedRange>;
   readonly interrupts: readonly CapturedIndex[];
   readonly config: CapturedConfig;
   readonly resets: number;

@@ -4,7 +4,7 @@
 import {
   type Adopted,
   AdoptedSockets,
-  Bundle,
+  type Bundle,
   collectYoungGarbage,
   FdKind,
   monotonicMs,
@@ -14,12 +14,12 @@ import {
   requireKind,
   requireSameOption,
 } from '../handoff/index.js';
-import { closeAll, type Fd, type Listener, socketPair } from '../transport/index.js';
-import { Command, defaultCapabilities, encodeHeader, HEADER_LENGTH, HeaderFlag } from '../wire/index.js';
+import { closeAll, type Fd, type Listener } from '../transport/index.js';
 import type { Connection, FrozenConnection } from './connection.js';
-import { packConnection, unpackConnection } from './connection-bundle.js';
+import { unpackConnection } from './connection-bundle.js';
 import { FdName, handoffOffer, type ServerDocument, serverDocument } from './handoff-messages.js';
 import type { HandoffPort } from './handoff-port.js';
+import { rehearseConnection } from './rehearsal.js';
 
 /** What the server that is to be makes of what comes. */
 export interface SuccessorHost {
@@ -47,21 +47,6 @@ export interface AdoptedParts {
   readonly startedAtMs: number;
 }
 
-const NOT_NEGOTIATED = { negotiated: false, peer: defaultCapabilities, dma: undefined } as const;
-
-function waitingMessage(): Uint8Array {
-  const bytes = new Uint8Array(HEADER_LENGTH);
-  encodeHeader(
-    new DataView(bytes.buffer),
-    0,
-    0,
-    Command.DEVICE_RESET,
-    HEADER_LENGTH,
-    HeaderFlag.TYPE_COMMAND,
-  );
-  return bytes;
-}
-
 export class ServerReceiver implements Receiver {
   readonly #host: SuccessorHost;
   #generation = 0;
@@ -79,28 +64,9 @@ export class ServerReceiver implements Receiver {
     this.#generation = offer.generation;
     await device.rehearse(offer.format);
     await rehearseHandoff();
-    await this.#rehearseConnection();
+    await rehearseConnection(this.#host.adoptVmm);
     collectYoungGarbage();
     return null;
-  }
-
-  /** As the device does: a connection of nobody goes from this process to itself, on the way that a VMM's takes. */
-  async #rehearseConnection(): Promise<void> {
-    const [ours, theirs] = socketPair();
-    const [again, theirsAgain] = socketPair();
-    const { adoptVmm } = this.#host;
-    const before = adoptVmm(ours, { ...NOT_NEGOTIATED, backlog: [{ bytes: waitingMessage(), fds: [] }] });
-    const bundle = new Bundle();
-    try {
-      const vmm = packConnection(await before.freeze(), () => {});
-      const document: ServerDocument = { vmm, waiting: 0, note: '', heldAtMs: monotonicMs(), device: null };
-      const read = parseHandoff(serverDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
-      adoptVmm(again, unpackConnection(read.vmm ?? vmm, bundle)).letGo();
-    } finally {
-      before.letGo();
-      bundle.close();
-      closeAll([theirs, theirsAgain]);
-    }
   }
 
   async adopt(bundle: Bundle): Promise<Adopted> {

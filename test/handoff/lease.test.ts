@@ -49,7 +49,8 @@ t.test('a lease changes hands again and again, and always has one holder', (t) =
     for (let round = 1; round <= 1000; round++) {
       const giver = ends[holder]!;
       const stale = ends[(holder + 1) % 3]!;
-      if (!giver.offer() || holders().length > 0) return wrong(`round ${round}: an offer is nobody's`);
+      if (!giver.offer() || holders().length > 0)
+        return wrong(`round ${round}: somebody holds the lease while it is offered`);
       const earlier = giver.number;
       if (round % 7 === 0) {
         if (!giver.takeBack() || stale.take(earlier) || !giver.offer())
@@ -86,7 +87,7 @@ t.test('a lease is taken from a process that has ended, and from no other', (t) 
     t.notOk(ours.isHeld);
     t.ok(ours.reclaim(owner));
     t.ok(ours.isHeld);
-    t.notOk(theirs.isHeld, 'whoever had it has it no more');
+    t.notOk(theirs.isHeld, 'the former holder has lost it');
     t.notOk(theirs.offer());
     ours.close();
     theirs.close();

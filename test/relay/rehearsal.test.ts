@@ -15,7 +15,7 @@ const options = {
   closed: () => {},
 };
 
-t.test('a session of nobody goes over whole', (t) =>
+t.test('the rehearsed session arrives with everything that a session has', (t) =>
   withoutLeak(t, async () => {
     const documents: ReadSession[] = [];
     rehearseSession((fd, from) => {

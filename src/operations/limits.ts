@@ -12,8 +12,16 @@ export interface Limits {
   readonly clear: () => void;
 }
 
-/** @param what the operation, as in `the migration was cancelled` */
-export function limitsOf(what: string, timeoutMs: number, cancel: AbortSignal | undefined): Limits {
+/**
+ * @param what the operation, as in `the migration was cancelled`
+ * @param spentMs what earlier attempts have used of the time
+ */
+export function limitsOf(
+  what: string,
+  timeoutMs: number,
+  cancel: AbortSignal | undefined,
+  spentMs = 0,
+): Limits {
   const controller = new AbortController();
   const onCancel = (): void => {
     controller.abort(new DevstateError('DEVSTATE_E_CANCELLED', `${what} was cancelled`));
@@ -25,7 +33,7 @@ export function limitsOf(what: string, timeoutMs: number, cancel: AbortSignal | 
       const message = `${what} did not complete within ${timeoutMs / 1000} s`;
       controller.abort(new DevstateError('DEVSTATE_E_TIMEOUT', message));
     },
-    Math.min(timeoutMs, MAX_TIMER_MS),
+    Math.min(timeoutMs - spentMs, MAX_TIMER_MS),
   );
   return {
     signal: controller.signal,

@@ -21,7 +21,7 @@
  *                                    destination's `cont`, in rollback and in recover
  *     a device's migration state     asked before each round of pre-copy and when the VM stands: a reset has made it RUNNING
  *     where QEMU has a device        asked again at the stop and at the destination: bus numbers are the guest's, and a
- *                                    reset takes them from the bridges, which get them for as long as it takes
+ *                                    reset clears those of bridges, which get one while their device is read or written
  *     BARs, COMMAND, MSI-X, INTx     read when the VM stands; read anew after a reset; COMMAND is put back only if it is
  *                                    still what was written to silence INTx
  *     memory ranges of a device      asked before each use; what is refused because they changed is asked for again

@@ -60,7 +60,7 @@ export async function upgradeQemu(
   const stopwatch = new Stopwatch();
   for (let attempt = 1; ; attempt++) {
     try {
-      return await upgradeOnce({ ...options, timeoutMs: options.timeoutMs - stopwatch.elapsed }, hooks);
+      return await upgradeOnce(options, hooks, stopwatch.elapsed);
     } catch (error) {
       const isPassing = error instanceof DevstateError && error.cause instanceof IntxError;
       if (!isPassing || attempt === MAX_ATTEMPTS || hooks.signal?.aborted === true) throw error;
@@ -68,9 +68,14 @@ export async function upgradeQemu(
   }
 }
 
-async function upgradeOnce(options: UpgradeQemuOptions, hooks: UpgradeQemuHooks): Promise<UpgradeQemuResult> {
+/** @param spentMs what earlier attempts have used of the time */
+async function upgradeOnce(
+  options: UpgradeQemuOptions,
+  hooks: UpgradeQemuHooks,
+  spentMs: number,
+): Promise<UpgradeQemuResult> {
   const stopwatch = new Stopwatch();
-  const limits = limitsOf('the upgrade', options.timeoutMs, hooks.signal);
+  const limits = limitsOf('the upgrade', options.timeoutMs, hooks.signal, spentMs);
   let run: UpgradeRun;
   try {
     run = await check(options, limits.signal, hooks.progress ?? (() => {}));

@@ -9,15 +9,14 @@ import { once } from 'node:events';
 import { existsSync, readFileSync, statfsSync, statSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { decodeEnvelope, EnvelopeEncoder, RecordFlag } from '../src/formats/index.js';
 import { OutputFile } from '../src/operations/index.js';
 import { devstate, serveNvme } from '../test/e2e/harness/devstate-process.js';
+import { MAIN } from '../test/support/main.js';
 import { peakRss } from './processes.js';
 import { type Bound, type Result, type Section, summarise } from './report.js';
 
-const MAIN = fileURLToPath(new URL('../bin/devstate.js', import.meta.url));
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
 const BLOB_LENGTH = 4 * GIB;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Makes dist/bin/ from dist/src/: the command line as a few files. Of some 600 modules, which Node.js would find, read and link
-// one by one, a command needs half: a second of work at each start, and a server that starts anew has a guest waiting.
+// Makes dist/bin/ from dist/src/: the command line as a few files. Node.js finds, reads and links some 600 modules one by one,
+// which is a second of work at each start, and a guest waits for a server that starts anew after a crash.
 //   --if-newer  does nothing where the bundle is newer than everything it is made of
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
 
 process.chdir(dirname(dirname(fileURLToPath(import.meta.url))));
 
@@ -13,14 +12,19 @@ const OUT = 'dist/bin';
 /** What is in the bundle of other packages is under these licences. */
 const NOTICES = join(OUT, 'THIRD-PARTY-LICENSES');
 
+/** What decides the bundle beside the sources. */
+const INPUTS = ['tools/bundle.mjs', 'node_modules/.package-lock.json'];
+
 const time = (path) => statSync(path).mtimeMs;
-const sources = () => readdirSync('dist/src', { recursive: true }).filter((name) => name.endsWith('.js'));
+const sources = () =>
+  readdirSync('dist/src', { recursive: true })
+    .filter((name) => name.endsWith('.js'))
+    .map((name) => join('dist/src', name));
 const isNewer = () =>
-  existsSync(NOTICES) &&
-  time(NOTICES) > time('node_modules/.package-lock.json') &&
-  sources().every((name) => time(NOTICES) > time(join('dist/src', name)));
+  existsSync(NOTICES) && [...INPUTS, ...sources()].every((path) => time(NOTICES) > time(path));
 if (process.argv.includes('--if-newer') && isNewer()) process.exit(0);
 
+const { build } = await import('esbuild');
 rmSync(OUT, { recursive: true, force: true });
 const { metafile } = await build({
   entryPoints: { devstate: 'dist/src/cli/main.js' },
@@ -50,5 +54,4 @@ const notices = packages.sort().map((path) => {
   if (file === undefined) throw new Error(`${path} has no licence file`);
   return `${name} ${version} (${license})\n\n${readFileSync(join(path, file), 'utf8').trim()}\n`;
 });
-mkdirSync(OUT, { recursive: true });
 writeFileSync(NOTICES, notices.join(`\n${'-'.repeat(80)}\n\n`));

@@ -53,13 +53,12 @@ function open(path: string): NativeBinding {
  * @throws DEVSTATE_E_ADDON that says why none loads and why none can be compiled
  */
 export function loadPackageAddon(): NativeBinding {
-  const root = PACKAGE_ROOT;
   const explicit = process.env.DEVSTATE_ADDON;
   if (explicit !== undefined && explicit !== '') return loadAddon([explicit]);
   let unloadable: unknown;
   // The names of what is built on first use need the sources, which a package with a built addon can be without.
   for (const places of [addonCandidates, builtAddons]) {
-    for (const path of places(root).filter((path) => existsSync(path))) {
+    for (const path of places(PACKAGE_ROOT).filter((path) => existsSync(path))) {
       try {
         return open(path);
       } catch (error) {
@@ -68,7 +67,7 @@ export function loadPackageAddon(): NativeBinding {
     }
   }
   try {
-    return open(buildAddon(root));
+    return open(buildAddon(PACKAGE_ROOT));
   } catch (error) {
     if (unloadable === undefined) throw error;
     const reasons = [unloadable, error].map((reason) => (reason as Error).message);

@@ -3,11 +3,11 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t from 'tap';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
 const IMPORT = /(?:\bfrom|\bimport)\s*\(?\s*'(\.{1,2}\/[^']+)\.js'/g;
 
-const page = readFileSync(join(packageRoot, 'docs/architecture.md'), 'utf8');
+const page = readFileSync(join(PACKAGE_ROOT, 'docs/architecture.md'), 'utf8');
 const section = page.slice(page.indexOf('## Layers'));
 const block = /```text\n(.*?)```/s.exec(section)?.[1] ?? '';
 const rule = section.slice(0, section.indexOf('```'));
@@ -22,7 +22,7 @@ const named = new Set([...rule.matchAll(/`(src\/[\w/-]+\.ts)`/g)].map(([, path])
 const isIndex = (path: string): boolean =>
   /^src\/[\w-]+\/index\.ts$/.test(path) || /^src\/(devices\/.*|vfio\/migration)\/index\.ts$/.test(path);
 
-const sources = (readdirSync(join(packageRoot, 'src'), { recursive: true }) as string[])
+const sources = (readdirSync(join(PACKAGE_ROOT, 'src'), { recursive: true }) as string[])
   .filter((name) => name.endsWith('.ts'))
   .map((name) => `src/${name}`);
 
@@ -32,7 +32,7 @@ interface Import {
 }
 
 const imports = sources.flatMap((from): Import[] => {
-  const text = readFileSync(join(packageRoot, from), 'utf8');
+  const text = readFileSync(join(PACKAGE_ROOT, from), 'utf8');
   return [...text.matchAll(IMPORT)].map(([, path]) => ({ from, to: `${join(dirname(from), path!)}.ts` }));
 });
 

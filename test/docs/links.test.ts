@@ -4,8 +4,8 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join, normalize } from 'node:path';
 import t from 'tap';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 import { devstate } from '../e2e/harness/devstate-process.js';
-import { packageRoot } from '../support/package-root.js';
 import { anchorOf, codeBlocks, prose, readPages } from './pages.js';
 
 // A process for the help of each command.
@@ -20,10 +20,10 @@ t.test('relative links', async (t) => {
       if (/^[a-z]+:/.test(target)) continue;
       const [file = '', anchor] = target.split('#');
       const linked = file === '' ? path : normalize(join(dirname(path), file));
-      t.ok(existsSync(join(packageRoot, linked)), `${path}: ${target}`);
+      t.ok(existsSync(join(PACKAGE_ROOT, linked)), `${path}: ${target}`);
       links++;
       if (anchor === undefined) continue;
-      const headings = prose(readFileSync(join(packageRoot, linked), 'utf8')).matchAll(/^#+ (.*)$/gm);
+      const headings = prose(readFileSync(join(PACKAGE_ROOT, linked), 'utf8')).matchAll(/^#+ (.*)$/gm);
       t.ok([...headings].map((match) => anchorOf(match[1] ?? '')).includes(anchor), `${path}: ${target}`);
     }
   }
@@ -126,7 +126,7 @@ t.test('dependencies', async (t) => {
   const text = pages.find(({ path }) => path === 'docs/dependencies.md')?.text ?? '';
   const documented = [...text.matchAll(/^\| `([^`]+)`/gm)].map((match) => match[1]);
   const { dependencies, devDependencies } = JSON.parse(
-    readFileSync(join(packageRoot, 'package.json'), 'utf8'),
+    readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8'),
   ) as Record<string, Record<string, string>>;
   t.same(documented.sort(), Object.keys({ ...dependencies, ...devDependencies }).sort());
 });

@@ -12,8 +12,8 @@ import t from 'tap';
 import { DevstateError } from '../../src/errors.js';
 import { RecordKeeper } from '../../src/formats/conversion/kept-record.js';
 import { decodeEnvelope, EnvelopeRecord, NVME_STANDARD } from '../../src/formats/index.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 import { encodeBlob, fixture, MINIMAL_HEADER } from '../formats/blobs.js';
-import { packageRoot } from '../support/package-root.js';
 import { socketFolder, type Test } from '../support/served.js';
 
 t.setTimeout(900_000);
@@ -37,7 +37,7 @@ async function otherReader(t: Test, blobs: readonly Uint8Array[]): Promise<Said[
     writeFileSync(path, blob);
     return path;
   });
-  const program = join(packageRoot, 'examples/read-blob.py');
+  const program = join(PACKAGE_ROOT, 'examples/read-blob.py');
   const { stdout } = await run('python3', [program, ...paths], { maxBuffer: 1 << 28 });
   return stdout
     .trim()

@@ -3,7 +3,7 @@
 
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
 export interface Page {
   /** Relative to the repository. */
@@ -14,12 +14,12 @@ export interface Page {
 /** README.md, and what is in `docs` and `formats`. */
 export function readPages(): Page[] {
   const inFolder = (folder: string) =>
-    readdirSync(join(packageRoot, folder))
+    readdirSync(join(PACKAGE_ROOT, folder))
       .filter((name) => name.endsWith('.md'))
       .map((name) => join(folder, name));
   return ['README.md', ...inFolder('docs'), ...inFolder('formats')].map((path) => ({
     path,
-    text: readFileSync(join(packageRoot, path), 'utf8'),
+    text: readFileSync(join(PACKAGE_ROOT, path), 'utf8'),
   }));
 }
 

@@ -5,7 +5,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
+import { MAIN } from '../support/main.js';
 import { socketFolder, type Test } from '../support/served.js';
 import { codeBlocks, readPages } from './pages.js';
 
@@ -16,7 +17,7 @@ function programs(t: Test): string {
     writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`);
     chmodSync(join(folder, name), 0o755);
   };
-  add('devstate', `exec '${process.execPath}' '${packageRoot}/dist/bin/devstate.js' "$@"`);
+  add('devstate', `exec '${process.execPath}' '${MAIN}' "$@"`);
   add('npm', 'exit 0');
   return folder;
 }
@@ -27,11 +28,11 @@ export async function runPage(t: Test, path: string): Promise<{ code: number | n
   const script = codeBlocks(text, 'sh').join('\n');
   const temporary = socketFolder(t);
   const shell = spawn('bash', ['-eu', '-c', script], {
-    cwd: packageRoot,
+    cwd: PACKAGE_ROOT,
     env: {
       ...process.env,
       PATH: `${programs(t)}:${process.env.PATH}`,
-      DEVSTATE_HOME: packageRoot,
+      DEVSTATE_HOME: PACKAGE_ROOT,
       TMPDIR: temporary,
     },
     stdio: ['ignore', 'pipe', 'pipe'],

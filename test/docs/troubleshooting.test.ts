@@ -4,9 +4,9 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { ERROR_CODES, ExitCode } from '../../src/errors.js';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
-const page = readFileSync(`${packageRoot}/docs/troubleshooting.md`, 'utf8');
+const page = readFileSync(`${PACKAGE_ROOT}/docs/troubleshooting.md`, 'utf8');
 
 t.test('codes', async (t) => {
   const sections = page.split(/^### /m).slice(1);

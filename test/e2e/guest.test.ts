@@ -8,8 +8,8 @@ import t, { type Test } from 'tap';
 import type { Phase } from '../../src/operations/index.js';
 import { type QmpEvent, queryRunState, resumeVm, stopVm } from '../../src/qemu/index.js';
 import { devstate } from './harness/devstate-process.js';
-import type { LabServer, LabVm, MigrateOutcome, RunningMigration } from './harness/lab.js';
-import { MigrationLab } from './harness/lab.js';
+import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
+import type { MigrateOutcome, RunningMigration } from './harness/running-migration.js';
 
 t.setTimeout(900_000);
 
@@ -290,13 +290,13 @@ for (const { name, extra, ended } of [
   });
 }
 
-t.test('a device that is removed while it is moved: QEMU aborts, and it is said', async (t) => {
+t.test('a device that is removed while it is moved: QEMU aborts, and the error says so', async (t) => {
   const lab = await MigrationLab.create(t, { disks: ['behind-port'] });
   if (lab === undefined) return;
   const source = await lab.startVm({ server: await lab.serve('a', { args: ['--size', '16M'] }) });
   await lab.guestWrites(source);
-  // QEMU takes the request only before its migration begins, and removes the device when the guest has let go of it. QEMU 11.1
-  // aborts then, with or without a migration, if the device has MSI-X.
+  // QEMU refuses device_del once its migration has begun, so the request comes before; QEMU removes the device when the guest,
+  // which stands, has released it. QEMU 11.1 aborts when it removes a vfio-user device with MSI-X, also without a migration.
   await stopVm(source.qmp);
   await source.qmp.execute('device_del', { arguments: { id: 'disk0' } });
   const outcome = await move(lab, source, async (scene) => {

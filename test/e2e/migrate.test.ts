@@ -154,7 +154,7 @@ for (const { name, append, interrupts } of [
       holders.delete('');
       t.same([...holders], [from.name, to.name]);
       await lab.guestWrites(next);
-      t.same(lab.warnings(), [], 'nobody warns of anything');
+      t.same(lab.warnings(), [], 'no warning was logged');
       await vm.kill();
       vm = next;
     }

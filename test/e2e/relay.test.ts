@@ -84,7 +84,7 @@ for (const { name, append } of [
       t.comment(`downtime ${result?.downtime.totalMs} ms, ${result?.dirtyPages} pages of the device`);
       await lab.guestWrites(destination);
       t.same(await lab.lockHolders(), [next]);
-      t.same(lab.warnings(), [], 'nobody warns of anything');
+      t.same(lab.warnings(), [], 'no warning was logged');
       await vm.kill();
       vm = destination;
     }

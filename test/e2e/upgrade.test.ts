@@ -34,7 +34,7 @@ for (const [name, next] of [
     }
     t.equal(await server.process.exited, 0, 'the first server has ended by itself');
     t.same(await lab.finishAndCheck(vm), []);
-    t.same(lab.warnings(), []);
+    t.same(lab.warnings(), [], 'no warning was logged');
     const pauses = results.map(({ pauseMs }) => pauseMs ?? Number.NaN).sort((a, b) => a - b);
     const [median = Number.NaN, longest = Number.NaN] = [pauses[UPGRADES / 2], pauses.at(-1)];
     t.comment(`the guest's longest round ${longestRound(vm)} ms`);

@@ -7,8 +7,9 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import { devstate } from '../e2e/harness/devstate-process.js';
-import { type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
+import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { discardPlan } from '../e2e/harness/qemu-process.js';
+import type { RunningMigration } from '../e2e/harness/running-migration.js';
 
 t.setTimeout(900_000);
 

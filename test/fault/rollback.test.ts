@@ -11,7 +11,8 @@ import t, { type Test } from 'tap';
 import type { Phase } from '../../src/operations/index.js';
 import { type QmpEvent, queryRunState } from '../../src/qemu/index.js';
 import { Devstate, devstate } from '../e2e/harness/devstate-process.js';
-import { type LabServer, type LabVm, MigrationLab, type RunningMigration } from '../e2e/harness/lab.js';
+import { type LabServer, type LabVm, MigrationLab } from '../e2e/harness/lab.js';
+import type { RunningMigration } from '../e2e/harness/running-migration.js';
 
 t.setTimeout(900_000);
 

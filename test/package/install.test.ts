@@ -22,7 +22,7 @@ import {
 import { delimiter, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 import { socketFolder, until } from '../support/served.js';
 
 const PLATFORM = `${process.platform}-${process.arch}`;
@@ -64,11 +64,11 @@ function commandOf({ env }: User, ...command: string[]): string[] {
  */
 function cloneInto(folder: string): void {
   const args = ['ls-files', '-z', '--cached', '--others', '--exclude-standard'];
-  for (const path of run('git', args, { cwd: packageRoot }).split('\0'))
-    if (path !== '' && existsSync(join(packageRoot, path)))
-      cpSync(join(packageRoot, path), join(folder, path), { recursive: true });
-  cpSync(join(packageRoot, 'dist'), join(folder, 'dist'), { recursive: true });
-  const packages = join(packageRoot, 'node_modules');
+  for (const path of run('git', args, { cwd: PACKAGE_ROOT }).split('\0'))
+    if (path !== '' && existsSync(join(PACKAGE_ROOT, path)))
+      cpSync(join(PACKAGE_ROOT, path), join(folder, path), { recursive: true });
+  cpSync(join(PACKAGE_ROOT, 'dist'), join(folder, 'dist'), { recursive: true });
+  const packages = join(PACKAGE_ROOT, 'node_modules');
   mkdirSync(join(folder, 'node_modules'));
   for (const name of readdirSync(packages))
     symlinkSync(join(packages, name), join(folder, 'node_modules', name));
@@ -92,7 +92,7 @@ t.test('the packed package', async (t) => {
   const clone = join(folder, 'clone');
   cloneInto(clone);
   run('npm', ['pack', '--loglevel=error', '--pack-destination', folder], { cwd: clone });
-  const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
+  const manifest = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as {
     version: string;
     scripts: Record<string, string>;
     exports: Record<string, string>;

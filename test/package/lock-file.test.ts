@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { packageRoot } from '../support/package-root.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
 interface LockEntry {
   readonly version?: string;
@@ -15,18 +15,18 @@ interface LockEntry {
   readonly optionalDependencies?: Record<string, string>;
 }
 
-const lock = JSON.parse(readFileSync(join(packageRoot, 'package-lock.json'), 'utf8')) as {
+const lock = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package-lock.json'), 'utf8')) as {
   version: string;
   packages: Record<string, LockEntry>;
 };
-const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
+const manifest = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as {
   version: string;
 };
 
 t.test('npm ci takes the lock file, without asking a registry', async (t) => {
   const folder = t.testdir();
   for (const name of ['package.json', 'package-lock.json'])
-    cpSync(join(packageRoot, name), join(folder, name));
+    cpSync(join(PACKAGE_ROOT, name), join(folder, name));
   const args = ['ci', '--dry-run', '--ignore-scripts', '--offline', '--no-audit', '--no-fund'];
   const { status, stdout, stderr } = spawnSync('npm', [...args, '--cache', join(folder, 'cache')], {
     cwd: folder,

@@ -8,10 +8,10 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { gzip } from 'node:zlib';
+import { PACKAGE_ROOT } from '../../../src/package-root.js';
 import { cached } from '../../../tools/qemu/cache.js';
 import type { GuestParts } from '../../../tools/qemu/provision.js';
 import { run } from '../../../tools/qemu/run.js';
-import { packageRoot } from '../../support/package-root.js';
 
 const DIRECTORY = 0o040755;
 const PROGRAM = 0o100755;
@@ -88,7 +88,7 @@ export async function buildInitramfs(options: {
 
 /** Compiles a program of `test/e2e/guest/` statically; the path of the binary, in the cache under its source's hash. */
 export async function compileGuestProgram(name: string): Promise<string> {
-  const source = join(packageRoot, 'test/e2e/guest', `${name}.c`);
+  const source = join(PACKAGE_ROOT, 'test/e2e/guest', `${name}.c`);
   const hash = createHash('sha256')
     .update(await readFile(source))
     .digest('hex')

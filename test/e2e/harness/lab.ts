@@ -17,18 +17,13 @@ import { mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
-import type {
-  MigrateProgress,
-  MigrateResult,
-  Phase,
-  UpgradeQemuResult,
-  UpgradeResult,
-} from '../../../src/operations/index.js';
+import type { Phase, UpgradeQemuResult, UpgradeResult } from '../../../src/operations/index.js';
 import type { GuestParts, QemuInstallation } from '../../../tools/qemu/provision.js';
-import { Devstate, devstate, devstateCommand, serveNvme } from './devstate-process.js';
+import { type Devstate, devstate, devstateCommand, serveNvme } from './devstate-process.js';
 import { buildInitramfs, compileGuestProgram } from './initramfs.js';
 import { type QemuOptions, type QemuPlan, QemuProcess } from './qemu-process.js';
 import { requireGuest, requireQemu } from './require-qemu.js';
+import { type MigrateOutcome, RunningMigration } from './running-migration.js';
 import { checkWrittenImage } from './written-image.js';
 
 /** The machine that every VM of a lab is, and what its guest does. */
@@ -73,16 +68,6 @@ export interface LabServer {
 /** A VM with the servers of its disks, in order; their ids in QEMU are `disk0`, `disk1`, … */
 export interface LabVm extends QemuProcess {
   readonly servers: readonly LabServer[];
-}
-
-/** How a `devstate migrate` ended. */
-export interface MigrateOutcome {
-  /** Exit code. */
-  readonly code: number;
-  /** Its JSON output; undefined if it has none, or text. */
-  readonly result: MigrateResult | undefined;
-  readonly stdout: string;
-  readonly stderr: string;
 }
 
 /** The guest's address of the one device behind the root port: the firmware numbers its bus 1. */
@@ -392,61 +377,6 @@ export class MigrationLab {
     );
     for (const pid of this.#successors) endServer(pid);
     await rm(this.directory, { recursive: true, force: true });
-  }
-}
-
-/** A `devstate migrate` under way. */
-export class RunningMigration {
-  readonly process: Devstate;
-  readonly finished: Promise<MigrateOutcome>;
-  readonly #standsAt: Phase | undefined;
-
-  constructor(args: readonly string[], standsAt?: Phase) {
-    const process = new Devstate(args, [], standsAt);
-    this.process = process;
-    this.#standsAt = standsAt;
-    this.finished = process.exited.then((code) => ({
-      code,
-      result: process.stdout.startsWith('{') ? (JSON.parse(process.stdout) as MigrateResult) : undefined,
-      stdout: process.stdout,
-      stderr: process.stderr,
-    }));
-  }
-
-  /** Everything it has reported so far. */
-  get progress(): MigrateProgress[] {
-    const lines = this.process.stderr.split('\n').slice(0, -1);
-    return lines.filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as MigrateProgress);
-  }
-
-  /** The first report, past ones included, that `matches`; rejects when the command ends without. */
-  reports(matches: (progress: MigrateProgress) => boolean): Promise<MigrateProgress> {
-    return new Promise((resolve, reject) => {
-      const look = (): void => {
-        const found = this.progress.find(matches);
-        if (found !== undefined) resolve(found);
-        else if (!this.process.hasEnded) return;
-        else reject(new Error(`devstate migrate ended without that report: ${this.process.stderr}`));
-        this.process.process.stderr?.off('data', look);
-      };
-      this.process.process.stderr?.on('data', look);
-      void this.process.exited.then(look);
-      look();
-    });
-  }
-
-  /** Does `work` when it has entered the phase at which it stands still, and has done nothing of it; then it goes on. */
-  async at(phase: Phase, work: () => unknown): Promise<void> {
-    if (phase !== this.#standsAt) throw new Error(`it does not stand at ${phase}`);
-    await this.reaches(phase);
-    await this.process.stands();
-    await work();
-    this.process.signal('SIGCONT');
-  }
-
-  /** Resolves when it enters `phase`, or has. */
-  async reaches(phase: Phase): Promise<void> {
-    await this.reports((progress) => progress.phase === phase);
   }
 }
 

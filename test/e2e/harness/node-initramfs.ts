@@ -8,10 +8,10 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, realpath, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { PACKAGE_ROOT } from '../../../src/package-root.js';
 import { cached } from '../../../tools/qemu/cache.js';
 import type { GuestParts } from '../../../tools/qemu/provision.js';
 import { run } from '../../../tools/qemu/run.js';
-import { packageRoot } from '../../support/package-root.js';
 import { type ArchiveEntry, cpioArchive, directoryEntry, PRELUDE, programEntry } from './initramfs.js';
 
 /** Where the package is in the guest. */
@@ -47,7 +47,7 @@ export async function writeNodeInitramfs(
 /** Path of the archive of what seldom changes. */
 async function baseArchive(guest: GuestParts): Promise<string> {
   const node = await realpath(process.execPath);
-  const lock = join(packageRoot, 'package-lock.json');
+  const lock = join(PACKAGE_ROOT, 'package-lock.json');
   const hash = createHash('sha256').update(await readFile(lock));
   for (const file of [node, guest.kernel, guest.busybox]) {
     const { size, mtimeMs } = await stat(file);
@@ -76,12 +76,12 @@ async function sharedLibraries(path: string): Promise<string[]> {
 
 /** The packages that devstate needs to run, and those that they need. */
 async function dependencyEntries(): Promise<ArchiveEntry[]> {
-  const lock = JSON.parse(await readFile(join(packageRoot, 'package-lock.json'), 'utf8')) as {
+  const lock = JSON.parse(await readFile(join(PACKAGE_ROOT, 'package-lock.json'), 'utf8')) as {
     packages: Record<string, { dev?: boolean; optional?: boolean }>;
   };
   const entries: ArchiveEntry[] = [];
   for (const [folder, { dev, optional }] of Object.entries(lock.packages)) {
-    if (folder === '' || dev === true || (optional === true && !existsSync(join(packageRoot, folder))))
+    if (folder === '' || dev === true || (optional === true && !existsSync(join(PACKAGE_ROOT, folder))))
       continue;
     entries.push(...(await treeEntries(folder, /(?<!\.d)\.(c?js|mjs|json|node)$/)));
   }
@@ -102,7 +102,7 @@ async function packageEntries(): Promise<ArchiveEntry[]> {
 
 /** The file, or the files below the folder, `path` of the package, for the archive, with the folders above them. */
 async function treeEntries(path: string, wanted = /./): Promise<ArchiveEntry[]> {
-  const from = join(packageRoot, path);
+  const from = join(PACKAGE_ROOT, path);
   const isFolder = (await stat(from)).isDirectory();
   const names = isFolder ? await readdir(from, { recursive: true, withFileTypes: true }) : [];
   const files = isFolder

@@ -5,11 +5,12 @@ import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync } from '
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { compileAddon } from '../dist/src/native/compile.js';
+import { platformName } from '../dist/src/native/platform.js';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 process.chdir(root);
 
-// Of Node.js (MIT) and libuv (MIT): C declarations with a stable ABI.
+// From Node.js (MIT) and libuv (MIT): C declarations with a stable ABI.
 const HEADERS = ['js_native_api.h', 'js_native_api_types.h', 'node_api.h', 'node_api_types.h', 'uv.h', 'uv'];
 const installed = join(dirname(dirname(process.execPath)), 'include', 'node');
 if (!existsSync(join(installed, 'node_api.h'))) {
@@ -28,7 +29,7 @@ const licence = [join(dirname(dirname(process.execPath)), 'LICENSE'), '/usr/shar
 if (licence !== undefined) cpSync(licence, 'native/include/LICENSE');
 
 rmSync('native/prebuilds', { recursive: true, force: true });
-compileAddon(root, join(root, 'native/prebuilds', `${process.platform}-${process.arch}`, 'devstate.node'));
+compileAddon(root, join(root, 'native/prebuilds', platformName(), 'devstate.node'));
 
 const { bin } = JSON.parse(readFileSync('package.json', 'utf8'));
 for (const path of Object.values(bin)) chmodSync(path, 0o755);

@@ -3,7 +3,7 @@
 //
 // The two calls write how many bytes they moved to the caller's memory, msg_len, before they return. A call that does not
 // wait is not cut short by SIGKILL: the signal is acted on when the call returns to user mode. So where the mmsghdr and
-// the buffer are in memory that outlives the process, whoever comes next knows what the last call did.
+// the buffer are in memory that outlives the process, the next process knows what the last call did.
 #include <linux/kcmp.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -36,8 +36,8 @@ mmsghdr* Header(Bytes memory, uint64_t headerAt, uint64_t bufferAt, uint64_t len
 }
 
 /// receiveCounted(fd, memory, headerAt, bufferAt, length, received | null) → bytes
-napi_value ReceiveCounted(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value ReceiveCounted(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   Bytes memory = args.Uint8Array(1);
   uint64_t headerAt = args.Size(2);
@@ -45,54 +45,51 @@ napi_value ReceiveCounted(napi_env env, napi_callback_info info) {
   uint64_t length = args.Size(4);
   size_t capacity = 0;
   int32_t* received = args.Int32Array(5, &capacity, true);
-  if (args.failed()) return nullptr;
   iovec part;
   mmsghdr* header = Header(memory, headerAt, bufferAt, length, &part);
-  if (header == nullptr || (received != nullptr && capacity < 2)) return Number(env, -EINVAL);
+  if (header == nullptr || (received != nullptr && capacity < 2)) return Number(info.Env(), -EINVAL);
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxFds * sizeof(int))];
   // Without room for them the kernel would close the fds itself, here.
   header->msg_hdr.msg_control = control;
   header->msg_hdr.msg_controllen = sizeof control;
-  if (recvmmsg(fd, header, 1, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, nullptr) < 0) return Result(env, -1);
+  if (recvmmsg(fd, header, 1, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, nullptr) < 0) return Result(info.Env(), -1);
   int32_t none[2];
   if (received != nullptr) TakeFds(&header->msg_hdr, received, capacity);
   else TakeFds(&header->msg_hdr, none, 2);
-  return Number(env, header->msg_len);
+  return Number(info.Env(), header->msg_len);
 }
 
 /// sendCounted(fd, memory, headerAt, bufferAt, length) → bytes
-napi_value SendCounted(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value SendCounted(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   Bytes memory = args.Uint8Array(1);
   uint64_t headerAt = args.Size(2);
   uint64_t bufferAt = args.Size(3);
   uint64_t length = args.Size(4);
-  if (args.failed()) return nullptr;
   iovec part;
   mmsghdr* header = Header(memory, headerAt, bufferAt, length, &part);
-  if (header == nullptr) return Number(env, -EINVAL);
-  if (sendmmsg(fd, header, 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return Result(env, -1);
-  return Number(env, header->msg_len);
+  if (header == nullptr) return Number(info.Env(), -EINVAL);
+  if (sendmmsg(fd, header, 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return Result(info.Env(), -1);
+  return Number(info.Env(), header->msg_len);
 }
 
 /// sameFile(fd, other) → 1 when both are the same open file
-napi_value SameFile(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value SameFile(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   int other = args.Fd(1);
-  if (args.failed()) return nullptr;
   pid_t self = getpid();
   auto order = syscall(SYS_kcmp, self, self, KCMP_FILE, fd, other);
-  return order < 0 ? Result(env, -1) : Number(env, order == 0 ? 1 : 0);
+  return order < 0 ? Result(info.Env(), -1) : Number(info.Env(), order == 0 ? 1 : 0);
 }
 
 }  // namespace
 
-void InitCounted(napi_env env, napi_value exports) {
-  Export(env, exports, "receiveCounted", ReceiveCounted);
-  Export(env, exports, "sendCounted", SendCounted);
-  Export(env, exports, "sameFile", SameFile);
+void InitCounted(Napi::Object exports) {
+  Export<ReceiveCounted>(exports, "receiveCounted");
+  Export<SendCounted>(exports, "sendCounted");
+  Export<SameFile>(exports, "sameFile");
 }
 
 }  // namespace devstate

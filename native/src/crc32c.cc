@@ -201,37 +201,34 @@ Update Fastest() {
   return Hardware;
 }
 
-napi_value Compute(napi_env env, napi_callback_info info, Update update) {
-  Arguments args(env, info);
+Napi::Value Compute(const Napi::CallbackInfo& info, Update update) {
+  Args args(info);
   Bytes bytes = args.Uint8Array(0);
   uint64_t offset = args.Size(1);
   uint64_t length = args.Size(2);
   uint32_t seed = args.Unsigned(3);
-  if (args.failed()) return nullptr;
   if (offset > bytes.length || length > bytes.length - offset) {
-    constexpr const char* kMessage = "offset and length must lie within the bytes";
-    if (napi_throw_range_error(env, "ERR_OUT_OF_RANGE", kMessage) != napi_ok) return Failed(env, kMessage);
-    return nullptr;
+    auto error = Napi::RangeError::New(info.Env(), "offset and length must lie within the bytes");
+    error.Set("code", "ERR_OUT_OF_RANGE");
+    throw error;
   }
-  napi_value out = nullptr;
-  uint32_t crc = ~update(~seed, bytes.data + offset, length);
-  return napi_create_uint32(env, crc, &out) == napi_ok ? out : Failed(env, "a number cannot be made");
+  return Number(info.Env(), ~update(~seed, bytes.data + offset, length));
 }
 
 /// crc32c(bytes, offset, length, seed) → CRC; the seed is the CRC of what came before, 0 at the start.
-napi_value Crc32c(napi_env env, napi_callback_info info) {
+Napi::Value Crc32c(const Napi::CallbackInfo& info) {
   static const Update update = Fastest();
-  return Compute(env, info, update);
+  return Compute(info, update);
 }
 
 /// crc32cPortable(...): the same without the instruction, so that a test can compare the two.
-napi_value Crc32cPortable(napi_env env, napi_callback_info info) { return Compute(env, info, Portable); }
+Napi::Value Crc32cPortable(const Napi::CallbackInfo& info) { return Compute(info, Portable); }
 
 }  // namespace
 
-void InitCrc32c(napi_env env, napi_value exports) {
-  Export(env, exports, "crc32c", Crc32c);
-  Export(env, exports, "crc32cPortable", Crc32cPortable);
+void InitCrc32c(Napi::Object exports) {
+  Export<Crc32c>(exports, "crc32c");
+  Export<Crc32cPortable>(exports, "crc32cPortable");
 }
 
 }  // namespace devstate

@@ -11,44 +11,59 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <cerrno>
 #include <cstdio>
 #include <iterator>
-#include <map>
+#include <list>
 
 #include "reaper.h"
 #include "sigbus.h"
-#include "support.h"
+#include "unique-fd.h"
+#include "wrapped.h"
 
 namespace devstate {
+
+/// What one mmap made; given back with the last Memory in it.
+class Range {
+ public:
+  explicit Range(std::shared_ptr<MappedRanges> mapped) : mapped_(std::move(mapped)) {}
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+  ~Range();
+
+  /// 0 or the negative errno.
+  int Map(int fd, uint64_t offset, uint64_t length, uint32_t access);
+  uint8_t* Address() const { return address_; }
+  bool Holds(const uint8_t* bytes, size_t length) const {
+    return bytes >= address_ && bytes + length <= address_ + length_;
+  }
+  bool Faulted() const { return MappingFaulted(guard_); }
+
+ private:
+  std::shared_ptr<MappedRanges> mapped_;
+  uint8_t* address_ = nullptr;
+  size_t length_ = 0;
+  int guard_ = -1;
+};
+
 namespace {
 struct Window;
 }
 
-/// What one mmap made; given back with the last Memory in it.
-struct Range {
-  uint8_t* address;
-  size_t length;
-  int guard;
-  std::shared_ptr<MappedRanges> mapped;
-
-  ~Range();
-};
-
 /// All or a part of a range: what a Mapping object, its windows and its pins share.
 struct Memory {
-  static constexpr napi_type_tag kTag = {0x6465767374617465, 0x6d617070696e6701};
+  Memory(std::shared_ptr<Range> all, uint8_t* start, size_t size) : range(std::move(all)), address(start), length(size) {}
+
+  void Unmap();
+
   std::shared_ptr<Range> range;  ///< Empty once it is unmapped.
-  uint8_t* address = nullptr;
-  size_t length = 0;
-  uint32_t references = 1;  ///< The Mapping object, each window, each pin.
+  uint8_t* address;
+  const size_t length;
   uint32_t pins = 0;
   bool unmapRequested = false;
   bool faulted = false;  ///< What is left to say once the range is gone.
-  Window* windows = nullptr;
+  std::list<Window*> windows;
 };
 
 namespace {
@@ -65,11 +80,24 @@ constexpr unsigned long kMaxRanges = 1 << 16;
 /// How long a map that finds no room waits for an unmap that is under way.
 constexpr unsigned kWaitForRoomMs = 50;
 
+/// An ArrayBuffer over a part of the memory, which it keeps until the engine has finalized it.
 struct Window {
-  Memory* memory;
-  napi_ref buffer;  ///< Weak.
-  Window* previous;
-  Window* next;
+  explicit Window(std::shared_ptr<Memory> one) : memory(std::move(one)) {
+    place = memory->windows.insert(memory->windows.end(), this);
+  }
+  Window(const Window&) = delete;
+  Window& operator=(const Window&) = delete;
+  ~Window() { Leave(); }
+
+  void Leave() {
+    if (memory == nullptr) return;
+    memory->windows.erase(place);
+    memory.reset();
+  }
+
+  std::shared_ptr<Memory> memory;
+  std::list<Window*>::iterator place;
+  Napi::Reference<Napi::ArrayBuffer> buffer;  ///< Weak; empty until JavaScript has the buffer.
 };
 
 /// Ranges that are mapped or wait to be unmapped, in the whole process.
@@ -91,31 +119,6 @@ uint32_t MaxRanges() {
   return most;
 }
 
-void Unmap(Memory* memory) {
-  if (memory->range == nullptr) return;
-  memory->faulted = MappingFaulted(memory->range->guard);
-  memory->address = nullptr;
-  memory->range.reset();
-}
-
-void Release(Memory* memory) {
-  if (--memory->references > 0) return;
-  Unmap(memory);
-  delete memory;
-}
-
-void OnWindowFinalized(napi_env env, void*, void* hint) {
-  auto* window = static_cast<Window*>(hint);
-  if (window->previous != nullptr) window->previous->next = window->next;
-  if (window->next != nullptr) window->next->previous = window->previous;
-  if (window->memory->windows == window) window->memory->windows = window->next;
-  if (window->buffer != nullptr) DeleteReference(env, window->buffer);
-  Release(window->memory);
-  delete window;
-}
-
-void OnMappingCollected(napi_env, void* pointer, void*) { Release(static_cast<Memory*>(pointer)); }
-
 /// Page size of the file behind `fd`: huge pages can only be replaced whole.
 size_t PageSizeOf(int fd) {
   struct statfs info;
@@ -123,229 +126,212 @@ size_t PageSizeOf(int fd) {
   return static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
-/// Takes `memory`.
-napi_value MappingOf(napi_env env, Memory* memory) {
-  napi_value instance =
-      NewInstance(env, GetAddonData(env)->mappingClass, &Memory::kTag, memory, OnMappingCollected);
-  if (instance == nullptr) Release(memory);
-  return instance;
+class Mapping : public Wrapped<Mapping, std::shared_ptr<Memory>> {
+ public:
+  static constexpr napi_type_tag kTag = {0x6465767374617465, 0x6d617070696e6701};
+
+  explicit Mapping(const Napi::CallbackInfo& info) : Wrapped(info) {}
+
+  static Napi::Value Of(Napi::Env env, std::shared_ptr<Range> range, uint8_t* address, size_t length) {
+    auto memory = std::make_shared<Memory>(std::move(range), address, length);
+    return Make(env.GetInstanceData<AddonData>()->mappingClass, std::move(memory));
+  }
+
+  const Memory& Contents() const { return *given; }
+
+  /// window(offset, length) → ArrayBuffer over that part, 1 byte to 1 GiB.
+  Napi::Value MakeWindow(const Napi::CallbackInfo& info);
+  /// part(offset, length) → Mapping of a part of the same range, which stays mapped until both are unmapped.
+  Napi::Value MakePart(const Napi::CallbackInfo& info);
+  /// unmap(): detaches all windows and unmaps, at once or with the last unpin(). May be called again.
+  Napi::Value Unmap(const Napi::CallbackInfo& info);
+  /// pin(): keeps the memory mapped while asynchronous I/O may touch it.
+  Napi::Value Pin(const Napi::CallbackInfo& info);
+  Napi::Value Unpin(const Napi::CallbackInfo& info);
+
+  Napi::Value Length(const Napi::CallbackInfo& info) { return Number(info.Env(), static_cast<int64_t>(given->length)); }
+  Napi::Value Mapped(const Napi::CallbackInfo& info) {
+    return Napi::Boolean::New(info.Env(), given->address != nullptr);
+  }
+  Napi::Value Faulted(const Napi::CallbackInfo& info) {
+    return Napi::Boolean::New(info.Env(), given->range == nullptr ? given->faulted : given->range->Faulted());
+  }
+
+ private:
+  /// The part that arguments 0 and 1 say: 0 or the negative errno.
+  int Part(const Napi::CallbackInfo& info, uint64_t most, uint64_t* offset, uint64_t* length) const;
+};
+
+int Mapping::Part(const Napi::CallbackInfo& info, uint64_t most, uint64_t* offset, uint64_t* length) const {
+  Args args(info);
+  *offset = args.Size(0);
+  *length = args.Size(1);
+  if (given->unmapRequested) return -EBADF;
+  if (*length == 0 || *length > most || *offset > given->length || *length > given->length - *offset) return -EINVAL;
+  return 0;
+}
+
+Napi::Value Mapping::MakePart(const Napi::CallbackInfo& info) {
+  uint64_t offset;
+  uint64_t length;
+  if (int wrong = Part(info, UINT64_MAX, &offset, &length)) return Number(info.Env(), wrong);
+  return Of(info.Env(), given->range, given->address + offset, length);
+}
+
+Napi::Value Mapping::MakeWindow(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  uint64_t offset;
+  uint64_t length;
+  if (int wrong = Part(info, kMaxWindow, &offset, &length)) return Number(env, wrong);
+  auto window = std::make_unique<Window>(given);
+  auto finalize = [](napi_env, void*, void* hint) { delete static_cast<Window*>(hint); };
+  napi_value made = nullptr;
+  // Not the library's call: where the engine made the buffer and then fails, as in an environment that is terminated just
+  // now, it finalizes the buffer all the same, with data that the library has deleted.
+  if (napi_create_external_arraybuffer(env, given->address + offset, length, finalize, window.get(), &made) != napi_ok) {
+    window.release()->Leave();
+    return Number(env, -ENOMEM);
+  }
+  Window* kept = window.release();  // The engine's.
+  Napi::ArrayBuffer buffer(env, made);
+  kept->buffer = Napi::Weak(buffer);
+  return buffer;
+}
+
+Napi::Value Mapping::Unmap(const Napi::CallbackInfo& info) {
+  given->unmapRequested = true;
+  // Detaching lets the engine finalize the window, at once or later.
+  for (auto next = given->windows.begin(); next != given->windows.end();) {
+    Window* window = *next++;
+    if (window->buffer.IsEmpty()) continue;
+    // Should it throw, the memory stays: unmapped all the same it would be memory of something else next.
+    if (auto buffer = window->buffer.Value(); !buffer.IsEmpty()) buffer.Detach();
+  }
+  if (given->pins == 0) given->Unmap();
+  return Number(info.Env(), 0);
+}
+
+Napi::Value Mapping::Pin(const Napi::CallbackInfo& info) {
+  if (given->unmapRequested) return Number(info.Env(), -EBADF);
+  info.Env().GetInstanceData<AddonData>()->pinned.insert(given);
+  given->pins++;
+  return Number(info.Env(), 0);
+}
+
+Napi::Value Mapping::Unpin(const Napi::CallbackInfo& info) {
+  if (given->pins == 0) return Number(info.Env(), -EINVAL);
+  if (--given->pins == 0) {
+    if (given->unmapRequested) given->Unmap();
+    info.Env().GetInstanceData<AddonData>()->pinned.erase(given);
+  }
+  return Number(info.Env(), 0);
 }
 
 /// map(fd, offset, length, protection) → Mapping; shared, protection 1 read, 2 write, 4 all of it in memory from now on, as
 /// far as this process may lock it. The fd may be closed afterwards.
-napi_value Map(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value Map(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   uint64_t offset = args.Size(1);
   uint64_t length = args.Size(2);
   uint32_t access = args.Unsigned(3);
-  if (args.failed()) return nullptr;
+  auto mapped = info.Env().GetInstanceData<AddonData>()->mapped;
+  auto range = std::make_shared<Range>(mapped);
+  if (int wrong = range->Map(fd, offset, length, access)) return Number(info.Env(), wrong);
+  uint8_t* address = range->Address();
+  (*mapped)[reinterpret_cast<uintptr_t>(address)] = range;
+  return Mapping::Of(info.Env(), std::move(range), address, length);
+}
+
+/// maxRanges() → ranges that can be mapped at once
+Napi::Value CountMaxRanges(const Napi::CallbackInfo& info) { return Number(info.Env(), MaxRanges()); }
+
+/// unmapping() → ranges that were given up and are still mapped
+Napi::Value CountUnmapping(const Napi::CallbackInfo& info) { return Number(info.Env(), Unmapping()); }
+
+/// memfdCreate(name) → fd, sealable
+Napi::Value MemfdCreate(const Napi::CallbackInfo& info) {
+  Args args(info);
+  char name[250];
+  if (!args.String(0, name, sizeof name)) return Number(info.Env(), -EINVAL);
+  return Give(info.Env(), UniqueFd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)));
+}
+
+}  // namespace
+
+int Range::Map(int fd, uint64_t offset, uint64_t length, uint32_t access) {
   int protection = ((access & kReadable) != 0 ? PROT_READ : 0) | ((access & kWritable) != 0 ? PROT_WRITE : 0);
   bool resident = (access & kResident) != 0;
   int flags = MAP_SHARED | (resident ? MAP_POPULATE : 0);
-  if (rangeCount >= MaxRanges() && !(WaitForUnmap(kWaitForRoomMs) && rangeCount < MaxRanges())) {
-    return Number(env, -ENOMEM);
-  }
+  if (rangeCount >= MaxRanges() && !(WaitForUnmap(kWaitForRoomMs) && rangeCount < MaxRanges())) return -ENOMEM;
   void* address;
   do {
     errno = ENOMEM;
     address = mmap(nullptr, length, protection, flags, fd, static_cast<off_t>(offset));
   } while (address == MAP_FAILED && errno == ENOMEM && WaitForUnmap(kWaitForRoomMs));
-  if (address == MAP_FAILED) return Number(env, -errno);
+  if (address == MAP_FAILED) return -errno;
   // Without the right to lock it stays resident unless memory runs short.
   if (resident && mlock(address, length) != 0) errno = 0;
-  int guard = GuardMapping(address, length, PageSizeOf(fd), protection);
-  if (guard < 0) {
+  guard_ = GuardMapping(address, length, PageSizeOf(fd), protection);
+  if (guard_ < 0) {
     munmap(address, length);
-    return Number(env, -ENOMEM);
+    return -ENOMEM;
   }
   rangeCount++;
-  auto mapped = GetAddonData(env)->mapped;
-  auto* memory = new Memory;
-  memory->range.reset(new Range{static_cast<uint8_t*>(address), length, guard, mapped});
-  (*mapped)[reinterpret_cast<uintptr_t>(address)] = memory->range;
-  memory->address = static_cast<uint8_t*>(address);
-  memory->length = length;
-  return MappingOf(env, memory);
+  address_ = static_cast<uint8_t*>(address);
+  length_ = length;
+  return 0;
 }
-
-/// part(offset, length) → Mapping of a part of the same range, which stays mapped until both are unmapped.
-napi_value MakePart(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  uint64_t offset = args.Size(0);
-  uint64_t length = args.Size(1);
-  if (args.failed()) return nullptr;
-  if (memory->unmapRequested) return Number(env, -EBADF);
-  if (length == 0 || offset > memory->length || length > memory->length - offset) return Number(env, -EINVAL);
-  auto* part = new Memory;
-  part->range = memory->range;
-  part->address = memory->address + offset;
-  part->length = length;
-  return MappingOf(env, part);
-}
-
-/// window(offset, length) → ArrayBuffer over that part, 1 byte to 1 GiB.
-napi_value MakeWindow(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  uint64_t offset = args.Size(0);
-  uint64_t length = args.Size(1);
-  if (args.failed()) return nullptr;
-  if (memory->unmapRequested) return Number(env, -EBADF);
-  if (length == 0 || length > kMaxWindow || offset > memory->length || length > memory->length - offset) {
-    return Number(env, -EINVAL);
-  }
-  auto* window = new Window{memory, nullptr, nullptr, nullptr};
-  napi_value buffer = nullptr;
-  if (napi_create_external_arraybuffer(env, memory->address + offset, length, OnWindowFinalized, window, &buffer) !=
-      napi_ok) {
-    delete window;
-    return Number(env, -ENOMEM);
-  }
-  memory->references++;
-  if (napi_create_reference(env, buffer, 0, &window->buffer) != napi_ok) {
-    // Not in the list, so unmap() would not find it: it must be of no use from the start.
-    if (napi_detach_arraybuffer(env, buffer) != napi_ok) napi_fatal_error("devstate", 8, "a window cannot be kept", 23);
-    return Number(env, -ENOMEM);
-  }
-  window->next = memory->windows;
-  if (window->next != nullptr) window->next->previous = window;
-  memory->windows = window;
-  return buffer;
-}
-
-/// unmap(): detaches all windows and unmaps, at once or with the last unpin(). May be called again.
-napi_value UnmapMapping(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  memory->unmapRequested = true;
-  for (Window *window = memory->windows, *next; window != nullptr; window = next) {
-    next = window->next;  // Detaching lets the engine finalize the window, at once or later.
-    napi_value buffer = nullptr;
-    if (napi_get_reference_value(env, window->buffer, &buffer) != napi_ok ||
-        (buffer != nullptr && napi_detach_arraybuffer(env, buffer) != napi_ok)) {
-      // Unmapped all the same it would be memory of something else next.
-      return Failed(env, "a window cannot be detached");
-    }
-  }
-  if (memory->pins == 0) Unmap(memory);
-  return Number(env, 0);
-}
-
-/// pin(): keeps the memory mapped while asynchronous I/O may touch it.
-napi_value Pin(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  if (memory->unmapRequested) return Number(env, -EBADF);
-  memory->pins++;
-  memory->references++;
-  return Number(env, 0);
-}
-
-napi_value Unpin(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  if (memory->pins == 0) return Number(env, -EINVAL);
-  memory->pins--;
-  if (memory->pins == 0 && memory->unmapRequested) Unmap(memory);
-  Release(memory);
-  return Number(env, 0);
-}
-
-/// maxRanges() → ranges that can be mapped at once
-napi_value CountMaxRanges(napi_env env, napi_callback_info) { return Number(env, MaxRanges()); }
-
-/// unmapping() → ranges that were given up and are still mapped
-napi_value CountUnmapping(napi_env env, napi_callback_info) { return Number(env, Unmapping()); }
-
-napi_value Boolean(napi_env env, bool value) {
-  napi_value out = nullptr;
-  return napi_get_boolean(env, value, &out) == napi_ok ? out : Failed(env, "a boolean cannot be made");
-}
-
-napi_value Faulted(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  return Boolean(env, memory->range == nullptr ? memory->faulted : MappingFaulted(memory->range->guard));
-}
-
-napi_value Mapped(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  return Boolean(env, memory->address != nullptr);
-}
-
-napi_value Length(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  auto* memory = args.Self<Memory>();
-  if (args.failed()) return nullptr;
-  return Number(env, static_cast<int64_t>(memory->length));
-}
-
-/// memfdCreate(name) → fd, sealable
-napi_value MemfdCreate(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  char name[250];
-  bool fits = args.String(0, name, sizeof name);
-  if (args.failed()) return nullptr;
-  if (!fits) return Number(env, -EINVAL);
-  return Result(env, memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-}
-
-}  // namespace
 
 Range::~Range() {
-  UnguardMapping(guard);
-  mapped->erase(reinterpret_cast<uintptr_t>(address));
-  UnmapLater(address, length, &rangeCount);
+  if (address_ == nullptr) return;
+  UnguardMapping(guard_);
+  mapped_->erase(reinterpret_cast<uintptr_t>(address_));
+  UnmapLater(address_, length_, &rangeCount);
 }
 
-RangeHold HoldRangeAt(napi_env env, const uint8_t* bytes, size_t length) {
-  auto& mapped = *GetAddonData(env)->mapped;
+void Memory::Unmap() {
+  if (range == nullptr) return;
+  faulted = range->Faulted();
+  address = nullptr;
+  range.reset();
+}
+
+RangeHold HoldRangeAt(Napi::Env env, const uint8_t* bytes, size_t length) {
+  auto& mapped = *env.GetInstanceData<AddonData>()->mapped;
   auto after = mapped.upper_bound(reinterpret_cast<uintptr_t>(bytes));
   if (after == mapped.begin()) return nullptr;
   auto range = std::prev(after)->second.lock();
-  if (range == nullptr || bytes + length > range->address + range->length) return nullptr;
-  return range;
+  return range != nullptr && range->Holds(bytes, length) ? range : nullptr;
 }
 
-uint8_t* MappedMemory(napi_env env, napi_value value, uint64_t* length) {
-  bool isMapping = false;
-  napi_valuetype kind = napi_undefined;
-  void* pointer = nullptr;
-  if (value == nullptr || napi_typeof(env, value, &kind) != napi_ok || kind != napi_object ||
-      napi_check_object_type_tag(env, value, &Memory::kTag, &isMapping) != napi_ok || !isMapping ||
-      napi_unwrap(env, value, &pointer) != napi_ok) {
-    return nullptr;
-  }
-  auto* memory = static_cast<Memory*>(pointer);
-  if (memory->unmapRequested) return nullptr;
-  *length = memory->length;
-  return memory->address;
+uint8_t* MappedMemory(Napi::Value value, uint64_t* length) {
+  if (!Mapping::IsOne(value)) return nullptr;
+  const Memory& memory = Mapping::Unwrap(value.As<Napi::Object>())->Contents();
+  if (memory.unmapRequested) return nullptr;
+  *length = memory.length;
+  return memory.address;
 }
 
-void InitMemory(napi_env env, napi_value exports, AddonData* data) {
-  const napi_property_descriptor members[] = {
-      {"window", nullptr, MakeWindow, nullptr, nullptr, nullptr, napi_default_method, nullptr},
-      {"part", nullptr, MakePart, nullptr, nullptr, nullptr, napi_default_method, nullptr},
-      {"unmap", nullptr, UnmapMapping, nullptr, nullptr, nullptr, napi_default_method, nullptr},
-      {"pin", nullptr, Pin, nullptr, nullptr, nullptr, napi_default_method, nullptr},
-      {"unpin", nullptr, Unpin, nullptr, nullptr, nullptr, napi_default_method, nullptr},
-      {"length", nullptr, nullptr, Length, nullptr, nullptr, napi_enumerable, nullptr},
-      {"mapped", nullptr, nullptr, Mapped, nullptr, nullptr, napi_enumerable, nullptr},
-      {"faulted", nullptr, nullptr, Faulted, nullptr, nullptr, napi_enumerable, nullptr},
-  };
-  data->mappingClass = DefineClass(env, "Mapping", members, sizeof members / sizeof *members);
-  Export(env, exports, "map", Map);
-  Export(env, exports, "maxRanges", CountMaxRanges);
-  Export(env, exports, "unmapping", CountUnmapping);
-  Export(env, exports, "memfdCreate", MemfdCreate);
+void InitMemory(Napi::Object exports) {
+  Napi::Env env = exports.Env();
+  constexpr auto kMethod = napi_default_method;
+  env.GetInstanceData<AddonData>()->mappingClass = Napi::Persistent(Mapping::DefineClass(
+      env, "Mapping",
+      {
+          Mapping::InstanceMethod<&Mapping::MakeWindow>("window", kMethod),
+          Mapping::InstanceMethod<&Mapping::MakePart>("part", kMethod),
+          Mapping::InstanceMethod<&Mapping::Unmap>("unmap", kMethod),
+          Mapping::InstanceMethod<&Mapping::Pin>("pin", kMethod),
+          Mapping::InstanceMethod<&Mapping::Unpin>("unpin", kMethod),
+          Mapping::InstanceAccessor<&Mapping::Length>("length", napi_enumerable),
+          Mapping::InstanceAccessor<&Mapping::Mapped>("mapped", napi_enumerable),
+          Mapping::InstanceAccessor<&Mapping::Faulted>("faulted", napi_enumerable),
+      }));
+  Export<Map>(exports, "map");
+  Export<CountMaxRanges>(exports, "maxRanges");
+  Export<CountUnmapping>(exports, "unmapping");
+  Export<MemfdCreate>(exports, "memfdCreate");
 }
 
 }  // namespace devstate

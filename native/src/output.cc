@@ -14,10 +14,10 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <new>
 #include <string>
 
 #include "support.h"
+#include "unique-fd.h"
 
 namespace devstate {
 namespace {
@@ -28,8 +28,11 @@ struct Line {
 };
 
 struct Writer {
-  int fd;
+  UniqueFd fd;
   size_t limit;
+
+  Writer(UniqueFd&& own, size_t most) : fd(std::move(own)), limit(most) {}
+
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<Line> lines;  ///< The first one is being written.
@@ -46,14 +49,14 @@ size_t registered = 0;
 /// Writes a whole line. False when the descriptor takes no more of it.
 bool WriteAll(Writer* writer, const std::string& text) {
   for (size_t done = 0; done < text.size();) {
-    ssize_t count = write(writer->fd, text.data() + done, text.size() - done);
+    ssize_t count = write(writer->fd.Get(), text.data() + done, text.size() - done);
     if (count > 0) {
       done += static_cast<size_t>(count);
       std::lock_guard<std::mutex> lock(writer->mutex);
       writer->written += static_cast<uint64_t>(count);
     } else if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
       // Somebody else made the open file non-blocking.
-      pollfd ready{writer->fd, POLLOUT, 0};
+      pollfd ready{writer->fd.Get(), POLLOUT, 0};
       if (errno == EAGAIN) poll(&ready, 1, -1);
     } else {
       return false;
@@ -79,98 +82,84 @@ void* Run(void* argument) {
   }
 }
 
-/// The writer that argument 0 names; nullptr after a TypeError.
-Writer* WriterOf(Arguments* args) {
-  uint32_t index = args->Unsigned(0);
-  if (args->failed()) return nullptr;
-  std::lock_guard<std::mutex> lock(registryMutex);
-  if (index < registered) return registry[index];
-  args->Fail("argument 1 must be a number that outputOpen gave");
-  return nullptr;
+/// The writer that argument 0 names.
+Writer* WriterOf(const Args& args) {
+  uint32_t index = args.Unsigned(0);
+  {
+    std::lock_guard<std::mutex> lock(registryMutex);
+    if (index < registered) return registry[index];
+  }
+  args.Fail(0, "a number that outputOpen gave");
 }
 
 /// outputOpen(fd, limit) → number of a writer
-napi_value Open(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value Open(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   uint64_t limit = args.Size(1);
-  if (args.failed()) return nullptr;
   std::lock_guard<std::mutex> lock(registryMutex);
-  if (registered == kMaxWriters) return Number(env, -EMFILE);
+  if (registered == kMaxWriters) return Number(info.Env(), -EMFILE);
   // Its own number: what fd 2 is may change.
-  int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-  if (own < 0) return Result(env, own);
-  auto* writer = new (std::nothrow) Writer;
-  if (writer == nullptr) {
-    close(own);
-    return Number(env, -ENOMEM);
-  }
-  writer->fd = own;
-  writer->limit = limit;
+  UniqueFd own(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+  if (own.Get() < 0) return Result(info.Env(), -1);
+  auto writer = std::make_unique<Writer>(std::move(own), limit);
   pthread_t thread;
-  int failed = pthread_create(&thread, nullptr, Run, writer);
-  if (failed != 0) {
-    close(own);
-    delete writer;
-    return Number(env, -failed);
-  }
+  int failed = pthread_create(&thread, nullptr, Run, writer.get());
+  if (failed != 0) return Number(info.Env(), -failed);
+  registry[registered] = writer.release();
   pthread_detach(thread);
-  registry[registered] = writer;
-  return Number(env, static_cast<int64_t>(registered++));
+  return Number(info.Env(), static_cast<int64_t>(registered++));
 }
 
 /// outputWrite(writer, bytes, weight) → lines dropped since outputState was last called, this one included
-napi_value Write(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  Writer* writer = WriterOf(&args);
+Napi::Value Write(const Napi::CallbackInfo& info) {
+  Args args(info);
+  Writer* writer = WriterOf(args);
   Bytes bytes = args.Uint8Array(1);
   uint32_t weight = args.Unsigned(2);
-  if (args.failed()) return nullptr;
   std::lock_guard<std::mutex> lock(writer->mutex);
   if (bytes.length > writer->limit - writer->queued) {
     writer->dropped += weight;
-    return Number(env, static_cast<int64_t>(writer->dropped));
+    return Number(info.Env(), static_cast<int64_t>(writer->dropped));
   }
   writer->lines.push_back({std::string(reinterpret_cast<const char*>(bytes.data), bytes.length), weight});
   writer->queued += bytes.length;
   writer->changed.notify_all();
-  return Number(env, static_cast<int64_t>(writer->dropped));
+  return Number(info.Env(), static_cast<int64_t>(writer->dropped));
 }
 
 /// outputState(writer, Float64Array) → bytes queued, lines dropped since the last call
-napi_value State(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  Writer* writer = WriterOf(&args);
+Napi::Value State(const Napi::CallbackInfo& info) {
+  Args args(info);
+  Writer* writer = WriterOf(args);
   double* out = args.Float64Array(1, 2);
-  if (args.failed()) return nullptr;
   std::lock_guard<std::mutex> lock(writer->mutex);
   out[0] = static_cast<double>(writer->queued);
   out[1] = static_cast<double>(writer->dropped);
   writer->dropped = 0;
-  return Number(env, 0);
+  return Number(info.Env(), 0);
 }
 
 /// outputFlush(writer, ms) → 1 when all is written, 0 when nothing was for `ms`, or not all in ten times that
-napi_value Flush(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
-  Writer* writer = WriterOf(&args);
+Napi::Value Flush(const Napi::CallbackInfo& info) {
+  Args args(info);
+  Writer* writer = WriterOf(args);
   uint32_t ms = args.Unsigned(1);
-  if (args.failed()) return nullptr;
   std::unique_lock<std::mutex> lock(writer->mutex);
   for (int rounds = 1;; rounds++) {
     uint64_t before = writer->written;
     bool empty = writer->changed.wait_for(lock, std::chrono::milliseconds(ms), [writer] { return writer->lines.empty(); });
-    if (empty || writer->written == before || rounds == 10) return Number(env, empty ? 1 : 0);
+    if (empty || writer->written == before || rounds == 10) return Number(info.Env(), empty ? 1 : 0);
   }
 }
 
 }  // namespace
 
-void InitOutput(napi_env env, napi_value exports) {
-  Export(env, exports, "outputOpen", Open);
-  Export(env, exports, "outputWrite", Write);
-  Export(env, exports, "outputState", State);
-  Export(env, exports, "outputFlush", Flush);
+void InitOutput(Napi::Object exports) {
+  Export<Open>(exports, "outputOpen");
+  Export<Write>(exports, "outputWrite");
+  Export<State>(exports, "outputState");
+  Export<Flush>(exports, "outputFlush");
 }
 
 }  // namespace devstate

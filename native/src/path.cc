@@ -14,31 +14,29 @@ namespace devstate {
 namespace {
 
 /// linkFile(fd, path) → 0; -EEXIST when something is there. For a file opened with O_TMPFILE. Needs /proc.
-napi_value LinkFile(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value LinkFile(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   char path[PATH_MAX];
   bool fits = args.String(1, path, sizeof path);
-  if (args.failed()) return nullptr;
-  if (!fits) return Number(env, -ENAMETOOLONG);
+  if (!fits) return Number(info.Env(), -ENAMETOOLONG);
   char open[64];
   snprintf(open, sizeof open, "/proc/self/fd/%d", fd);
-  return Result(env, linkat(AT_FDCWD, open, AT_FDCWD, path, AT_SYMLINK_FOLLOW));
+  return Result(info.Env(), linkat(AT_FDCWD, open, AT_FDCWD, path, AT_SYMLINK_FOLLOW));
 }
 
 /// tryFlock(fd) → 0, the lock of flock(2) is this open file's until it is closed; -EWOULDBLOCK when another has it.
-napi_value TryFlock(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value TryFlock(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
-  if (args.failed()) return nullptr;
-  return Result(env, flock(fd, LOCK_EX | LOCK_NB));
+  return Result(info.Env(), flock(fd, LOCK_EX | LOCK_NB));
 }
 
 }  // namespace
 
-void InitPath(napi_env env, napi_value exports) {
-  Export(env, exports, "linkFile", LinkFile);
-  Export(env, exports, "tryFlock", TryFlock);
+void InitPath(Napi::Object exports) {
+  Export<LinkFile>(exports, "linkFile");
+  Export<TryFlock>(exports, "tryFlock");
 }
 
 }  // namespace devstate

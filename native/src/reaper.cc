@@ -74,15 +74,16 @@ Reaper& Shared() {
 bool StartThread(void* (*body)(void*)) {
   pthread_attr_t attributes;
   if (pthread_attr_init(&attributes) != 0) return false;
-  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_attr_setstacksize(&attributes, kStack);
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
   pthread_t thread;
-  bool started = pthread_create(&thread, &attributes, body, nullptr) == 0;
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  bool started = false;
+  if (pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED) == 0 &&
+      pthread_attr_setstacksize(&attributes, kStack) == 0 && pthread_sigmask(SIG_SETMASK, &all, &before) == 0) {
+    started = pthread_create(&thread, &attributes, body, nullptr) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
   pthread_attr_destroy(&attributes);
   return started;
 }

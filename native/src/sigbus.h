@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Survival of SIGBUS: whoever shares a memory file can truncate it after we mapped it, and the next touch would kill us.
+// Survival of SIGBUS: a peer that shares a memory file can truncate it after we mapped it, and the next touch would kill us.
 #pragma once
 
 #include <cstddef>

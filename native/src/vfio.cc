@@ -2,12 +2,14 @@
 // ioctl(2) on files of the kernel's VFIO and iommufd, and nothing else: their requests share one type character. What a
 // request's structure holds is TypeScript's business; here it is made sure that the kernel stays within it.
 #include <fcntl.h>
+#include <linux/ioctl.h>
 #include <sys/ioctl.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "support.h"
+#include "unique-fd.h"
 
 namespace devstate {
 namespace {
@@ -30,32 +32,30 @@ bool LengthHolds(const Bytes& bytes) {
 }
 
 /// vfioCall(fd, request, value) → what the request returns; for requests without a structure.
-napi_value Call(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value Call(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   uint32_t value = args.Unsigned(2);
-  if (args.failed()) return nullptr;
-  if (!IsVfio(request)) return Number(env, -EINVAL);
-  return Result(env, ioctl(fd, request, static_cast<unsigned long>(value)));
+  if (!IsVfio(request)) return Number(info.Env(), -EINVAL);
+  return Result(info.Env(), ioctl(fd, request, static_cast<unsigned long>(value)));
 }
 
 /// vfioCallStruct(fd, request, bytes): the kernel reads and writes `bytes`, whose first field is their length.
-napi_value CallStruct(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value CallStruct(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   Bytes bytes = args.Uint8Array(2);
-  if (args.failed()) return nullptr;
-  if (!IsVfio(request) || !LengthHolds(bytes)) return Number(env, -EINVAL);
-  return Result(env, ioctl(fd, request, bytes.data));
+  if (!IsVfio(request) || !LengthHolds(bytes)) return Number(info.Env(), -EINVAL);
+  return Result(info.Env(), ioctl(fd, request, bytes.data));
 }
 
 /// vfioCallMemory(fd, request, bytes, pointerAt, lengthAt, memory, offset, length): as vfioCallStruct; before, the address
 /// of `memory` (a Mapping or a Uint8Array) from `offset` on is put at `bytes[pointerAt]`, and `length` at
 /// `bytes[lengthAt]` unless that is -1: so the two cannot contradict each other.
-napi_value CallMemory(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value CallMemory(const Napi::CallbackInfo& info) {
+  Args args(info);
   int fd = args.Fd(0);
   uint32_t request = args.Unsigned(1);
   Bytes bytes = args.Uint8Array(2);
@@ -63,54 +63,50 @@ napi_value CallMemory(napi_env env, napi_callback_info info) {
   int lengthAt = args.Int(4, -1);
   uint64_t offset = args.Size(6);
   uint64_t length = args.Size(7);
-  if (args.failed()) return nullptr;
   uint64_t available = 0;
-  uint8_t* memory = MappedMemory(env, args.value(5), &available);
+  uint8_t* memory = MappedMemory(info[5], &available);
   if (memory == nullptr) {
     Bytes plain = args.Uint8Array(5);
-    if (args.failed()) return nullptr;
-    memory = plain.data;
+      memory = plain.data;
     available = plain.length;
   }
   if (!IsVfio(request) || !LengthHolds(bytes) || offset > available || length > available - offset ||
       bytes.length < sizeof(uint64_t) || pointerAt > bytes.length - sizeof(uint64_t) ||
       (lengthAt >= 0 && static_cast<size_t>(lengthAt) > bytes.length - sizeof(uint64_t))) {
-    return Number(env, -EINVAL);
+    return Number(info.Env(), -EINVAL);
   }
   uint64_t address = reinterpret_cast<uint64_t>(memory) + offset;
   memcpy(bytes.data + pointerAt, &address, sizeof address);
   if (lengthAt >= 0) memcpy(bytes.data + lengthAt, &length, sizeof length);
-  return Result(env, ioctl(fd, request, bytes.data));
+  return Result(info.Env(), ioctl(fd, request, bytes.data));
 }
 
 /// vfioSetContainer(group, container) → 0
-napi_value SetContainer(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value SetContainer(const Napi::CallbackInfo& info) {
+  Args args(info);
   int group = args.Fd(0);
   int32_t container = args.Fd(1);
-  if (args.failed()) return nullptr;
-  return Result(env, ioctl(group, kGroupSetContainer, &container));
+  return Result(info.Env(), ioctl(group, kGroupSetContainer, &container));
 }
 
 /// vfioGetDevice(group, name) → the device's fd, close-on-exec
-napi_value GetDevice(napi_env env, napi_callback_info info) {
-  Arguments args(env, info);
+Napi::Value GetDevice(const Napi::CallbackInfo& info) {
+  Args args(info);
   int group = args.Fd(0);
   char name[kMaxName];
   bool fits = args.String(1, name, sizeof name);
-  if (args.failed()) return nullptr;
-  if (!fits) return Number(env, -EINVAL);
-  return Result(env, ioctl(group, kGroupGetDeviceFd, name));
+  if (!fits) return Number(info.Env(), -EINVAL);
+  return Give(info.Env(), UniqueFd(ioctl(group, kGroupGetDeviceFd, name)));
 }
 
 }  // namespace
 
-void InitVfio(napi_env env, napi_value exports) {
-  Export(env, exports, "vfioCall", Call);
-  Export(env, exports, "vfioCallStruct", CallStruct);
-  Export(env, exports, "vfioCallMemory", CallMemory);
-  Export(env, exports, "vfioSetContainer", SetContainer);
-  Export(env, exports, "vfioGetDevice", GetDevice);
+void InitVfio(Napi::Object exports) {
+  Export<Call>(exports, "vfioCall");
+  Export<CallStruct>(exports, "vfioCallStruct");
+  Export<CallMemory>(exports, "vfioCallMemory");
+  Export<SetContainer>(exports, "vfioSetContainer");
+  Export<GetDevice>(exports, "vfioGetDevice");
 }
 
 }  // namespace devstate

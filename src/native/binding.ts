@@ -30,7 +30,7 @@ export interface Mapping {
   readonly mapped: boolean;
   /**
    * Whether a part was found missing when it was touched, because somebody truncated the file. That part and what
-   * follows it then read as zeros and writes to it reach nobody: end the relation with the peer that shared it.
+   * follows it then read as zeros and writes to it are lost: end the relation with the peer that shared it.
    */
   readonly faulted: boolean;
   /**

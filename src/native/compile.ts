@@ -17,37 +17,33 @@ import {
   renameSync,
   rmSync,
 } from 'node:fs';
+import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { DevstateError } from '../errors.js';
+import { platformName } from './platform.js';
 
 export const ADDON = 'devstate.node';
 
 /** As `native/binding.gyp` has them, and linked so that no libstdc++ of the system is needed. */
 const FLAGS = [
-  ...[
-    '-shared',
-    '-fPIC',
-    '-std=c++17',
-    '-O2',
-    '-fvisibility=hidden',
-    '-fno-exceptions',
-    '-fno-rtti',
-    '-pthread',
-  ],
-  ...['-DNAPI_VERSION=8', '-D_GNU_SOURCE', '-D_FILE_OFFSET_BITS=64', '-DBUILDING_NODE_EXTENSION'],
+  ...['-shared', '-fPIC', '-std=c++17', '-O2', '-fvisibility=hidden', '-fno-rtti', '-pthread'],
+  ...['-DNAPI_VERSION=8', '-DNODE_ADDON_API_CPP_EXCEPTIONS', '-DNODE_ADDON_API_CPP_EXCEPTIONS_ALL'],
+  ...['-DNODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS', '-DBUILDING_NODE_EXTENSION'],
+  ...['-D_GNU_SOURCE', '-D_FILE_OFFSET_BITS=64'],
   ...[
     '-static-libstdc++',
     '-ffunction-sections',
     '-Wl,--gc-sections',
     '-Wl,--exclude-libs,ALL',
     '-Wl,--as-needed',
-    '-s',
   ],
 ];
+/** Options that leave out what only a debugger needs. */
+const STRIPPED: readonly string[] = ['-s'];
 
 /** Longest that a compiler may take. */
-const COMPILE_TIMEOUT_MS = 300_000;
+const COMPILE_TIMEOUT_MS = 600_000;
 
 const native = (root: string): string => join(root, 'native');
 const sourceFolder = (root: string): string => join(native(root), 'src');
@@ -58,7 +54,7 @@ const sourceFolder = (root: string): string => join(native(root), 'src');
  */
 export function builtAddons(root: string): string[] {
   if (!existsSync(sourceFolder(root))) return [];
-  const name = `${process.platform}-${process.arch}-${sourceDigest(root)}`;
+  const name = `${platformName()}-${sourceDigest(root)}`;
   const cache = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
   return [join(native(root), 'built', name, ADDON), join(cache, 'devstate', 'addon', name, ADDON)];
 }
@@ -80,6 +76,15 @@ function headerFolder(root: string): string | undefined {
   return folders.find((folder) => ['node_api.h', 'uv.h'].every((name) => existsSync(join(folder, name))));
 }
 
+/** The folder with `napi.h`: that of the package node-addon-api, which npm installs with this one. */
+function wrapperFolder(root: string): string | undefined {
+  try {
+    return dirname(createRequire(join(root, 'package.json')).resolve('node-addon-api/package.json'));
+  } catch {
+    return undefined;
+  }
+}
+
 /**
  * Compiles the addon into the first of {@link builtAddons} that can be written. Another process may do the same at once:
  * each builds under a name of its own and renames it. BLOCKS the thread for some seconds.
@@ -99,13 +104,16 @@ export function buildAddon(root: string): string {
   return target;
 }
 
-/** Compiles the addon to `target`, atomically. @throws DEVSTATE_E_ADDON */
-export function compileAddon(root: string, target: string): void {
+/** Compiles the addon to `target`, atomically. @param more options of the compiler @throws DEVSTATE_E_ADDON */
+export function compileAddon(root: string, target: string, more: readonly string[] = STRIPPED): void {
   const include = headerFolder(root);
   if (include === undefined)
     throw failure(
       `there are no headers of Node.js in ${join(native(root), 'include')}; install devstate again`,
     );
+  const wrapper = wrapperFolder(root);
+  if (wrapper === undefined)
+    throw failure('the package node-addon-api is missing; install devstate again with its dependencies');
   const compiler = findCompiler();
   if (compiler === undefined)
     throw failure(
@@ -117,7 +125,8 @@ export function compileAddon(root: string, target: string): void {
     const folder = sourceFolder(root);
     const sources = readdirSync(folder).filter((name) => name.endsWith('.cc'));
     const output = join(scratch, ADDON);
-    const args = [...FLAGS, '-I', include, ...sources.map((name) => join(folder, name)), '-o', output];
+    const files = sources.map((name) => join(folder, name));
+    const args = [...FLAGS, ...more, '-I', include, '-I', wrapper, ...files, '-o', output];
     const done = spawnSync(compiler, args, { encoding: 'utf8', timeout: COMPILE_TIMEOUT_MS });
     if (done.status !== 0) {
       const said = (done.error?.message ?? done.stderr).trim().split('\n').slice(0, 5).join('\n');
@@ -129,7 +138,8 @@ export function compileAddon(root: string, target: string): void {
   }
 }
 
-function findCompiler(): string | undefined {
+/** The name of a C++ compiler that runs. */
+export function findCompiler(): string | undefined {
   return [process.env.CXX, 'c++', 'g++', 'clang++'].find(
     (name) => name !== undefined && name !== '' && spawnSync(name, ['--version']).status === 0,
   );

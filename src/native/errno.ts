@@ -37,7 +37,7 @@ const MEANINGS: { readonly [name: string]: string } = {
     'the file system is read-only; the kernel makes it so after errors: see its log, and mount it for writing',
   EFBIG: 'the file would be larger than its file system, or the limit of this process (ulimit -f), allows',
   ENODEV: 'the device is gone; see whether it is still attached',
-  ENXIO: 'there is no such device any more, or nobody reads at the other end',
+  ENXIO: 'there is no such device any more, or no process reads at the other end',
   ENOMEDIUM: 'no medium is in the device',
   ETIMEDOUT: 'the disk, or the server that has it, did not answer in time; see whether it can be reached',
   ENOLINK: 'the link to the disk is broken; see whether its server can be reached',
@@ -58,12 +58,13 @@ const MEANINGS: { readonly [name: string]: string } = {
   ENAMETOOLONG: 'the path is too long',
   EISDIR: 'it is a directory',
   EBUSY: 'the system uses it: it is mounted, or part of something that is',
+  ENOTSUP: 'the file system, or the device, does not support it; choose another place',
   ETXTBSY: 'it is a program that runs',
   EMFILE: 'this process has too many files open; raise its limit (ulimit -n)',
   ENFILE: 'the system has too many files open; raise fs.file-max',
   ENOMEM: 'there is not enough memory',
   ENOBUFS: 'there is not enough memory for sockets',
-  EPIPE: 'nobody reads at the other end any more',
+  EPIPE: 'no process reads at the other end any more',
 };
 
 /** An errno in words, with its name: `the file system is full; free space on it (ENOSPC)`. */
@@ -73,20 +74,23 @@ export function errnoText(errno: number): string {
   return meaning === undefined ? name : `${meaning} (${name})`;
 }
 
+/** Names that neither libuv nor Node.js has; the numbers are those of every architecture that devstate runs on. */
+const FURTHER_NAMES = { EUCLEAN: 117, ENOMEDIUM: 123, ENOKEY: 126 } as const;
+
+/** What libuv does not know (EDQUOT, ESTALE and others) it calls `Unknown system error -122`. */
+const names = new Map(
+  Object.entries({ ...Errno, ...FURTHER_NAMES }).map(([name, errno]) => [errno as number, name]),
+);
+
 function nameOf(errno: number): string {
-  try {
-    return getSystemErrorName(-errno);
-  } catch {
-    return `errno ${errno}`;
-  }
+  const name = errno > 0 ? getSystemErrorName(-errno) : '';
+  return name.startsWith('E') ? name : (names.get(errno) ?? `errno ${errno}`);
 }
 
 /** Why a system call failed, in words, of an error of Node.js or of ours. */
 export function whySystem(error: unknown): string {
   if (error instanceof DevstateError) return error.message;
   if (!(error instanceof Error)) return String(error);
-  const { errno, code } = error as NodeJS.ErrnoException;
-  return typeof errno === 'number' && errno < 0 && code?.startsWith('E') === true
-    ? errnoText(errno)
-    : error.message;
+  const { errno, syscall } = error as NodeJS.ErrnoException;
+  return typeof errno === 'number' && errno < 0 && syscall !== undefined ? errnoText(errno) : error.message;
 }

@@ -8,6 +8,7 @@ import { DevstateError } from '../errors.js';
 import { PACKAGE_ROOT } from '../package-root.js';
 import type { NativeBinding } from './binding.js';
 import { ADDON, buildAddon, builtAddons, describeMachine } from './compile.js';
+import { platformName } from './platform.js';
 
 /** Where the addon is looked for, in this order. `explicit` (DEVSTATE_ADDON), when set, is the only place. */
 export function addonCandidates(root: string, explicit?: string): string[] {
@@ -16,7 +17,7 @@ export function addonCandidates(root: string, explicit?: string): string[] {
   return [
     join(native, 'build', 'Release', ADDON),
     join(native, 'build', 'Debug', ADDON),
-    join(native, 'prebuilds', `${process.platform}-${process.arch}`, ADDON),
+    join(native, 'prebuilds', platformName(), ADDON),
   ];
 }
 

@@ -83,3 +83,18 @@ t.test('a full counter is not waited for', async (t) => {
   t.equal(native.eventfdSignal(fd), 0);
   native.close(fd);
 });
+
+t.test('fds whose memory a getter of the parts takes away are not sent', async (t) => {
+  const pair = new Int32Array(2);
+  t.equal(native.socketPair(pair), 0);
+  const fds = new Int32Array([pair[0]!]);
+  const parts: Uint8Array[] = [new Uint8Array(4), new Uint8Array(4)];
+  Object.defineProperty(parts, 1, {
+    get: () => {
+      structuredClone(fds.buffer, { transfer: [fds.buffer] });
+      return new Uint8Array(4);
+    },
+  });
+  t.equal(native.sendMessage(pair[0]!, parts, 0, 8, fds, 1), -Errno.EINVAL);
+  for (const fd of pair) native.close(fd);
+});

@@ -8,15 +8,34 @@ import t from 'tap';
 import { buildAddon, builtAddons } from '../../src/native/compile.js';
 import { check, checkObject, Errno, systemError } from '../../src/native/index.js';
 import { addonCandidates, loadAddon, loadPackageAddon } from '../../src/native/loader.js';
+import { platformName } from '../../src/native/platform.js';
 
 t.test('the places, in order', async (t) => {
   t.same(addonCandidates('/p', '/x/devstate.node'), ['/x/devstate.node']);
   t.same(addonCandidates('/p', ''), [
     '/p/native/build/Release/devstate.node',
     '/p/native/build/Debug/devstate.node',
-    `/p/native/prebuilds/linux-${process.arch}/devstate.node`,
+    `/p/native/prebuilds/${platformName()}/devstate.node`,
   ]);
   t.type(loadPackageAddon().crc32c, 'function');
+});
+
+t.test('an addon for another C library is not taken', async (t) => {
+  const base = `linux-${process.arch}`;
+  // Lines of a process on Debian and of one on Alpine.
+  const glibc = '7f25-7f26 r--p 00000000 00:1e 7 /lib/x86_64-linux-gnu/libc.so.6\n';
+  const musl = '7f6a-7f6b r--p 00000000 00:1e 7                /lib/ld-musl-x86_64.so.1\n';
+  t.equal(platformName(glibc), base);
+  t.equal(platformName(`${musl}7f6c-7f6d r--p 00000000 00:1e 9 /usr/bin/node\n`), `${base}-musl`);
+  const debians = '7f6a-7f6b r--p 00000000 00:1e 7                /usr/lib/x86_64-linux-musl/libc.so\n';
+  t.equal(platformName(debians), `${base}-musl`);
+  t.equal(platformName('7f25-7f26 r--p 00000000 00:1e 7 /home/ld-musl-notes/file\n'), base);
+  const { header } = process.report.getReport() as { header: { glibcVersionRuntime?: string } };
+  t.equal(
+    platformName(),
+    header.glibcVersionRuntime === undefined ? `${base}-musl` : base,
+    'of this process',
+  );
 });
 
 t.test('an addon that is missing or does not load', async (t) => {

@@ -3,7 +3,7 @@
  * Fds that are kept outside of this process, so that its successor gets them. Each has a number, its name in the store.
  *
  * A manager keeps an open file once, whatever its names, so one is stored once here too: it is compared with those that
- * are there. What nobody uses any more is removed with `flush`, which is called when that is certain: after a commit.
+ * are there. What no one uses any more is removed with `flush`, which is called when that is certain: after a commit.
  */
 
 import { native } from '../native/index.js';
@@ -37,7 +37,7 @@ export class FdStore {
   /** Numbers that had no user when that was last looked at. */
   readonly #unused = new Set<number>();
   #lost = false;
-  /** Told once, when the manager is gone: nothing more is kept, and the service goes on without. */
+  /** Called once, when the manager is gone: nothing more is kept, and the service continues without. */
   onLost: ((error: unknown) => void) | undefined;
 
   /** @param given fds that a predecessor had kept, by name; those of other names are closed */
@@ -66,7 +66,7 @@ export class FdStore {
     return this.#entries.has(number);
   }
 
-  /** Of a number; undefined where there is none, or it was moved to the caller of `take`. */
+  /** The fd with a number; undefined where there is none, or it was moved to the caller of `take`. */
   fdOf(number: number): Fd | undefined {
     return this.#entries.get(number)?.fd;
   }
@@ -130,7 +130,7 @@ export class FdStore {
     };
   }
 
-  /** Of a predecessor's: the caller becomes the owner of our fd, and it stays kept. @throws RequestError ENOENT */
+  /** Moves our fd of a predecessor's entry to the caller; the entry stays kept. @throws RequestError ENOENT */
   take(number: number): Fd {
     const entry = this.#entries.get(number);
     const fd = entry?.fd;
@@ -148,7 +148,7 @@ export class FdStore {
     this.#unused.add(number);
   }
 
-  /** Removes what nobody uses. */
+  /** Removes what no one uses. */
   flush(): void {
     if (this.#unused.size === 0) return;
     for (const number of this.#unused) {

@@ -11,7 +11,7 @@ const FIRST_FD = 3;
 const SEND_TIMEOUT_MS = 5000;
 
 export interface ServiceEnvironment {
-  /** Undefined when nobody listens. */
+  /** Undefined when no process listens. */
   readonly notifySocket: string | undefined;
   /** Most fds that are kept; 0 when none are. */
   readonly capacity: number;
@@ -54,7 +54,7 @@ function takeInherited(number: number): Fd {
 export class Notifier {
   readonly #socket: Fd;
 
-  /** @throws DEVSTATE_E_SYSTEM when nobody listens there */
+  /** @throws DEVSTATE_E_SYSTEM when no process listens there */
   constructor(path: string) {
     this.#socket = new Fd(check(native.datagramConnect(path), `reach the service manager at ${path}`));
   }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What arrives with a handoff: fds by kind and name, and the document that says what they are for. */
 
+import { malformed } from '../documents/index.js';
 import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { type FdKind, fdKindName, requireKind } from './fd-kind.js';
-import { type EntryLabel, MAX_BUNDLE_FDS, malformed } from './protocol.js';
+import { type EntryLabel, MAX_BUNDLE_FDS } from './protocol.js';
 
 /** An fd that is handed over. It stays its owner's, who may close it once the handoff has ended. */
 export interface BundleEntry {
@@ -24,7 +25,7 @@ export class Bundle {
     return this.#document;
   }
 
-  /** Names of those that nobody has taken, in the order they came. */
+  /** Names of those that no one has taken, in the order they came. */
   get names(): string[] {
     return [...this.#entries.keys()];
   }
@@ -63,7 +64,7 @@ export class Bundle {
     return entry.fd;
   }
 
-  /** @throws DEVSTATE_E_HANDOFF_BUNDLE when there is an fd that nobody has taken: its giver thinks we need it */
+  /** @throws DEVSTATE_E_HANDOFF_BUNDLE when there is an fd that no one has taken: its giver thinks we need it */
   requireAllTaken(): void {
     const [name] = this.names;
     if (name !== undefined) throw malformed(`nothing is known here that ${name} would be for`);

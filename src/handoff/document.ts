@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What all handoffs have in common of the JSON that goes over and around them. */
+/** What all handoffs have in common of the documents that go over and around them. */
 
-import { z } from 'zod';
+import * as z from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { HANDOFF_PHASES } from './phases.js';
 

@@ -2,9 +2,9 @@
 /** What an fd of a bundle is, and how its receiver makes sure: a number out of a message proves nothing. */
 
 import { readlinkSync } from 'node:fs';
+import { malformed } from '../documents/index.js';
 import { check, FileType, native, Seal } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
-import { malformed } from './protocol.js';
 
 export const FdKind = {
   /** A connected UNIX stream socket. */
@@ -20,7 +20,7 @@ export const FdKind = {
   FILE: 6,
   /** The word that says whose the device is (`Lease`). */
   LEASE: 7,
-  /** What a client's message brought that nobody has looked at yet: of any kind. */
+  /** What a client's message brought that no one has looked at yet: of any kind. */
   PASSENGER: 8,
   VFIO_CONTAINER: 16,
   VFIO_GROUP: 17,
@@ -44,7 +44,7 @@ const ALL_SEALS = Seal.seal | Seal.shrink | Seal.grow | Seal.write;
 
 /** Facts about one fd, gathered once. */
 interface Facts {
-  /** Of the file type, `S_IFMT`. */
+  /** Bits of the file type, `S_IFMT`. */
   readonly type: number;
   /** What /proc shows: a path, or `anon_inode:[eventfd]` and the like. */
   readonly link: string;

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The giver's end of a handoff. Until the lease is taken it has everything, and goes on when anything goes wrong; from
+ * The giver's end of a handoff. Until the lease is taken it has everything, and continues when anything goes wrong; from
  * then on it touches nothing any more.
  */
 
 import { readdir } from 'node:fs/promises';
+import {
+  Channel,
+  decodeDocument,
+  FIRST_VERSION,
+  HANDOFF_VERSION,
+  HandoffMessage,
+  MAX_REQUEST_MESSAGE,
+  malformed,
+} from '../documents/index.js';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import type { BundleEntry } from './bundle.js';
-import { Channel, MAX_REQUEST_MESSAGE } from './channel.js';
 import { FdKind } from './fd-kind.js';
 import { Lease } from './lease.js';
 import { HandoffError, type HandoffPhase, PhaseClock, type PhaseTimeouts } from './phases.js';
-import {
-  decodeJson,
-  encodeEntries,
-  encodeJson,
-  encodeTransferred,
-  HandoffMessage,
-  MAX_BUNDLE_FDS,
-  malformed,
-} from './protocol.js';
+import { encodeEntries, encodeTransferred, MAX_BUNDLE_FDS } from './protocol.js';
 
 /** Name of the lease in every bundle. */
 export const LEASE_NAME = 'lease';
@@ -29,21 +29,24 @@ export const LEASE_NAME = 'lease';
 /** What goes over. The fds stay their owner's. */
 export interface Outgoing {
   readonly entries: readonly BundleEntry[];
-  /** Becomes JSON. */
+  /** See `packDocument`. */
   readonly document: unknown;
 }
 
 /** What a process does that gives something away. */
 export interface Giver {
-  /** JSON that the receiver gets first, and may refuse; with `fds`, the most that can go over, and `timeouts`, how long the giver waits. */
-  readonly offer: unknown;
+  /**
+   * JSON that the receiver gets first, and may refuse; with `handoff`, the version of what follows, `fds`, the most that can go
+   * over, and `timeouts`, how long the giver waits.
+   */
+  readonly offer: object;
   /** Called while the receiver gets ready. @throws to refuse */
   prepare?(): Promise<void>;
   /**
    * Stops, and says what goes over. Must do nothing more once `signal` aborts. @param answer the receiver's, not validated
    */
   freeze(answer: unknown, signal: AbortSignal): Promise<Outgoing>;
-  /** Goes on, whatever `freeze` has come to. Must not fail. */
+  /** Continues, whatever `freeze` has come to. Must not fail. */
   thaw(): Promise<void>;
 }
 
@@ -70,7 +73,7 @@ export interface GiveReport {
 
 /**
  * Hands over through a connected socket, which it takes. Settles when the receiver has taken over.
- * @throws HandoffError when the giver goes on; its `thaw` has been called then, if its `freeze` was
+ * @throws HandoffError when the giver continues; its `thaw` has been called then, if its `freeze` was
  */
 export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Promise<GiveReport> {
   const clock = new PhaseClock(options.timeouts);
@@ -82,11 +85,11 @@ export async function give(fd: Fd, giver: Giver, options: GiveOptions = {}): Pro
   }
 }
 
-/** The offer, with the number of files that this process has open (more do not go over), and how long it waits. */
-async function completed(offer: unknown, timeouts: PhaseTimeouts): Promise<unknown> {
-  if (typeof offer !== 'object' || offer === null) return offer;
+/** The offer, with the version of what follows, the number of files that this process has open (more do not go over), and how long it waits. */
+async function completed(offer: object, timeouts: PhaseTimeouts): Promise<object> {
   const open = await readdir('/proc/self/fd').catch(() => undefined);
-  return { ...(open === undefined ? {} : { fds: open.length }), timeouts, ...offer };
+  const fds = open === undefined ? {} : { fds: open.length };
+  return { handoff: HANDOFF_VERSION, ...fds, timeouts, ...offer };
 }
 
 class Handoff {
@@ -113,14 +116,14 @@ class Handoff {
       await this.#steps(channel);
       return this.#reportOf(channel, false);
     } catch (error) {
-      // Whoever changes the lease first has the device: if that was the receiver, its silence changes nothing.
+      // The one that changes the lease first has the device: if that was the receiver, its silence changes nothing.
       this.#lease?.takeBack();
       if (this.#lease?.isTaken === true && this.#channel !== undefined)
         return this.#reportOf(this.#channel, true);
       const failure = new HandoffError(
         this.#clock.phase,
         error,
-        `${this.#options.name ?? 'the giver'} goes on`,
+        `${this.#options.name ?? 'the giver'} continues`,
       );
       this.#tell(failure);
       if (this.#froze) await this.#giver.thaw();
@@ -131,12 +134,10 @@ class Handoff {
   async #steps(channel: Channel): Promise<void> {
     const clock = this.#clock;
     const answer = await clock.run('prepare', async () => {
-      await channel.send(
-        HandoffMessage.PREPARE,
-        encodeJson(await completed(this.#giver.offer, clock.timeouts)),
-      );
+      const offer = await completed(this.#giver.offer, clock.timeouts);
+      await channel.sendDocument(HandoffMessage.PREPARE, offer, FIRST_VERSION);
       const [ready] = await Promise.all([channel.expect(HandoffMessage.READY), this.#giver.prepare?.()]);
-      return decodeJson(ready.payload);
+      return decodeDocument(ready.payload, ready.version);
     });
     this.#froze = true;
     const outgoing = await clock.run('freeze', async (signal) => {
@@ -175,7 +176,7 @@ class Handoff {
   /** So that the receiver knows at once; what makes sure of it is the lease. */
   #tell(failure: HandoffError): void {
     const { code, message } = asDevstateError(failure);
-    this.#channel?.send(HandoffMessage.ROLLBACK, encodeJson({ code, message })).catch(() => {});
+    this.#channel?.sendDocument(HandoffMessage.ROLLBACK, { code, message }).catch(() => {});
   }
 
   close(): void {

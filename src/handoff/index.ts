@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Handing fds and state over from one process to the next, in two phases. */
 
-export { AdoptedSockets, SocketName } from './adopted-sockets.js';
 export { Bundle, type BundleEntry } from './bundle.js';
-export { Channel, type ChannelOptions, MAX_REQUEST_MESSAGE, type ReceivedMessage } from './channel.js';
 export { collectYoungGarbage } from './collect-garbage.js';
 export {
   type HandoffReport,
@@ -19,6 +17,7 @@ export {
 } from './document.js';
 export { FdKind, fdKindName } from './fd-kind.js';
 export { type GiveOptions, type GiveReport, type Giver, give, LEASE_NAME, type Outgoing } from './give.js';
+export { eachInTurns } from './in-turns.js';
 export { Lease } from './lease.js';
 export {
   DEFAULT_TIMEOUTS,
@@ -28,18 +27,9 @@ export {
   type PhaseTimeouts,
 } from './phases.js';
 export { isKnown, isRunning, type ProcessIdentity, processOf, thisProcess } from './process-identity.js';
-export {
-  decodeJson,
-  encodeEntries,
-  encodeJson,
-  encodeMessage,
-  encodeTransferred,
-  HANDOFF_VERSION,
-  HandoffMessage,
-  malformed,
-} from './protocol.js';
+export { encodeEntries, encodeTransferred } from './protocol.js';
 export { packRanges, type RangeEntry, type RangeTable, rangeTable, unpackRanges } from './range-table.js';
 export { type Adopted, type ReceiveOptions, type ReceiveReport, type Receiver, receive } from './receive.js';
 export { REHEARSALS, rehearseHandoff } from './rehearsal.js';
-export { readSealed, sealedMemory } from './sealed-memory.js';
+export { readSealed, sealedContent, sealedMemory } from './sealed-memory.js';
 export { TAKEOVER_VARIABLE, Takeover, takeoverPaths } from './takeover.js';

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Whose the device is, as one word of memory that all processes see and only an atomic operation changes:
+ * Which process owns the device, as one word of memory that all processes see and only an atomic operation changes:
  *
  *     HELD ──offer──▶ OFFERED ──take──▶ TAKEN ──offer──▶ OFFERED …
  *       ▲                │
  *       └────takeBack────┘
  *
  * Messages alone cannot decide this: one that has been sent may be read an hour later, by a process that was stopped
- * and knows nothing of the time-out since. Whoever changes the word first has the device, and the other one is told so.
+ * and knows nothing of the time-out since. The process that changes the word first has the device, and the other one sees it.
  *
  * The word holds the number of the offer as well, so that a lease can change hands again and again: a process that was
  * stopped with one offer before it cannot take a later one. Beside the word stands which processes these are, for one
@@ -15,10 +15,10 @@
  */
 
 import { isDeepStrictEqual } from 'node:util';
+import { malformed } from '../documents/index.js';
 import { check, checkObject, type Mapping, native, Protection, Seal } from '../native/index.js';
 import { Fd } from '../transport/index.js';
 import { type ProcessIdentity, thisProcess } from './process-identity.js';
-import { malformed } from './protocol.js';
 
 const LEASE_LENGTH = 4096;
 const MAGIC = 0x5341454c; // "LEAS"
@@ -29,7 +29,7 @@ const OWNER_WORD = 1;
 const GENERATION_WORD = 2;
 /** From here on records of two processes each, who offers and who takes. A ring, by number of the offer. */
 const RECORDS_WORD = 16;
-/** Of one process: pid, start time, pid namespace. */
+/** Words that identify one process: pid, start time, pid namespace. */
 const PROCESS_WORDS = 3;
 const RECORDS = 168;
 
@@ -47,7 +47,7 @@ export class Lease {
   /** The word while the lease is this process's, and while this process offers it. */
   #mine: number | undefined;
   #offered: number | undefined;
-  /** Nobody has been offered it. */
+  /** No one has been offered it. */
   #fresh = false;
 
   private constructor(fd: Fd) {
@@ -104,7 +104,7 @@ export class Lease {
     return this.#words[GENERATION_WORD]! + this.number;
   }
 
-  /** Of the last offer. */
+  /** Number of the last offer. */
   get number(): number {
     return numberOf(this.#word);
   }
@@ -113,7 +113,7 @@ export class Lease {
     return Atomics.load(this.#words, OWNER_WORD);
   }
 
-  /** Whether this process may operate the device: it has the lease, and offers it to nobody. */
+  /** Whether this process may operate the device: it has the lease, and offers it to no one. */
   get isHeld(): boolean {
     return this.#mine !== undefined && this.#word === this.#mine;
   }
@@ -136,7 +136,7 @@ export class Lease {
     return true;
   }
 
-  /** The giver goes on. @returns false when the receiver has taken it: the device is no longer ours */
+  /** The giver continues. @returns false when the receiver has taken it: the device is no longer ours */
   takeBack(): boolean {
     if (this.#offered === undefined) return false;
     const held = wordOf(numberOf(this.#offered), State.HELD);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Which process, and whether it runs still. A pid alone may be another's by now, or another's in another pid namespace.
- * What is not known for sure counts as running: whoever asks may take away what the process has.
+ * What is not known for sure counts as running: the caller may take away what the process has.
  */
 
 import { existsSync, readFileSync, statSync } from 'node:fs';

@@ -1,54 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The messages of a handoff (docs/handoff.md). Little endian; the header is the same in every version:
- *
- *     ┌─────────┬──────────┬───────────┬────────┬───────┬────────────┬─────────┐
- *     │ magic 4 │ length 4 │ version 2 │ type 2 │ fds 2 │ reserved 2 │ payload │
- *     └─────────┴──────────┴───────────┴────────┴───────┴────────────┴─────────┘
+ * What the messages of a handoff hold (docs/handoff.md; their header: src/documents/messages.ts).
  *
  *     giver                receiver
  *       PREPARE  ────────────▶        JSON: what is to be handed over
- *                ◀──────────── READY  JSON: the receiver's answer
+ *                ◀──────────── READY  document: the receiver's answer
  *       FDS…     ────────────▶        kinds and names, at most 253 fds each
- *       TRANSFERRED ─────────▶        number of fds u32, number of the offer u32, JSON document
+ *       TRANSFERRED ─────────▶        number of fds u32, number of the offer u32, document
  *                ◀──────────── ADOPTED
  *                ◀──────────── RUNNING    the lease is the receiver's
- *       ROLLBACK ────────────▶        JSON: why; instead of what would come next
- *                ◀──────────── REFUSED    JSON: why; likewise
- *
- *     REQUEST and RESPONSE are no part of it: JSON of the application, on a connection without a handoff.
+ *       ROLLBACK ────────────▶        document: why; instead of what would come next
+ *                ◀──────────── REFUSED    document: why; likewise
  */
 
+import { malformed, packDocument, unpackDocument } from '../documents/index.js';
 import { DevstateError } from '../errors.js';
-import type { Framing } from '../transport/index.js';
 
-export const HANDOFF_MAGIC = 0x4f485644; // "DVHO"
-export const HANDOFF_VERSION = 1;
-export const HANDOFF_HEADER_LENGTH = 16;
-
-export const HandoffMessage = {
-  PREPARE: 1,
-  READY: 2,
-  FDS: 3,
-  TRANSFERRED: 4,
-  ADOPTED: 5,
-  RUNNING: 6,
-  ROLLBACK: 7,
-  REFUSED: 8,
-  /** Something else than a handoff, on a connection of its own: what an application is asked, and says. */
-  REQUEST: 32,
-  RESPONSE: 33,
-} as const;
-export type HandoffMessage = (typeof HandoffMessage)[keyof typeof HandoffMessage];
-
-const messageNames = Object.keys(HandoffMessage) as (keyof typeof HandoffMessage)[];
-
-export function handoffMessageName(type: number): string {
-  return messageNames.find((name) => HandoffMessage[name] === type) ?? `message ${type}`;
-}
-
-/** Longest message: a document that describes as many DMA ranges as a client may map. */
-export const MAX_HANDOFF_MESSAGE = 16 * 1024 * 1024;
 /** Most fds of one bundle. */
 export const MAX_BUNDLE_FDS = 65536;
 /** Longest name of an fd, bytes. */
@@ -58,56 +25,10 @@ const TRANSFERRED_LENGTH = 8;
 /** Before each name in FDS: kind u16, length u16. */
 const ENTRY_LENGTH = 4;
 
-export const handoffFraming: Framing = {
-  headerLength: HANDOFF_HEADER_LENGTH,
-  // A stranger's first bytes are no length to wait for.
-  messageLength: (view, offset) =>
-    view.getUint32(offset, true) === HANDOFF_MAGIC ? view.getUint32(offset + 4, true) : 0,
-};
-
-export interface HandoffHeader {
-  readonly version: number;
-  readonly type: number;
-  readonly fds: number;
-}
-
 /** An fd of a bundle, by kind (`FdKind`) and name. */
 export interface EntryLabel {
   readonly kind: number;
   readonly name: string;
-}
-
-export function encodeMessage(type: HandoffMessage, payload: Uint8Array, fds = 0): Uint8Array {
-  const bytes = new Uint8Array(HANDOFF_HEADER_LENGTH + payload.length);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, HANDOFF_MAGIC, true);
-  view.setUint32(4, bytes.length, true);
-  view.setUint16(8, HANDOFF_VERSION, true);
-  view.setUint16(10, type, true);
-  view.setUint16(12, fds, true);
-  bytes.set(payload, HANDOFF_HEADER_LENGTH);
-  return bytes;
-}
-
-export function decodeHeader(view: DataView): HandoffHeader {
-  return {
-    version: view.getUint16(8, true),
-    type: view.getUint16(10, true),
-    fds: view.getUint16(12, true),
-  };
-}
-
-export function encodeJson(value: unknown): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(value ?? null));
-}
-
-/** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function decodeJson(bytes: Uint8Array): unknown {
-  try {
-    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
-  } catch (cause) {
-    throw malformed('a message that should hold JSON does not', cause);
-  }
 }
 
 /** Each entry is padded to a multiple of 4. */
@@ -155,12 +76,12 @@ export function decodeEntries(bytes: Uint8Array, count: number): EntryLabel[] {
 }
 
 export function encodeTransferred(fds: number, document: unknown, offer = 0): Uint8Array {
-  const json = encodeJson(document);
-  const bytes = new Uint8Array(TRANSFERRED_LENGTH + json.length);
+  const packed = packDocument(document);
+  const bytes = new Uint8Array(TRANSFERRED_LENGTH + packed.length);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, fds, true);
   view.setUint32(4, offer, true);
-  bytes.set(json, TRANSFERRED_LENGTH);
+  bytes.set(packed, TRANSFERRED_LENGTH);
   return bytes;
 }
 
@@ -171,15 +92,10 @@ export function decodeTransferred(bytes: Uint8Array): { fds: number; offer: numb
   return {
     fds: view.getUint32(0, true),
     offer: view.getUint32(4, true),
-    document: decodeJson(bytes.subarray(TRANSFERRED_LENGTH)),
+    document: unpackDocument(bytes.subarray(TRANSFERRED_LENGTH)),
   };
 }
 
 function padded(length: number): number {
   return (length + 3) & ~3;
-}
-
-export function malformed(what: string, cause?: unknown): DevstateError {
-  const message = `${what}; are both processes of versions that fit together?`;
-  return new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', message, { cause });
 }

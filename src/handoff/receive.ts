@@ -4,41 +4,42 @@
  * lease, and only then begins. Whatever fails before leaves the giver as it was, and here nothing.
  */
 
-import { z } from 'zod';
+import * as z from 'zod';
+import {
+  Channel,
+  decodeDocument,
+  FIRST_VERSION,
+  HANDOFF_VERSION,
+  HandoffMessage,
+  malformed,
+  otherVersion,
+} from '../documents/index.js';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { Bundle } from './bundle.js';
-import { Channel } from './channel.js';
 import { phaseTimes } from './document.js';
 import { FdKind } from './fd-kind.js';
 import { LEASE_NAME } from './give.js';
 import { Lease } from './lease.js';
 import { HandoffError, type HandoffPhase, PhaseClock, type PhaseTimeouts } from './phases.js';
-import {
-  decodeEntries,
-  decodeJson,
-  decodeTransferred,
-  encodeJson,
-  HandoffMessage,
-  malformed,
-} from './protocol.js';
+import { decodeEntries, decodeTransferred } from './protocol.js';
 
 /** What has been adopted and waits for the lease. */
 export interface Adopted {
   /** The lease is ours: begin. The receiver keeps it if it was asked to (`ReceiveOptions.keepLease`). */
   start(lease: Lease): void | Promise<void>;
-  /** It is not: let go of everything, without an effect on what the giver has. */
+  /** It is not: release everything, without an effect on what the giver has. */
   abandon(): void | Promise<void>;
 }
 
 /** What a process does that takes something over. */
 export interface Receiver {
-  /** Looks at what is offered (not validated) and gets ready. @returns the answer, which becomes JSON. @throws to refuse */
+  /** Looks at what is offered (not validated) and gets ready. @returns the answer, a document. @throws to refuse */
   prepare(offer: unknown): unknown | Promise<unknown>;
   /**
    * Takes what it needs out of the bundle and becomes what it says. Touches nothing that the giver or others can see.
-   * @throws to refuse, having let go of what it took
+   * @throws to refuse, having released what it took
    */
   adopt(bundle: Bundle): Promise<Adopted>;
 }
@@ -73,17 +74,17 @@ export async function receive(
   try {
     channel =
       connection instanceof Channel ? connection : new Channel(connection, { peers: options.peers ?? [] });
-    ({ adopted, lease } = await takeOver(channel, receiver, clock));
+    ({ adopted, lease } = await adoptFrom(channel, receiver, clock));
   } catch (error) {
     const failure = new HandoffError(clock.phase, error, 'nothing was taken over');
     const { code, message } = asDevstateError(error);
-    channel?.send(HandoffMessage.REFUSED, encodeJson({ code, message })).catch(() => {});
+    channel?.sendDocument(HandoffMessage.REFUSED, { code, message }).catch(() => {});
     channel?.end();
     throw failure;
   }
   // From here on the device is ours, whether or not the giver hears of it.
   try {
-    channel.send(HandoffMessage.RUNNING, encodeJson(null)).catch(() => {});
+    channel.sendDocument(HandoffMessage.RUNNING, null).catch(() => {});
     const { generation } = lease;
     await adopted.start(lease);
     return { ms: clock.ms, generation };
@@ -93,18 +94,19 @@ export async function receive(
   }
 }
 
-async function takeOver(
+async function adoptFrom(
   channel: Channel,
   receiver: Receiver,
   clock: PhaseClock,
 ): Promise<{ adopted: Adopted; lease: Lease }> {
   await clock.run('prepare', async () => {
     const { payload } = await channel.expect(HandoffMessage.PREPARE);
-    const offer = decodeJson(payload);
+    const offer = decodeDocument(payload, FIRST_VERSION);
+    requireVersion(offer, channel);
     requireRoom(offer);
     clock.followGiver(timeoutsOf(offer));
     const answer = await receiver.prepare(offer);
-    await channel.send(HandoffMessage.READY, encodeJson(answer));
+    await channel.sendDocument(HandoffMessage.READY, answer);
   });
   const bundle = new Bundle();
   let lease: Lease | undefined;
@@ -115,7 +117,7 @@ async function takeOver(
     adopted = await clock.run('adopt', async (signal) => {
       const ready = await receiver.adopt(bundle);
       if (!signal.aborted) return ready;
-      // Nobody waits for it any more.
+      // No one waits for it any more.
       await ready.abandon();
       throw signal.reason;
     });
@@ -134,6 +136,14 @@ async function takeOver(
 /** How long the giver waits in each phase. A giver of the first versions does not say. */
 function timeoutsOf(offer: unknown): Partial<PhaseTimeouts> {
   return z.object({ timeouts: phaseTimes }).safeParse(offer).data?.timeouts ?? {};
+}
+
+/** A giver of the first version says none. @throws DEVSTATE_E_HANDOFF_BUNDLE, and has the giver told in words that any can read */
+function requireVersion(offer: unknown, channel: Channel): void {
+  const { handoff = FIRST_VERSION } = (offer ?? {}) as { handoff?: unknown };
+  if (handoff === HANDOFF_VERSION) return;
+  channel.speak(FIRST_VERSION);
+  throw otherVersion(handoff);
 }
 
 /** @throws DEVSTATE_E_HANDOFF when this process may not have as many files open as the giver has: nothing has stopped yet */
@@ -164,9 +174,9 @@ async function collect(channel: Channel, bundle: Bundle): Promise<number> {
   }
 }
 
-/** The giver may be gone by now: what it has sent is complete, and the lease says whether it went on. */
+/** The giver may be gone by now: what it has sent is complete, and the lease says whether it continued. */
 async function commit(channel: Channel, lease: Lease, offer: number): Promise<void> {
-  await channel.send(HandoffMessage.ADOPTED, encodeJson(null)).catch(() => {});
+  await channel.sendDocument(HandoffMessage.ADOPTED, null).catch(() => {});
   if (lease.take(offer)) return;
   throw new DevstateError('DEVSTATE_E_HANDOFF', 'the giver has gone on');
 }

@@ -24,7 +24,7 @@ export function takeoverPaths(directory: string): { manager: string; handoff: st
 
 /** Until what is not urgent is done. */
 const TIDY_MS = 5;
-/** A successor that nobody hands anything over to ends after this time. */
+/** A successor that no one hands anything over to ends after this time. */
 const IDLE_TIMEOUT_MS = 60_000;
 
 export interface TakeoverHost {
@@ -61,7 +61,7 @@ export class Takeover {
         else reject(error);
       };
     });
-    // Whoever waits for it is told.
+    // A caller that waits for it gets the error.
     this.done.catch(() => {});
     const paths = takeoverPaths(directory);
     try {
@@ -72,7 +72,7 @@ export class Takeover {
       this.close();
       throw error;
     }
-    this.#timer = setTimeout(() => this.giveUp('nobody handed anything over'), IDLE_TIMEOUT_MS);
+    this.#timer = setTimeout(() => this.giveUp('no process handed anything over'), IDLE_TIMEOUT_MS);
     this.#timer.unref();
   }
 
@@ -97,7 +97,7 @@ export class Takeover {
 
   /** Begins nothing any more; settles when what has begun has ended. */
   async stop(): Promise<void> {
-    this.giveUp('the successor was told to end');
+    this.giveUp('the successor was asked to end');
     await this.done.catch(() => {});
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * How far a connection has come with the one message that it is at: received, answered. In the journal's memory, so that
- * a successor goes on with the same byte.
+ * a successor continues with the same byte.
  *
  * Each direction has a `mmsghdr`, whose `msg_len` the kernel writes within the call that moves the bytes; beside it, in
  * the same 64-bit word, is what earlier calls have moved of this message, and the message's number:
@@ -39,7 +39,7 @@ export interface ExchangePlace {
 
 /** One direction of a connection. */
 export class Transfer {
-  /** Of its `mmsghdr` in the memory. */
+  /** Where its `mmsghdr` is in the memory. */
   readonly headerAt: number;
   readonly #words: Uint32Array;
   readonly #wide: BigUint64Array;
@@ -88,7 +88,7 @@ export class Exchange {
   readonly memory: Uint8Array;
   readonly requestAt: number;
   readonly replyAt: number;
-  /** Of each buffer. */
+  /** Bytes of each buffer. */
   readonly messageLength: number;
   readonly #words: Uint32Array;
   readonly #at: number;

@@ -152,6 +152,7 @@ export class Journal {
       let newest = 0;
       for (let copy = 0; copy < 2; copy++) {
         const transaction = this.#markAt(slot, copy);
+        if (transaction === Number.POSITIVE_INFINITY) continue;
         if (transaction > this.#committed) {
           // The next transaction has this number again, and must not bring it back.
           this.#store(markOf(slot, copy) + 4, NO_TRANSACTION);

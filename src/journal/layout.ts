@@ -35,7 +35,7 @@ export const At = {
 
 export const NAME_LENGTH = 48;
 export const TABLE_ENTRY = 64;
-/** Of a copy: transaction, length, crc. */
+/** Bytes before each copy: transaction, length, crc. */
 export const COPY_HEADER = 16;
 const COPY_ALIGNMENT = 64;
 const PAGE = 4096;
@@ -50,7 +50,7 @@ export interface SlotSpec {
 }
 
 export interface Slot extends SlotSpec {
-  /** Of copy 0; copy 1 follows after `stride`. */
+  /** Where copy 0 begins; copy 1 follows after `stride`. */
   readonly offset: number;
   readonly stride: number;
 }

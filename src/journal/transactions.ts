@@ -4,7 +4,7 @@
  *
  *     begin ─▶ changes, effects noted ─▶ end ─▶ who keeps records puts those that changed ─▶ commit ─▶ effects
  *
- * Nobody outside sees an effect before what caused it is certain. Effects are kept with the transaction: if the process
+ * No one outside sees an effect before what caused it is certain. Effects are kept with the transaction: if the process
  * ends between the two, its successor brings them about (again: an interrupt too many, the same bytes once more).
  */
 
@@ -142,7 +142,7 @@ export class Transactions {
     return at;
   }
 
-  /** Of a predecessor: what its last transaction set off is made sure of. */
+  /** After a predecessor's crash: makes sure of what its last transaction set off. */
   redo(): void {
     const { journal } = this;
     if (journal.performed || journal.transactionOf(this.#effectsSlot) !== journal.committed) return;

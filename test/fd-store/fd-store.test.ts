@@ -61,7 +61,7 @@ t.test('notifications: as sd_notify(3) has them', async (t) => {
     t.equal(decode(text), undefined, text.slice(0, 40));
 });
 
-t.test('an open file is kept once, and removed when nobody uses it any more', async (t) => {
+t.test('an open file is kept once, and removed when no device uses it any more', async (t) => {
   const { holder, notifier, names } = pair(t);
   const store = new FdStore(notifier, 3);
   const first = eventfd();
@@ -116,7 +116,7 @@ t.test('a successor: takes what it is given, and has the rest removed', async (t
   t.throws(() => store.take(9), { message: /fd-9 was not kept/ });
   t.throws(() => store.reuse(8), { message: /fd-8 was not kept/ });
   store.flush();
-  t.notOk(store.has(12), 'nobody knows what it was for');
+  t.notOk(store.has(12), 'its purpose is not known');
   const made = eventfd();
   t.equal(store.keep(made).number, 13, 'a number that never was');
   t.same(names(), ['fd-13']);
@@ -143,10 +143,10 @@ t.test(
     const one = eventfd();
     const lost: unknown[] = [];
     store.onLost = (error) => lost.push(error);
-    t.equal(store.keep(one).number, 1, 'the service goes on without');
+    t.equal(store.keep(one).number, 1, 'the service continues without');
     store.keep(eventfdOf(t)).release();
     store.flush();
-    t.match(lost, [{ code: 'DEVSTATE_E_SYSTEM' }], 'and is told once');
+    t.match(lost, [{ code: 'DEVSTATE_E_SYSTEM' }], 'and says so once');
     store.close();
     late.close();
     one.close();

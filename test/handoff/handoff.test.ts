@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Handoffs between two ends: what arrives, what is refused, and who goes on when either end fails in any phase. */
+/** Handoffs between two ends: what arrives, what is refused, and who continues when either end fails in any phase. */
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -7,22 +7,26 @@ import { chmodSync, fstatSync, mkdtempSync, openSync, readFileSync, rmSync } fro
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import {
+  Channel,
+  decodeDocument,
+  encodeMessage,
+  FIRST_VERSION,
+  HANDOFF_VERSION,
+  HandoffMessage,
+} from '../../src/documents/index.js';
 import type { DevstateError } from '../../src/errors.js';
 import {
   type Adopted,
   type Bundle,
   type BundleEntry,
-  Channel,
   encodeEntries,
-  encodeJson,
-  encodeMessage,
   encodeTransferred,
   FdKind,
   type GiveReport,
   give,
   HANDOFF_PHASES,
   HandoffError,
-  HandoffMessage,
   Lease,
   type ReceiveReport,
   receive,
@@ -59,7 +63,7 @@ async function handOver(
 }
 
 t.test('more fds than the receiver may have open are refused before anything stops', async (t) => {
-  const { entries, close } = assortment();
+  const { entries, close } = await assortment();
   const limit = Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1]);
   const giver = Object.assign(new RecordingGiver(entries), { offer: { what: 'a test', fds: limit + 1 } });
   const [given, received] = await handOver(giver, new RecordingReceiver(entries));
@@ -71,7 +75,7 @@ t.test('more fds than the receiver may have open are refused before anything sto
 
 t.test('fds of every kind arrive, and the document', (t) =>
   withoutLeak(t, async () => {
-    const { entries, close } = assortment();
+    const { entries, close } = await assortment();
     const giver = new RecordingGiver(entries, { list: [1, 2, 3], text: 'ä' });
     const receiver = new RecordingReceiver(entries);
     const [given, received] = await handOver(giver, receiver);
@@ -127,7 +131,7 @@ t.test('a thousand fds go in batches', (t) =>
   }),
 );
 
-t.test('a bundle that is not what it should be is refused, and the giver goes on', async (t) => {
+t.test('a bundle that is not what it should be is refused, and the giver continues', async (t) => {
   const wrong = (kind: FdKind, fd: () => Fd): BundleEntry[] => [
     { kind: FdKind.EVENTFD, name: 'right', fd: eventfd() },
     { kind, name: 'wrong', fd: fd() },
@@ -141,7 +145,7 @@ t.test('a bundle that is not what it should be is refused, and the giver goes on
     ['a container that is none', () => wrong(FdKind.VFIO_CONTAINER, memory), /should be a vfio container/],
     ['a kind of the future', () => wrong(999 as FdKind, eventfd), /not known here \(999\)/],
     ['two of one name', () => [...wrong(FdKind.EVENTFD, eventfd), ...wrong(FdKind.EVENTFD, eventfd)], /two/],
-    ['one that nobody expects', () => wrong(FdKind.EVENTFD, eventfd), /nothing is known here that wrong/],
+    ['one that is not expected', () => wrong(FdKind.EVENTFD, eventfd), /nothing is known here that wrong/],
     ['a name too long', () => [{ kind: FdKind.EVENTFD, name: 'n'.repeat(256), fd: eventfd() }], /256 bytes/],
   ];
   for (const [name, make, message] of cases) {
@@ -151,8 +155,8 @@ t.test('a bundle that is not what it should be is refused, and the giver goes on
         const giver = new RecordingGiver(entries);
         const receiver = new RecordingReceiver(entries.slice(0, 1));
         const [given, received] = await handOver(giver, receiver);
-        t.match(given.error?.message, message, 'the giver is told');
-        t.match(given.error?.message, /handoff failed in phase (transfer|adopt): .*; the giver goes on/);
+        t.match(given.error?.message, message, 'the giver learns why');
+        t.match(given.error?.message, /handoff failed in phase (transfer|adopt): .*; the giver continues/);
         t.ok(received.error !== undefined);
         t.match(giver, { frozen: 1, thawed: 1 });
         t.equal(receiver.started, 0);
@@ -163,7 +167,7 @@ t.test('a bundle that is not what it should be is refused, and the giver goes on
   }
   t.test('one that is missing', (t) =>
     withoutLeak(t, async () => {
-      const { entries, close } = assortment();
+      const { entries, close } = await assortment();
       const giver = new RecordingGiver(entries.slice(1));
       const [given, received] = await handOver(giver, new RecordingReceiver(entries));
       t.match(given.error, { phase: 'adopt', message: /the fd socket is missing/ });
@@ -202,7 +206,10 @@ async function receiveRaw(messages: readonly { bytes: Uint8Array; fds?: readonly
 
 t.test('garbage, and messages that lie, are refused', (t) =>
   withoutLeak(t, async () => {
-    const prepare = { bytes: encodeMessage(HandoffMessage.PREPARE, encodeJson({})) };
+    const prepareOf = (offer: unknown) => ({
+      bytes: encodeMessage(HandoffMessage.PREPARE, new TextEncoder().encode(JSON.stringify(offer))),
+    });
+    const prepare = prepareOf({ handoff: HANDOFF_VERSION });
     const one = [{ kind: FdKind.EVENTFD, name: 'one' }];
     const fd = eventfd();
     const fds = (count: number, payload = encodeEntries(one), carried = [fd]) => ({
@@ -212,15 +219,14 @@ t.test('garbage, and messages that lie, are refused', (t) =>
     const end = (count: number) => ({
       bytes: encodeMessage(HandoffMessage.TRANSFERRED, encodeTransferred(count, null)),
     });
-    const otherVersion = encodeMessage(HandoffMessage.PREPARE, encodeJson({}));
-    otherVersion[8] = 2;
     const cut = encodeEntries(one).subarray(0, 6);
     const long = Uint8Array.from([...encodeEntries(one), 0, 0, 0, 0]);
     const text = new TextEncoder().encode('no JSON');
     const cases: [string, Parameters<typeof receiveRaw>[0], RegExp][] = [
       ['nothing', [], /prepare: the other process went away/],
       ['noise', [{ bytes: new Uint8Array(64).fill(7) }], /phase prepare/],
-      ['another version', [{ bytes: otherVersion }], /speaks version 2 of the handoff, this one 1/],
+      ['an older version', [prepareOf({})], /speaks version 1 of the handoff, this one 2/],
+      ['a newer version', [prepareOf({ handoff: 3 })], /speaks version 3 of the handoff, this one 2/],
       ['no JSON', [{ bytes: encodeMessage(HandoffMessage.PREPARE, text) }], /should hold JSON/],
       ['out of turn', [end(0)], /TRANSFERRED came where PREPARE should/],
       ['more fds said than carried', [prepare, fds(2)], /says 2 fds and carries 1/],
@@ -237,16 +243,58 @@ t.test('garbage, and messages that lie, are refused', (t) =>
   }),
 );
 
+// Another version at the other end
+
+t.test('a giver of the first version is refused in that version, and a newer one too', async (t) => {
+  for (const offer of [{ what: 'device-server' }, { what: 'device-server', handoff: 3 }]) {
+    await withoutLeak(t, async () => {
+      const [left, right] = socketPair();
+      const receiver = new RecordingReceiver([]);
+      const receiving = outcome(receive(right, receiver));
+      const channel = new Channel(left);
+      await channel.sendDocument(HandoffMessage.PREPARE, offer, FIRST_VERSION);
+      const { version, type, payload } = await channel.next();
+      t.same([version, type], [FIRST_VERSION, HandoffMessage.REFUSED]);
+      const theirs = 'handoff' in offer ? 3 : 1;
+      const message = new RegExp(`speaks version ${theirs} of the handoff, this one 2: both have to be`);
+      t.match(decodeDocument(payload, version), { code: 'DEVSTATE_E_HANDOFF_BUNDLE', message });
+      t.match((await receiving).error, { phase: 'prepare', message });
+      t.equal(receiver.offer, undefined, 'it was not looked at');
+      channel.end();
+    });
+  }
+});
+
+t.test('a receiver of the first version is refused in that version, before anything stops', (t) =>
+  withoutLeak(t, async () => {
+    const [left, right] = socketPair();
+    const giver = new RecordingGiver([]);
+    const giving = outcome(give(left, giver));
+    const channel = new Channel(right);
+    const prepare = await channel.expect(HandoffMessage.PREPARE);
+    t.match(decodeDocument(prepare.payload, prepare.version), { what: 'a test', handoff: 2 });
+    t.equal(prepare.version, FIRST_VERSION, 'it can read the first message');
+    await channel.sendDocument(HandoffMessage.READY, null, FIRST_VERSION);
+    const { version, type, payload } = await channel.next();
+    t.same([version, type], [FIRST_VERSION, HandoffMessage.ROLLBACK]);
+    const message = /speaks version 1 of the handoff, this one 2: both have to be/;
+    t.match(decodeDocument(payload, version), { code: 'DEVSTATE_E_HANDOFF_BUNDLE', message });
+    t.match((await giving).error, { phase: 'prepare', code: 'DEVSTATE_E_HANDOFF_BUNDLE', message });
+    t.match(giver, { frozen: 0, thawed: 0 });
+    channel.end();
+  }),
+);
+
 // Each end fails in each phase
 
 const STEPS = ['prepare', 'adopt'] as const;
 
-t.test('a receiver that refuses or hangs: the giver goes on, and the error names the phase', async (t) => {
+t.test('a receiver that refuses or hangs: the giver continues, and the error names the phase', async (t) => {
   for (const step of STEPS) {
     for (const way of ['refuses', 'hangs'] as const) {
       await t.test(`${way} in ${step}`, (t) =>
         withoutLeak(t, async () => {
-          const { entries, close } = assortment();
+          const { entries, close } = await assortment();
           const giver = new RecordingGiver(entries);
           const receiver = new RecordingReceiver(entries);
           let letGo: () => void = () => {};
@@ -266,9 +314,9 @@ t.test('a receiver that refuses or hangs: the giver goes on, and the error names
           const given = await outcome(give(left, giver, { timeouts }));
           t.equal(given.error?.phase, step);
           t.match(given.error?.message, way === 'hangs' ? /not done within 50 ms/ : /no, thank you/);
-          t.match(given.error?.message, /the giver goes on/);
+          t.match(given.error?.message, /the giver continues/);
           t.match(giver, step === 'prepare' ? { frozen: 0, thawed: 0 } : { frozen: 1, thawed: 1 });
-          // The one that hung goes on one day, and finds that it is too late.
+          // The one that hung continues one day, and finds that it is too late.
           letGo();
           t.ok((await receiving).error);
           t.equal(receiver.started, 0);
@@ -280,7 +328,7 @@ t.test('a receiver that refuses or hangs: the giver goes on, and the error names
   }
 });
 
-t.test('a giver that fails to freeze: it goes on, and the receiver is told', (t) =>
+t.test('a giver that fails to freeze: it continues, and the receiver learns why', (t) =>
   withoutLeak(t, async () => {
     const giver = new RecordingGiver([]);
     giver.freeze = () => Promise.reject(new Error('busy with something'));
@@ -292,7 +340,7 @@ t.test('a giver that fails to freeze: it goes on, and the receiver is told', (t)
   }),
 );
 
-t.test('a giver that hangs in its freeze is told to stop', (t) =>
+t.test('a giver that hangs in its freeze is asked to stop', (t) =>
   withoutLeak(t, async () => {
     const giver = new RecordingGiver([]);
     let aborted: AbortSignal | undefined;
@@ -324,7 +372,7 @@ t.test('an end that goes away, message by message', async (t) => {
         ];
         const steps = [
           async () => {
-            await channel.send(HandoffMessage.PREPARE, encodeJson(null));
+            await channel.sendDocument(HandoffMessage.PREPARE, { handoff: HANDOFF_VERSION }, FIRST_VERSION);
             await channel.expect(HandoffMessage.READY);
           },
           () => channel.send(HandoffMessage.FDS, encodeEntries(entries), [fd, lease.fd]),
@@ -334,7 +382,7 @@ t.test('an end that goes away, message by message', async (t) => {
         channel.end();
         const { report, error } = await receiving;
         // Once everything is there, a receiver needs its giver no more.
-        if (after === 3) t.ok(report, 'goes on without its giver');
+        if (after === 3) t.ok(report, 'continues without its giver');
         else t.match(error, { phase: after === 0 ? 'prepare' : 'transfer' });
         t.match(receiver, { started: after === 3 ? 1 : 0, abandoned: 0 });
         t.equal(lease.isTaken, after === 3);
@@ -348,18 +396,18 @@ t.test('an end that goes away, message by message', async (t) => {
     const phase = (['prepare', 'adopt', 'commit'] as const)[after];
     await t.test(`the receiver after ${after} messages`, (t) =>
       withoutLeak(t, async () => {
-        const { entries, close } = assortment();
+        const { entries, close } = await assortment();
         const giver = new RecordingGiver(entries);
         const [left, right] = socketPair();
         const giving = outcome(give(left, giver));
         const channel = new Channel(right);
         await channel.expect(HandoffMessage.PREPARE);
         if (after > 0) {
-          await channel.send(HandoffMessage.READY, encodeJson(null));
+          await channel.sendDocument(HandoffMessage.READY, null);
           closeAll((await channel.expect(HandoffMessage.FDS)).fds);
           await channel.expect(HandoffMessage.TRANSFERRED);
         }
-        if (after > 1) await channel.send(HandoffMessage.ADOPTED, encodeJson(null));
+        if (after > 1) await channel.sendDocument(HandoffMessage.ADOPTED, null);
         channel.end();
         t.match((await giving).error, { phase, message: /the other process went away/ });
         t.match(giver, after === 0 ? { frozen: 0, thawed: 0 } : { frozen: 1, thawed: 1 });
@@ -382,7 +430,7 @@ t.test('a giver, which serves a device, parses no long document of a receiver', 
   withoutLeak(t, async () => {
     const giver = new RecordingGiver([]);
     const { giving, channel } = await offered(giver);
-    const answer = channel.send(HandoffMessage.READY, encodeJson('x'.repeat(100_000)));
+    const answer = channel.sendDocument(HandoffMessage.READY, 'x'.repeat(100_000));
     t.match((await giving).error, { phase: 'prepare' });
     t.match(giver, { frozen: 0, thawed: 0 });
     await answer.catch(() => {});
@@ -394,7 +442,7 @@ t.test('a receiver that took the lease and says no more has taken over', (t) =>
   withoutLeak(t, async () => {
     const giver = new RecordingGiver([]);
     const { giving, channel } = await offered(giver);
-    await channel.send(HandoffMessage.READY, encodeJson(null));
+    await channel.sendDocument(HandoffMessage.READY, null);
     const { fds } = await channel.expect(HandoffMessage.FDS);
     const lease = Lease.open(fds[0]!);
     await channel.expect(HandoffMessage.TRANSFERRED);

@@ -24,13 +24,13 @@ export function memory(name = 'memory'): Fd {
 }
 
 /** One of every kind that needs no privilege. */
-export function assortment(): { entries: BundleEntry[]; close: () => void } {
+export async function assortment(): Promise<{ entries: BundleEntry[]; close: () => void }> {
   const [socket, other] = socketPair();
   const entries: BundleEntry[] = [
     { kind: FdKind.SOCKET, name: 'socket', fd: socket },
     { kind: FdKind.EVENTFD, name: 'eventfd', fd: eventfd() },
     { kind: FdKind.MEMORY, name: 'memory', fd: memory() },
-    { kind: FdKind.SEALED, name: 'sealed', fd: sealedMemory('sealed', [Uint8Array.of(1, 2, 3)]) },
+    { kind: FdKind.SEALED, name: 'sealed', fd: await sealedMemory('sealed', [Uint8Array.of(1, 2, 3)]) },
     { kind: FdKind.PASSENGER, name: 'passenger', fd: eventfd() },
   ];
   return { entries, close: () => closeAll([other, ...entries.map(({ fd }) => fd)]) };

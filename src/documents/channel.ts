@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * One end of a handoff's socket: messages one after the other, with the fds they brought. While one waits to be taken,
- * nothing more is received: what a peer sends ahead stays in its own memory and fds.
+ * One end of a socket between two processes of devstate: messages one after the other, with the fds they brought. While one
+ * waits to be taken, nothing more is received: what a peer sends ahead stays in its own memory and fds.
  */
 
 import { DevstateError } from '../errors.js';
 import { MAX_MESSAGE_FDS } from '../native/index.js';
 import { closeAll, type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
+  decodeDocument,
   decodeHeader,
-  decodeJson,
+  encodeDocument,
   encodeMessage,
   HANDOFF_HEADER_LENGTH,
   HANDOFF_VERSION,
@@ -17,18 +18,17 @@ import {
   handoffFraming,
   handoffMessageName,
   MAX_HANDOFF_MESSAGE,
-  malformed,
-} from './protocol.js';
+  otherVersion,
+} from './messages.js';
+import { malformed } from './packed.js';
 
-/** A message; whoever gets it owns the fds. */
+/** A message; its receiver owns the fds. */
 export interface ReceivedMessage {
+  readonly version: number;
   readonly type: number;
   readonly payload: Uint8Array;
   readonly fds: Fd[];
 }
-
-/** Longest request or answer: what comes before anything is handed over. */
-export const MAX_REQUEST_MESSAGE = 64 * 1024;
 
 /** What a channel takes. */
 export interface ChannelOptions {
@@ -36,6 +36,8 @@ export interface ChannelOptions {
   readonly peers?: readonly number[] | 'any';
   /** Most bytes of a message until {@link Channel.expectHandoff}. Default: those of a handoff. */
   readonly maxMessageLength?: number;
+  /** Called once, when the connection has ended, whichever end closed it. */
+  readonly closed?: () => void;
 }
 
 interface Waiter {
@@ -57,6 +59,8 @@ export class Channel {
   readonly #limits: { maxMessageLength: number; readonly maxFds: number; readonly maxQueuedBytes: number };
   readonly #socket: MessageSocket;
   readonly #arrived: ReceivedMessage[] = [];
+  /** What the other end is spoken to in. */
+  #version: number = HANDOFF_VERSION;
   #waiter: Waiter | undefined;
   #end: Error | undefined;
 
@@ -64,7 +68,7 @@ export class Channel {
    * Takes a connected socket. @throws DEVSTATE_E_HANDOFF_PEER, and closes it, when the process at its other end is
    * another user's than this one and `peers`: what is handed over is control of a VM's device
    */
-  constructor(fd: Fd, { peers = [], maxMessageLength = MAX_HANDOFF_MESSAGE }: ChannelOptions = {}) {
+  constructor(fd: Fd, { peers = [], maxMessageLength = MAX_HANDOFF_MESSAGE, closed }: ChannelOptions = {}) {
     this.#limits = {
       maxMessageLength,
       maxFds: MAX_MESSAGE_FDS,
@@ -72,7 +76,10 @@ export class Channel {
     };
     this.#socket = new MessageSocket(fd, handoffFraming, this.#limits, {
       message: (frame) => this.#message(frame),
-      closed: (error) => this.#closed(error),
+      closed: (error) => {
+        this.#closed(error);
+        closed?.();
+      },
     });
     const { uid, pid } = this.#socket.peerCredentials;
     this.peerPid = pid;
@@ -87,13 +94,8 @@ export class Channel {
     const { version, type, fds: count } = decodeHeader(frame.view);
     if (frame.fds.length !== count)
       throw malformed(`${handoffMessageName(type)} says ${count} fds and carries ${frame.fds.length}`);
-    if (version !== HANDOFF_VERSION) {
-      throw malformed(
-        `the other process speaks version ${version} of the handoff, this one ${HANDOFF_VERSION}`,
-      );
-    }
     const payload = frame.bytes.slice(HANDOFF_HEADER_LENGTH, frame.length);
-    const message = { type, payload, fds: frame.fds.map((fd) => fd.take()) };
+    const message = { version, type, payload, fds: frame.fds.map((fd) => fd.take()) };
     const waiter = this.#waiter;
     this.#waiter = undefined;
     if (waiter === undefined) {
@@ -116,12 +118,26 @@ export class Channel {
     this.#waiter = undefined;
   }
 
-  /** Sends a message; settles when the kernel has it. @throws DEVSTATE_E_CONNECTION_CLOSED */
+  /** Sends a message; settles when the kernel has it. The fds stay the caller's. @throws DEVSTATE_E_CONNECTION_CLOSED */
   async send(type: HandoffMessage, payload: Uint8Array, fds: readonly Fd[] = []): Promise<void> {
-    this.#socket.send(encodeMessage(type, payload, fds.length), { fds, owned: true });
+    await this.#sendBytes(encodeMessage(type, payload, fds.length), fds);
+  }
+
+  /** Sends a message that is a document, in the version of the other end. @throws DEVSTATE_E_CONNECTION_CLOSED */
+  async sendDocument(type: number, document: unknown, version = this.#version): Promise<void> {
+    await this.#sendBytes(encodeMessage(type, encodeDocument(document, version), 0, version), []);
+  }
+
+  async #sendBytes(bytes: Uint8Array, fds: readonly Fd[]): Promise<void> {
+    this.#socket.send(bytes, { fds, owned: true });
     await this.#socket.drained().catch((error: unknown) => {
       throw this.#end ?? error;
     });
+  }
+
+  /** The other end speaks another version: from now on it is answered in that version. */
+  speak(version: number): void {
+    this.#version = version;
   }
 
   /** Whatever comes next. @throws DEVSTATE_E_CONNECTION_CLOSED when nothing does */
@@ -153,13 +169,19 @@ export class Channel {
    */
   async expect(...types: readonly HandoffMessage[]): Promise<ReceivedMessage> {
     const message = await this.next();
-    if ((types as readonly number[]).includes(message.type)) return message;
+    const { version, type } = message;
+    const isFitting = version === HANDOFF_VERSION || type === HandoffMessage.PREPARE;
+    if (isFitting && (types as readonly number[]).includes(type)) return message;
     closeAll(message.fds);
-    if (message.type === HandoffMessage.ROLLBACK || message.type === HandoffMessage.REFUSED) {
-      const { message: words } = decodeJson(message.payload) as Refusal;
-      throw new DevstateError('DEVSTATE_E_HANDOFF', String(words));
+    if (type === HandoffMessage.ROLLBACK || type === HandoffMessage.REFUSED) {
+      const refusal = decodeDocument(message.payload, version) as Partial<Refusal> | null;
+      throw new DevstateError('DEVSTATE_E_HANDOFF', String(refusal?.message));
     }
-    throw malformed(`${handoffMessageName(message.type)} came where ${types.map(handoffMessageName)} should`);
+    if (!isFitting) {
+      this.speak(version);
+      throw otherVersion(version);
+    }
+    throw malformed(`${handoffMessageName(type)} came where ${types.map(handoffMessageName)} should`);
   }
 
   /** Closes when what was sent has left. */

@@ -1,35 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a device author implements, and what the SDK gives in return.
+ * What a device author implements (`Device`), and what the SDK gives in return (`DeviceHost`).
  *
  * The author writes the device's own function: regions, reset, quiesce, and the list of state formats it can save and
  * load. The SDK does the rest: the vfio-user protocol, interrupts' eventfds, guest memory with dirty logging, the
  * migration state machines, the state envelope, the migration socket.
+ *
+ * All methods are called on the event loop that serves the VMM: none may block. A region access keeps a vCPU waiting;
+ * `quiesce` and `resume` are a part of the time that a guest stands still.
  */
 
-import type { DeviceModel, FormatVersion, Uuid } from '../formats/index.js';
-import type { BundleEntry, FdKind } from '../handoff/index.js';
-import type { RawState, StateFormat } from '../migration/index.js';
-import type { ServedRegion } from '../server/index.js';
+import type { DeviceModel } from '../formats/index.js';
 import type { Fd } from '../transport/index.js';
-import type { StateValue } from '../wire/index.js';
+import type { MmapArea } from '../wire/index.js';
+import type { DeviceFiles } from './files.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Interrupts } from './interrupts.js';
-import type { PciConfigSpace } from './pci-config.js';
+import type { DeviceJournal, HostJournal } from './journal.js';
+import type { PciBar, PciConfigSpace } from './pci-config.js';
+import type { DeviceValues, RawState, StateFormat } from './state.js';
 
-export type { DeviceModel, ParameterDefinition, ParameterValue } from '../formats/index.js';
-export type { RawState, SaveRound, StateFormat, StateLoader, StateRecord } from '../migration/index.js';
-export type { StateValue } from '../wire/index.js';
+/** Memory of the device that the VMM may map: all of a BAR, or its `areas`. */
+export interface BarMemory {
+  /** The BAR's owner is its owner. */
+  readonly fd: Fd;
+  /** Where the BAR begins in the file. */
+  readonly offset: number;
+  readonly areas?: readonly MmapArea[];
+}
 
 /** One BAR. Its accesses come to `Device.readRegion` and `Device.writeRegion` with `index` as the region. */
-export interface Bar {
-  /** 0 to 5; a 64-bit BAR takes the next index too. */
-  readonly index: number;
-  /** Bytes; a power of two. */
-  readonly size: number;
-  readonly kind: 'memory32' | 'memory64' | 'io';
+export interface Bar extends PciBar {
   /** Memory that the VMM may map, all of the BAR or areas of it: the device sees no accesses there. It owns the fd. */
-  readonly memory?: NonNullable<ServedRegion['memory']>;
+  readonly memory?: BarMemory;
 }
 
 /** Number of interrupts the device can raise, by kind. */
@@ -54,40 +57,6 @@ export interface GuestMessages {
   write(address: number, source: Uint8Array): Promise<void>;
 }
 
-/**
- * State that survives a crash of the server. All that changes in one transaction is kept or nothing of it, and what it
- * sets off happens when it is kept: interrupts, and what `write` writes. A region access is a transaction, with its reply.
- *
- * Without a crash journal all of this happens at once.
- */
-export interface HostJournal {
-  /** Whether there is a journal. */
-  readonly keeps: boolean;
-  /** The two ends of a transaction, for what does not fit into one function. They nest. */
-  begin(): void;
-  end(): void;
-  /** What is changed by anything but a region access: a completion, a timer. */
-  transaction<T>(work: () => T): T;
-  /**
-   * Writes guest memory when what caused it is kept, the last 4 bytes last. For what tells the guest of something: data
-   * that it is told of may be written at any time before. Some kilobytes at most in one transaction.
-   */
-  write(address: number, bytes: Uint8Array): void;
-}
-
-/** A device whose state survives a crash of the server. */
-export interface DeviceJournal {
-  /** What it keeps: names, and the most bytes of each. The same in every start of the same device. */
-  readonly records: readonly { readonly name: string; readonly capacity: number }[];
-  /**
-   * Called at the end of every transaction: `put` those records (by index) that have changed since. Together they must be
-   * all of the device's state but for its config space and what belongs to the VMM.
-   */
-  save(put: (record: number, bytes: Uint8Array) => void): void;
-  /** Becomes what was kept, stopped: `resume` follows, and begins anew what was under way. */
-  restore(get: (record: number) => Uint8Array | undefined): void;
-}
-
 /** What the SDK gives a device when it is attached. */
 export interface DeviceHost {
   readonly memory: GuestMemory;
@@ -97,49 +66,6 @@ export interface DeviceHost {
   readonly journal: HostJournal;
   /** One line for the operator; never for data. */
   log(level: 'info' | 'warn' | 'error', message: string): void;
-}
-
-/**
- * The state of a device as named values, the least that a device can offer. The names are the paths of fields in the
- * schema of a standard format, so that a manager makes a stream of that format of them, and takes one apart.
- */
-export interface DeviceValues {
-  /** The format whose schema names the values. */
-  readonly uuid: Uuid;
-  readonly version: FormatVersion;
-  /** All values. Called quiesced. */
-  capture(): ReadonlyMap<string, StateValue>;
-  /** Becomes what the values say. Called stopped. @throws RequestError when they do not make a state, which changes nothing */
-  restore(values: ReadonlyMap<string, StateValue>): void;
-}
-
-/**
- * The open files of a device that its successor in another process goes on with: the very open files, so that a lock
- * held on one stays held.
- */
-export interface DeviceFiles {
-  /** The images among them, which have a lock with at most one holder. */
-  readonly images?: readonly DeviceImage[];
-  /** What goes over. The caller closes the fds, which are duplicates. `data` becomes JSON. */
-  handOver(): { readonly files: readonly BundleEntry[]; readonly data: unknown };
-  /**
-   * Goes on with what came: `take` gives each file once. Nothing else of the device is there yet.
-   * @throws when these are not the files that this device works on; what was taken is closed then
-   */
-  adopt(take: (name: string, kind: FdKind) => Fd, data: unknown): void;
-  /** The files are another process's: close them, and do nothing else with them. */
-  letGo(): void;
-}
-
-/** A file with at most one user, who holds a lock over all of it. */
-export interface DeviceImage {
-  readonly path: string;
-  /** This process holds the lock. */
-  readonly locked: boolean;
-  /** Leaves byte `byte`, beyond the file's end, out of the lock that is held, and none that was left out before; undefined for none. */
-  leaveOut(byte: number | undefined): void;
-  /** Whether no other process has byte `byte` locked. */
-  isFree(byte: number): boolean;
 }
 
 export interface Device {
@@ -178,7 +104,7 @@ export interface Device {
   configWritten?(offset: number, length: number): void;
 
   /**
-   * Back to the state after power on. Ends all DMA first. Must not fail. What was handed over (`handOver`) is not taken
+   * Back to the state after power on. Ends all DMA first. Must not fail. What was given up (`releaseExclusive`) is not taken
    * over before: as after power on, the device takes it when it first needs it.
    */
   reset(reason: ResetReason): void | Promise<void>;
@@ -193,14 +119,14 @@ export interface Device {
   resume(): void | Promise<void>;
 
   /**
-   * The state is about to be read for another instance of this device: let go of what only one of the two may hold
+   * The state is about to be read for another instance of this device: release what only one of the two may hold
    * (flush and unlock the image). Called quiesced; idempotent. @throws to refuse to be migrated away
    */
-  handOver?(): void | Promise<void>;
+  releaseExclusive?(): void | Promise<void>;
 
   /**
    * Take that hold again or for the first time: before `resume` after a hand-over, and when a load is committed.
    * Idempotent. @throws when somebody else holds it
    */
-  takeOver?(): void | Promise<void>;
+  acquireExclusive?(): void | Promise<void>;
 }

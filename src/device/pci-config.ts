@@ -5,9 +5,17 @@
  */
 
 import { Errno, isPowerOfTwo, RequestError } from '../wire/index.js';
-import type { Bar } from './device.js';
 
 export const CONFIG_SPACE_SIZE = 256;
+
+/** What config space says of a BAR. */
+export interface PciBar {
+  /** 0 to 5; a 64-bit BAR takes the next index too. */
+  readonly index: number;
+  /** Bytes; a power of two. */
+  readonly size: number;
+  readonly kind: 'memory32' | 'memory64' | 'io';
+}
 
 /** Offsets in the type 0 header (PCI 3.0, 6.1). */
 export const PciRegister = {
@@ -49,12 +57,16 @@ export const PciCapability = {
 export interface PciIdentity {
   vendorId: number;
   deviceId: number;
-  subsystemVendorId: number;
-  subsystemId: number;
-  revision: number;
+  /** Default: `vendorId`. */
+  subsystemVendorId?: number;
+  /** Default: `deviceId`. */
+  subsystemId?: number;
+  /** Default: 0. */
+  revision?: number;
   /** Base class, subclass, programming interface: 0x010802 for NVMe. */
   classCode: number;
-  intx: boolean;
+  /** It has an INTx pin. Default: no. */
+  intx?: boolean;
 }
 
 /** One capability: bytes from its id on (`next` is filled in) and which of their bits a guest can write. */
@@ -64,24 +76,27 @@ export interface CapabilityImage {
 }
 
 export class PciConfigSpace {
+  /** What a guest reads. */
   readonly bytes = new Uint8Array(CONFIG_SPACE_SIZE);
   readonly #view = new DataView(this.bytes.buffer);
-  readonly #writable = new Uint8Array(CONFIG_SPACE_SIZE);
-  readonly #initial: Uint8Array;
-  readonly #make: () => PciConfigSpace;
+  /** A bit for each bit of `bytes`: the guest can write it. */
+  readonly writable = new Uint8Array(CONFIG_SPACE_SIZE);
+  /** `bytes` after power on. */
+  readonly initial: Uint8Array;
 
-  constructor(identity: PciIdentity, bars: readonly Bar[], capabilities: readonly CapabilityImage[]) {
-    this.#make = () => new PciConfigSpace(identity, bars, capabilities);
+  constructor(identity: PciIdentity, bars: readonly PciBar[], capabilities: readonly CapabilityImage[] = []) {
+    const { vendorId, deviceId, subsystemVendorId = vendorId, subsystemId = deviceId } = identity;
+    const { revision = 0, classCode, intx = false } = identity;
     const view = this.#view;
-    view.setUint16(PciRegister.VENDOR_ID, identity.vendorId, true);
-    view.setUint16(PciRegister.DEVICE_ID, identity.deviceId, true);
-    view.setUint16(PciRegister.SUBSYSTEM_VENDOR_ID, identity.subsystemVendorId, true);
-    view.setUint16(PciRegister.SUBSYSTEM_ID, identity.subsystemId, true);
+    view.setUint16(PciRegister.VENDOR_ID, vendorId, true);
+    view.setUint16(PciRegister.DEVICE_ID, deviceId, true);
+    view.setUint16(PciRegister.SUBSYSTEM_VENDOR_ID, subsystemVendorId, true);
+    view.setUint16(PciRegister.SUBSYSTEM_ID, subsystemId, true);
     // Revision is the low byte of the class code's dword.
-    view.setUint32(PciRegister.REVISION_ID, (identity.classCode << 8) | identity.revision, true);
-    view.setUint8(PciRegister.INTERRUPT_PIN, identity.intx ? 1 : 0);
+    view.setUint32(PciRegister.REVISION_ID, (classCode << 8) | revision, true);
+    view.setUint8(PciRegister.INTERRUPT_PIN, intx ? 1 : 0);
 
-    const mask = new DataView(this.#writable.buffer);
+    const mask = new DataView(this.writable.buffer);
     const command =
       PciCommand.IO |
       PciCommand.MEMORY |
@@ -94,10 +109,10 @@ export class PciConfigSpace {
     mask.setUint8(PciRegister.INTERRUPT_LINE, 0xff);
     for (const bar of bars) this.#addBar(bar, mask);
     this.#addCapabilities(capabilities);
-    this.#initial = this.bytes.slice();
+    this.initial = this.bytes.slice();
   }
 
-  #addBar(bar: Bar, mask: DataView): void {
+  #addBar(bar: PciBar, mask: DataView): void {
     const at = PciRegister.BAR0 + 4 * bar.index;
     if (bar.size < 16 || !isPowerOfTwo(bar.size)) throw new RangeError(`BAR ${bar.index} size ${bar.size}`);
     this.#view.setUint32(at, { io: 0x1, memory32: 0x0, memory64: 0x4 }[bar.kind], true);
@@ -113,7 +128,7 @@ export class PciConfigSpace {
         throw new RangeError('capabilities do not fit the config space');
       this.bytes.set(bytes, at);
       this.bytes[at + 1] = 0;
-      this.#writable.set(writable, at);
+      this.writable.set(writable, at);
       this.bytes[link] = at;
       link = at + 1;
       at = (at + bytes.length + 3) & ~3;
@@ -137,46 +152,13 @@ export class PciConfigSpace {
     );
   }
 
-  /** @throws RequestError EINVAL outside of the config space */
-  read(offset: number, target: Uint8Array): void {
-    requireInside(offset, target.length);
-    target.set(this.bytes.subarray(offset, offset + target.length));
-  }
-
-  /** Changes the writable bits only. @throws RequestError EINVAL outside of the config space */
-  write(offset: number, data: Uint8Array): void {
-    requireInside(offset, data.length);
-    for (let i = 0; i < data.length; i++) {
-      const mask = this.#writable[offset + i]!;
-      this.bytes[offset + i] = (this.bytes[offset + i]! & ~mask) | (data[i]! & mask);
-    }
-  }
-
   /** Offset of a capability, or 0. */
   findCapability(id: number): number {
-    let at = this.bytes[PciRegister.CAPABILITIES_POINTER]!;
-    for (let steps = 0; at !== 0 && steps < 48; steps++) {
-      if (this.bytes[at] === id) return at;
-      at = this.bytes[at + 1]!;
-    }
-    return 0;
-  }
-
-  /** Whether a function level reset has been asked for (PCIe device control, bit 15) since the last call. */
-  takeFunctionLevelReset(): boolean {
-    const express = this.findCapability(PciCapability.EXPRESS);
-    if (express === 0 || (this.bytes[express + 9]! & 0x80) === 0) return false;
-    this.bytes[express + 9]! &= 0x7f; // reads as zero
-    return true;
+    return findCapability(this.bytes, id);
   }
 
   reset(): void {
-    this.bytes.set(this.#initial);
-  }
-
-  /** Another one of the same device, as after a reset. */
-  fresh(): PciConfigSpace {
-    return this.#make();
+    this.bytes.set(this.initial);
   }
 
   /**
@@ -189,7 +171,7 @@ export class PciConfigSpace {
     const status = PciRegister.STATUS;
     for (let i = 0; i < CONFIG_SPACE_SIZE; i++) {
       if (i === status || i === status + 1) continue; // volatile: recomputed by the device
-      if (((saved[i]! ^ this.#initial[i]!) & ~this.#writable[i]!) !== 0) {
+      if (((saved[i]! ^ this.initial[i]!) & ~this.writable[i]!) !== 0) {
         throw new RequestError(
           Errno.EINVAL,
           `config space differs at 0x${i.toString(16)}, which no guest can write`,
@@ -197,14 +179,18 @@ export class PciConfigSpace {
       }
     }
     this.bytes.set(saved);
-    this.bytes.set(this.#initial.subarray(status, status + 2), status);
+    this.bytes.set(this.initial.subarray(status, status + 2), status);
   }
 }
 
-function requireInside(offset: number, length: number): void {
-  if (offset + length > CONFIG_SPACE_SIZE) {
-    throw new RequestError(Errno.EINVAL, `config space access 0x${offset.toString(16)}+${length}`);
+/** Offset of a capability in a config space, or 0. */
+export function findCapability(config: Uint8Array, id: number): number {
+  let at = config[PciRegister.CAPABILITIES_POINTER]!;
+  for (let steps = 0; at !== 0 && steps < 48; steps++) {
+    if (config[at] === id) return at;
+    at = config[at + 1]!;
   }
+  return 0;
 }
 
 /** The MSI-X capability (PCI 3.0, 6.8.2): table and PBA in BARs. */
@@ -247,6 +233,6 @@ export function expressCapability(): CapabilityImage {
   view.setUint32(0x0c, 0x00000011, true); // link: 2.5 GT/s, x1
   view.setUint16(0x12, 0x0011, true);
   const writable = new Uint8Array(60);
-  new DataView(writable.buffer).setUint16(8, 0xffff, true); // device control; bit 15 is for `takeFunctionLevelReset`
+  new DataView(writable.buffer).setUint16(8, 0xffff, true); // device control; bit 15 resets the function
   return { bytes, writable };
 }

@@ -4,7 +4,7 @@
 import type { StoredFd } from '../fd-store/index.js';
 import type { Transactions } from '../journal/index.js';
 import type { Fd } from '../transport/index.js';
-import type { Signal } from './interrupts.js';
+import type { Signal } from './interrupt-table.js';
 
 export class KeptSignal implements Signal {
   readonly #stored: StoredFd;

@@ -15,10 +15,10 @@ import {
   RequestError,
   type SetIrqs,
 } from '../wire/index.js';
-import type { PciConfigSpace } from './pci-config.js';
+import type { ConfigAccess } from './config-access.js';
 import type { VmmTables } from './vmm-tables.js';
 
-/** What all VMMs of a device are told alike. */
+/** What all VMMs of a device learn alike. */
 export interface DeviceFace {
   readonly name: string;
   readonly flags: number;
@@ -36,12 +36,12 @@ export class DeviceUnderstudy implements Understudy {
   readonly absorbed = { resets: 0, configWrites: 0 };
 
   readonly #tables: VmmTables;
-  readonly #config: PciConfigSpace;
+  readonly #config: ConfigAccess;
   readonly #exchange: () => void;
   readonly #holdIntx: (held: boolean) => void;
 
   /**
-   * @param tables held, and of nobody yet
+   * @param tables held, and assigned to no VMM yet
    * @param config fresh
    * @param exchange has the device and `tables` change places
    * @param holdIntx keeps the device from raising INTx, or no more
@@ -49,7 +49,7 @@ export class DeviceUnderstudy implements Understudy {
   constructor(
     face: DeviceFace,
     tables: VmmTables,
-    config: PciConfigSpace,
+    config: ConfigAccess,
     exchange: () => void,
     holdIntx: (held: boolean) => void,
   ) {

@@ -3,16 +3,16 @@
 
 import { DirtyLog } from '../migration/index.js';
 import { type DmaLoggingReport, type DmaLoggingStart, Errno, RequestError } from '../wire/index.js';
-import type { EnginePort } from './engine-port.js';
-import type { GuestMemory } from './guest-memory.js';
+import type { Claim } from './claim.js';
+import type { DmaTable } from './dma-table.js';
 
 export class DmaLog {
-  readonly #memory: GuestMemory;
+  readonly #memory: DmaTable;
   #log: DirtyLog | undefined;
   /** Who has started it: a report forgets what it reports, so only this connection may read or stop it. */
-  #owner: EnginePort | undefined;
+  #owner: Claim | undefined;
 
-  constructor(memory: GuestMemory) {
+  constructor(memory: DmaTable) {
     this.#memory = memory;
   }
 
@@ -20,53 +20,53 @@ export class DmaLog {
     return this.#log !== undefined;
   }
 
-  isOf(port: EnginePort): boolean {
-    return this.#owner === port;
+  isOf(claim: Claim): boolean {
+    return this.#owner === claim;
   }
 
   /** @returns bytes of a page, in force @throws RequestError EBUSY when there is a log already */
-  start(port: EnginePort, { pageSize, ranges }: DmaLoggingStart): number {
+  start(claim: Claim, { pageSize, ranges }: DmaLoggingStart): number {
     if (this.isOn) throw new RequestError(Errno.EBUSY, 'DMA logging is on already');
     this.#log = new DirtyLog(pageSize, ranges);
-    this.#owner = port;
+    this.#owner = claim;
     this.#memory.setWriteLog(this.#log);
     return this.#log.pageSize;
   }
 
   /** @throws RequestError EBUSY when it is another connection's */
-  stop(port: EnginePort): void {
+  stop(claim: Claim): void {
     if (!this.isOn) return;
-    this.#requireOwner(port);
+    this.#requireOwner(claim);
     this.#end();
   }
 
   /** Sets in `bitmap` what was written since the last report. @throws RequestError as `requireOn` does */
   report(
-    port: EnginePort,
+    claim: Claim,
     { iova, length, pageSize }: DmaLoggingReport,
     bitmap: Uint8Array,
   ): void | Promise<void> {
-    const done = this.requireOn(port).report(iova, length, pageSize, bitmap);
+    const done = this.requireOn(claim).report(iova, length, pageSize, bitmap);
     // What the device holds for writing may change after this report.
     if (done instanceof Promise) return done.then(() => this.#memory.markPinned());
     this.#memory.markPinned();
   }
 
   /** @throws RequestError EINVAL when there is no log, EBUSY when it is another connection's */
-  requireOn(port: EnginePort): DirtyLog {
+  requireOn(claim: Claim): DirtyLog {
     if (this.#log === undefined) throw new RequestError(Errno.EINVAL, 'DMA logging is off');
-    this.#requireOwner(port);
+    this.#requireOwner(claim);
     return this.#log;
   }
 
-  #requireOwner(port: EnginePort): void {
-    if (!this.isOf(port))
+  #requireOwner(claim: Claim): void {
+    if (!this.isOf(claim))
       throw new RequestError(Errno.EBUSY, 'another connection logs the DMA of this device');
   }
 
   /** The connection is gone, and its log with it. */
-  release(port: EnginePort): void {
-    if (this.isOf(port)) this.#end();
+  release(claim: Claim): void {
+    if (this.isOf(claim)) this.#end();
   }
 
   #end(): void {

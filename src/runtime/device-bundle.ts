@@ -4,12 +4,13 @@
  * eventfds, the device's own open files. All of it can be taken out, and put in, any number of times.
  */
 
-import { setImmediate as turn } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
+import type { Device } from '../device/index.js';
 import { parseUuid, uuidToBytes } from '../formats/index.js';
 import {
   type Bundle,
   type BundleEntry,
+  eachInTurns,
   FdKind,
   packRanges,
   type RangeEntry,
@@ -22,11 +23,11 @@ import type { CapturedDevice, DmaPeer, HandoffFormat } from '../server/index.js'
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, RequestError } from '../wire/index.js';
 import { openBacking } from './backing.js';
-import type { Device } from './device.js';
+import { bundleEntry, bundleKind } from './device-files.js';
+import type { DmaRange, DmaTable } from './dma-table.js';
 import { EventSignal } from './event-signal.js';
 import { chooseFormat, type FormatChoice, type StateOffer } from './format-choice.js';
-import type { GuestMemory } from './guest-memory.js';
-import type { Interrupts } from './interrupts.js';
+import type { InterruptTable } from './interrupt-table.js';
 import type { MigrationEngine } from './migration-engine.js';
 import type { SharedFiles } from './shared-files.js';
 import { type SaveSource, StateSessions } from './state-sessions.js';
@@ -40,8 +41,6 @@ const vectorName = (index: number, vector: number): string => `irq:${index}:${ve
 const MAX_STATE = 1024 ** 3;
 /** Read from the saving at a time, bytes. */
 const CHUNK = 1024 * 1024;
-/** Ranges that are mapped before others have their turn. */
-const RANGES_AT_ONCE = 1024;
 
 const unsigned = z.number().int().nonnegative();
 const vectors = z.object({
@@ -50,7 +49,7 @@ const vectors = z.object({
   pending: z.array(unsigned),
   assigned: z.array(unsigned),
 });
-/** `FrozenInterrupts` as JSON. */
+/** `FrozenInterrupts` in a document. */
 export const frozenInterrupts = z.object({ intxLevel: z.boolean(), kinds: z.array(vectors) });
 const documentSchema = z.object({
   arrived: z.boolean(),
@@ -74,8 +73,8 @@ function withFileName({ file, ...range }: RangeEntry) {
 
 export interface HandoffParts {
   readonly device: Device;
-  readonly memory: GuestMemory;
-  readonly interrupts: Interrupts;
+  readonly memory: DmaTable;
+  readonly interrupts: InterruptTable;
   readonly engine: MigrationEngine;
   readonly offer: StateOffer;
   readonly files: SharedFiles;
@@ -109,9 +108,9 @@ export class DeviceBundle {
     try {
       entries.push({ kind: FdKind.SEALED, name: STATE_NAME, fd: await this.#save() });
       const interrupts = this.#captureInterrupts(entries);
-      const dma = this.#captureMemory(entries);
-      const own = this.#parts.device.files?.handOver();
-      entries.push(...(own?.files ?? []));
+      const dma = await this.#captureMemory(entries);
+      const own = this.#parts.device.files?.exportFiles();
+      entries.push(...(own?.files ?? []).map(bundleEntry));
       const { arrived } = this.#parts.engine;
       const document: DeviceDocument = { arrived, interrupts, dma, files: own?.data ?? null };
       return { entries, document };
@@ -155,13 +154,13 @@ export class DeviceBundle {
     return state as DeviceDocument['interrupts'];
   }
 
-  #captureMemory(entries: BundleEntry[]): DeviceDocument['dma'] {
+  #captureMemory(entries: BundleEntry[]): Promise<DeviceDocument['dma']> {
     const indexes = new Map<Fd, number>();
-    const ranges = this.#parts.memory.regions.map(({ address, length, backing }): RangeEntry => {
+    const entryOf = ({ address, length, backing }: DmaRange): RangeEntry => {
       if (backing.origin === undefined)
         throw new RequestError(
           Errno.ENOTSUP,
-          `nobody knows where DMA range 0x${address.toString(16)} is from`,
+          `the origin of the DMA range 0x${address.toString(16)} is not known`,
         );
       const { file, offset, flags } = backing.origin;
       let index = file === undefined ? null : (indexes.get(file) ?? null);
@@ -171,15 +170,19 @@ export class DeviceBundle {
         entries.push({ kind: FdKind.MEMORY, name: dmaName(index), fd: file.duplicate() });
       }
       return { address, size: length, offset, flags, file: index };
+    };
+    return packRanges(this.#parts.memory.regions.slice(), {
+      entryOf,
+      plainOf: withFileName,
+      add: (kind, name, fd) => entries.push({ kind, name, fd }),
     });
-    return packRanges(ranges, withFileName);
   }
 
-  /** Becomes what comes out of the bundle. @throws when it cannot: the caller lets go of what is there by then */
+  /** Becomes what comes out of the bundle. @throws when it cannot: the caller releases what is there by then */
   async adopt(bundle: Bundle, document: unknown, vmm: DmaPeer | undefined): Promise<void> {
     const { device, engine } = this.#parts;
     const parsed = documentSchema.parse(document);
-    device.files?.adopt((name, kind) => bundle.take(name, kind), parsed.files);
+    device.files?.importFiles((name, kind) => bundle.take(name, bundleKind(kind)), parsed.files);
     await this.#adoptMemory(bundle, parsed.dma, vmm);
     await this.#load(bundle.take(STATE_NAME, FdKind.SEALED));
     this.#adoptInterrupts(bundle, parsed.interrupts);
@@ -198,14 +201,13 @@ export class DeviceBundle {
     return true;
   }
 
-  /** Some at a time: mapping tens of thousands takes long. */
   async #adoptMemory(bundle: Bundle, dma: DeviceDocument['dma'], vmm: DmaPeer | undefined): Promise<void> {
     const { memory, files } = this.#parts;
     const taken = new Map<string, Fd>();
     try {
-      for (const [index, { file, ...request }] of unpackRanges(dma, withFileName).entries()) {
+      const ranges = await unpackRanges(dma, withFileName, (kind, name) => bundle.take(name, kind));
+      await eachInTurns(ranges, ({ file, ...request }) => {
         if (vmm === undefined) throw new RequestError(Errno.EINVAL, 'DMA ranges without a VMM');
-        if (index % RANGES_AT_ONCE === RANGES_AT_ONCE - 1) await turn();
         if (file !== null && !taken.has(file)) taken.set(file, bundle.take(file, FdKind.MEMORY));
         const { address, size, flags } = request;
         memory.add({
@@ -215,7 +217,7 @@ export class DeviceBundle {
           writable: (flags & DmaMapFlag.WRITE) !== 0,
           backing: openBacking(request, file === null ? undefined : taken.get(file), vmm, files),
         });
-      }
+      });
     } finally {
       // The ranges have their own.
       closeAll(taken.values());

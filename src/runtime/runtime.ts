@@ -4,6 +4,7 @@
  * and carries its migrations out.
  */
 
+import { CONFIG_SPACE_SIZE, type Device, type DeviceHost, type HostJournal } from '../device/index.js';
 import { DevstateError } from '../errors.js';
 import type { SlotSpec } from '../journal/index.js';
 import { limitRepeats } from '../logging/index.js';
@@ -31,18 +32,17 @@ import {
   RegionInfoFlag,
   type SetIrqs,
 } from '../wire/index.js';
+import { ConfigAccess } from './config-access.js';
 import { CrashRecords, journalSlots } from './crash-records.js';
-import type { Device, DeviceHost, HostJournal } from './device.js';
 import { dmaFiles } from './dma-files.js';
-import type { ServedProtocols } from './engine-port.js';
+import { EnginePort, type ServedProtocols } from './engine-port.js';
 import { type StateOffer, stateOffer } from './format-choice.js';
 import { DeviceHandoff } from './handoff.js';
 import { journalOfNothing } from './host-journal.js';
 import { DeviceImages } from './images.js';
-import { Interrupts } from './interrupts.js';
+import { InterruptTable } from './interrupt-table.js';
 import { MigrationEngine } from './migration-engine.js';
 import { type MigrationRegionOptions, requireRegionOptions } from './migration-region.js';
-import { CONFIG_SPACE_SIZE } from './pci-config.js';
 import { SharedFiles } from './shared-files.js';
 import { DeviceUnderstudy } from './understudy.js';
 import { VmmTables } from './vmm-tables.js';
@@ -55,7 +55,7 @@ export interface RuntimeOptions {
   readonly formats?: readonly string[];
   /** The migration protocols that are served: the commands of v2, the region of v1, or both. Default: v2. */
   readonly migration?: MigrationProtocols;
-  /** Of v1. */
+  /** The v1 migration region. */
   readonly migrationRegion?: MigrationRegionOptions;
   /** Keeps the device's state for a successor after a crash; opened for `DeviceRuntime.journalSlots`. */
   readonly crash?: CrashJournal | undefined;
@@ -75,11 +75,12 @@ export class DeviceRuntime implements ServedDevice {
   readonly recovery: RecoveryPort | undefined;
 
   readonly #device: Device;
+  readonly #config: ConfigAccess;
   readonly #crash: CrashJournal | undefined;
   readonly #records: CrashRecords | undefined;
   readonly #files: SharedFiles;
   readonly #tables: VmmTables;
-  readonly #makeInterrupts: () => Interrupts;
+  readonly #makeInterrupts: () => InterruptTable;
   readonly #engine: MigrationEngine;
   readonly #offer: StateOffer;
   readonly #protocols: ServedProtocols;
@@ -87,6 +88,7 @@ export class DeviceRuntime implements ServedDevice {
   constructor(device: Device, options: RuntimeOptions) {
     this.name = options.name;
     this.#device = device;
+    this.#config = new ConfigAccess(device.config);
     this.#crash = options.crash;
     this.#files = new SharedFiles(options.crash?.store);
     this.#offer = stateOffer(device, options.formats);
@@ -97,7 +99,7 @@ export class DeviceRuntime implements ServedDevice {
     const counts = [intx === false ? 0 : 1, msi, msix, 1, 1];
     const edgeIntx = intx === 'edge';
     this.irqs = counts.map((count, index) => ({ flags: irqFlags(index, edgeIntx), count }));
-    this.#makeInterrupts = () => new Interrupts(counts, { edgeIntx });
+    this.#makeInterrupts = () => new InterruptTable(counts, { edgeIntx });
     this.#tables = new VmmTables(this.#makeInterrupts(), this.#files, options.crash);
     const { memory, interrupts } = this.#tables;
     this.#engine = new MigrationEngine(device, memory, interrupts, this.#offer);
@@ -157,7 +159,7 @@ export class DeviceRuntime implements ServedDevice {
     const device = this.#device;
     const engine = this.#engine;
     const changed = (): void => this.#records?.noteChanged();
-    const interrupts = (): Interrupts => this.#tables.interrupts;
+    const interrupts = (): InterruptTable => this.#tables.interrupts;
     let note: Uint8Array = new Uint8Array(0);
     return {
       get resets() {
@@ -175,13 +177,13 @@ export class DeviceRuntime implements ServedDevice {
       },
       images: device.files?.images === undefined ? undefined : new DeviceImages(device.files.images),
       describe: () => JSON.stringify(describe(device, this.#offer)),
-      dmaMaps: () =>
-        memory.regions.map((region) => ({
+      dmaMaps: ({ first, most }) =>
+        memory.regions.slice(first, first + most).map((region) => ({
           address: region.address,
           size: region.length,
           flags: (region.readable ? DmaMapFlag.READ : 0) | (region.writable ? DmaMapFlag.WRITE : 0),
         })),
-      dmaFiles: (limit) => dmaFiles(memory, limit),
+      dmaFiles: (limit, asked) => dmaFiles(memory, limit, asked),
       readMemory: (address, target) => memory.read(address, target),
       writeMemory: (address, source) => memory.write(address, source),
     };
@@ -202,15 +204,15 @@ export class DeviceRuntime implements ServedDevice {
   readRegion(region: number, offset: number, target: Uint8Array): void | Promise<void> {
     if (region !== PciRegion.CONFIG) return this.#device.readRegion(region, offset, target);
     this.#device.config.setInterruptStatus(this.#tables.interrupts.intxAsserted);
-    this.#device.config.read(offset, target);
+    this.#config.read(offset, target);
   }
 
   writeRegion(region: number, offset: number, data: Uint8Array): void | Promise<void> {
     if (region !== PciRegion.CONFIG) return this.#device.writeRegion(region, offset, data);
-    this.#device.config.write(offset, data);
+    this.#config.write(offset, data);
     this.#records?.configChanged();
     // A function level reset is the same for every device, and ends a migration like any other reset.
-    if (this.#device.config.takeFunctionLevelReset()) return this.#engine.reset('requested');
+    if (this.#config.takeFunctionLevelReset()) return this.#engine.reset('requested');
     this.#device.configWritten?.(offset, data.length);
   }
 
@@ -228,7 +230,7 @@ export class DeviceRuntime implements ServedDevice {
     try {
       await this.#engine.vmmLeft();
     } finally {
-      // Whatever became of the device, the VMM's eventfds and memory are let go of.
+      // Whatever became of the device, the VMM's eventfds and memory are released.
       await this.#tables.clear();
     }
   }
@@ -242,11 +244,11 @@ export class DeviceRuntime implements ServedDevice {
       this.#engine.vmmChanged(this.#tables.peer);
     };
     const holdIntx = (held: boolean): void => this.#tables.interrupts.holdIntx(held);
-    return new DeviceUnderstudy(this, tables, this.#device.config.fresh(), exchange, holdIntx);
+    return new DeviceUnderstudy(this, tables, ConfigAccess.fresh(this.#device.config), exchange, holdIntx);
   }
 
   openMigration(): MigrationPort {
-    return this.#engine.open(this.#protocols);
+    return new EnginePort(this.#engine, this.#protocols);
   }
 }
 

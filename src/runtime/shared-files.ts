@@ -15,13 +15,16 @@ const EXTENT = 2 ** 30;
 /** The protocol's smallest page: pieces begin at a multiple of it. */
 const PAGE = 4096;
 
+/** A mapped piece of a file. */
+export type Piece = Pick<Mapping, 'length' | 'window' | 'unmap'>;
+
 /** A file, held by as many ranges as refer to it. */
 export interface SharedFile {
   readonly fd: Fd;
   /** Bytes; 0 where the file does not say. */
   readonly size: number;
   /** A piece of it. To be unmapped before `release`. Call at most once. @throws RequestError */
-  map(offset: number, length: number): Mapping;
+  map(offset: number, length: number): Piece;
   release(): void;
 }
 
@@ -73,24 +76,8 @@ export class SharedFiles {
       entry = this.#open(fd, size!, writable);
       this.#files.set(key, entry);
     }
-    const held = entry;
-    held.users++;
-    let place: number | undefined;
-    return {
-      fd: held.fd,
-      size: held.size,
-      map: (offset, length) => {
-        const mapped = mapPiece(held, offset, length);
-        place = mapped.place;
-        return mapped.mapping;
-      },
-      release: () => {
-        if (place !== undefined) leaveExtent(held, place);
-        if (--held.users > 0) return;
-        this.#files.delete(key);
-        held.close();
-      },
-    };
+    entry.users++;
+    return new Hold(entry, () => this.#files.delete(key));
   }
 
   #open(fd: Fd, size: number, writable: boolean): Entry {
@@ -120,6 +107,71 @@ export class SharedFiles {
   }
 }
 
+/** One range's hold on a file. */
+class Hold implements SharedFile {
+  readonly #entry: Entry;
+  readonly #forget: () => void;
+  #place: number | undefined;
+
+  /** @param forget the file is held no more */
+  constructor(entry: Entry, forget: () => void) {
+    this.#entry = entry;
+    this.#forget = forget;
+  }
+
+  get fd(): Fd {
+    return this.#entry.fd;
+  }
+
+  get size(): number {
+    return this.#entry.size;
+  }
+
+  map(offset: number, length: number): Piece {
+    const { piece, place } = mapPiece(this.#entry, offset, length);
+    this.#place = place;
+    return piece;
+  }
+
+  release(): void {
+    const entry = this.#entry;
+    if (this.#place !== undefined) leaveExtent(entry, this.#place);
+    if (--entry.users > 0) return;
+    this.#forget();
+    entry.close();
+  }
+}
+
+/**
+ * A piece of an extent. It becomes an object of the addon when the device touches it: a VMM maps tens of thousands of which
+ * a device touches a few, and the garbage collector looks at every object of the addon each time, with the event loop held up.
+ */
+class ExtentPiece implements Piece {
+  readonly #extent: Mapping;
+  readonly #offset: number;
+  readonly length: number;
+  #part: Mapping | undefined;
+
+  constructor(extent: Mapping, offset: number, length: number) {
+    this.#extent = extent;
+    this.#offset = offset;
+    this.length = length;
+  }
+
+  window(offset: number, length: number): ArrayBuffer | number {
+    if (this.#part === undefined) {
+      const part = this.#extent.part(this.#offset, this.length);
+      if (typeof part === 'number') return part;
+      this.#part = part;
+    }
+    return this.#part.window(offset, length);
+  }
+
+  unmap(): number {
+    return this.#part?.unmap() ?? 0;
+  }
+}
+
 function duplicate(fd: Fd): Fd {
   try {
     return fd.duplicate();
@@ -130,23 +182,21 @@ function duplicate(fd: Fd): Fd {
 }
 
 /** @param place of the extent that the piece is in; undefined for one that has a mapping of its own */
-function mapPiece(entry: Entry, offset: number, length: number): { mapping: Mapping; place?: number } {
-  if (offset % PAGE !== 0) throw cannotMap(Errno.EINVAL);
+function mapPiece(entry: Entry, offset: number, length: number): { piece: Piece; place?: number } {
+  if (offset % PAGE !== 0 || length === 0) throw cannotMap(Errno.EINVAL);
   const place = Math.floor(offset / EXTENT);
   const start = place * EXTENT;
   const end = Math.min(start + EXTENT, entry.size);
   if (offset + length <= end) {
     const extent = entry.extents.get(place) ?? openExtent(entry, place, end - start);
     if (extent !== undefined) {
-      const mapping = extent.mapping.part(offset - start, length);
-      if (typeof mapping === 'number') throw cannotMap(-mapping);
       extent.users++;
-      return { mapping, place };
+      return { piece: new ExtentPiece(extent.mapping, offset - start, length), place };
     }
   }
   const mapping = native.map(entry.fd.number, offset, length, entry.protection);
   if (typeof mapping === 'number') throw cannotMap(-mapping);
-  return { mapping };
+  return { piece: mapping };
 }
 
 /** Undefined when so much of the file cannot be mapped: less of it may be. */

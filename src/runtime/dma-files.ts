@@ -2,14 +2,21 @@
 /** The files that the VMM has its memory in, for a manager on this host: DEVSTATE_DMA_FILES. */
 
 import type { Fd } from '../transport/index.js';
-import { type DmaFileEntry, DmaMapFlag } from '../wire/index.js';
-import type { GuestMemory } from './guest-memory.js';
+import { type DmaFileEntry, DmaMapFlag, type DmaMapsRequest } from '../wire/index.js';
+import type { DmaTable } from './dma-table.js';
 
-/** The ranges that are mapped files, as far as they are in the first `limit` files. The fds stay where they are. */
-export function dmaFiles(memory: GuestMemory, limit: number): { entries: DmaFileEntry[]; files: Fd[] } {
+/**
+ * Those of the ranges asked for that are mapped files, as far as they are in the first `limit` files. The fds stay where
+ * they are.
+ */
+export function dmaFiles(
+  memory: DmaTable,
+  limit: number,
+  { first, most }: DmaMapsRequest,
+): { entries: DmaFileEntry[]; files: Fd[] } {
   const entries: DmaFileEntry[] = [];
   const files: Fd[] = [];
-  for (const { address, length, readable, writable, backing } of memory.regions) {
+  for (const { address, length, readable, writable, backing } of memory.regions.slice(first, first + most)) {
     const origin = backing.kind === 'mapped' ? backing.origin : undefined;
     if (origin?.file === undefined) continue;
     let file = files.indexOf(origin.file);

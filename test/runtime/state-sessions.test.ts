@@ -3,8 +3,9 @@
 
 import t from 'tap';
 import type { MigrationClient } from '../../src/client/index.js';
-import { type Device, DeviceRuntime, type RuntimeOptions, type StateRecord } from '../../src/device/index.js';
+import type { Device, StateRecord } from '../../src/device/index.js';
 import { decodeEnvelope, type FormatOffer, uuidToBytes } from '../../src/formats/index.js';
+import { DeviceRuntime, type RuntimeOptions } from '../../src/runtime/index.js';
 import { Errno, MigrationState } from '../../src/wire/index.js';
 import { ScratchDevice } from '../support/scratch-device.js';
 import { outcome, Served, until } from '../support/served.js';

@@ -4,8 +4,8 @@
  * end of a transaction in which it changed, and costs nothing in one in which it did not.
  */
 
-import { z } from 'zod';
-import type { FdKind } from '../handoff/index.js';
+import * as z from 'zod';
+import { CONFIG_SPACE_SIZE, type Device, type DeviceFileKind, type DeviceJournal } from '../device/index.js';
 import type { Effector, SlotSpec } from '../journal/index.js';
 import { native } from '../native/index.js';
 import {
@@ -17,13 +17,12 @@ import {
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, MigrationState, RequestError } from '../wire/index.js';
 import { openBacking } from './backing.js';
-import type { Device, DeviceJournal } from './device.js';
 import { frozenInterrupts } from './device-bundle.js';
-import type { GuestMemory } from './guest-memory.js';
+import { bundleEntry, bundleKind } from './device-files.js';
+import type { DmaTable } from './dma-table.js';
 import { writeOrdered } from './host-journal.js';
 import { KeptSignal } from './kept-signal.js';
 import type { MigrationEngine } from './migration-engine.js';
-import { CONFIG_SPACE_SIZE } from './pci-config.js';
 import type { SharedFiles } from './shared-files.js';
 import type { VmmTables } from './vmm-tables.js';
 
@@ -79,6 +78,9 @@ export class CrashRecords implements RecoveryPort {
   readonly #own: readonly number[];
   readonly #put: (record: number, bytes: Uint8Array) => void;
   #memoryGeneration = -1;
+  #filesGeneration: number | undefined;
+  /** The device's own, once they are kept. */
+  #files: z.infer<typeof filesSchema>['files'] | undefined;
   #life = '';
   #note: Uint8Array;
   /** The config space was written, or reset. */
@@ -126,6 +128,7 @@ export class CrashRecords implements RecoveryPort {
       const numbers = signals.map((ofKind) => ofKind.map((signal) => (signal as KeptSignal).number));
       this.#putJson('interrupts', { state, numbers });
     }
+    if (device.files?.generation !== this.#filesGeneration) this.#keepFiles();
     if (this.#configChanged) {
       this.#configChanged = false;
       crash.journal.put(this.#slots.config, device.config.bytes);
@@ -146,7 +149,7 @@ export class CrashRecords implements RecoveryPort {
     this.#parts.crash.journal.put(this.#slots[slot], Buffer.from(JSON.stringify(value)));
   }
 
-  #ranges(memory: GuestMemory): z.infer<typeof dmaSchema> {
+  #ranges(memory: DmaTable): z.infer<typeof dmaSchema> {
     return memory.regions.map(({ address, length, backing }) => {
       const { file, offset, flags } = backing.origin ?? { file: undefined, offset: 0, flags: 0 };
       const number = file === undefined ? undefined : this.#parts.files.numberOf(file);
@@ -156,11 +159,14 @@ export class CrashRecords implements RecoveryPort {
 
   #keepFiles(): void {
     const { device, crash } = this.#parts;
-    const own = device.files?.handOver();
+    const own = device.files?.exportFiles();
     if (own === undefined) return;
+    this.#filesGeneration = device.files?.generation;
     try {
-      const files = own.files.map(({ name, kind, fd }) => ({ name, kind, number: crash.store.put(fd) }));
-      this.#putJson('files', { files, data: own.data });
+      this.#files ??= own.files
+        .map(bundleEntry)
+        .map(({ name, kind, fd }) => ({ name, kind, number: crash.store.put(fd) }));
+      this.#putJson('files', { files: this.#files, data: own.data });
     } finally {
       closeAll(own.files.map(({ fd }) => fd));
     }
@@ -188,12 +194,14 @@ export class CrashRecords implements RecoveryPort {
     const { device, crash } = this.#parts;
     const kept = this.#read('files', filesSchema);
     if (kept === undefined) return;
-    const take = (name: string, kind: FdKind): Fd => {
-      const file = kept.files.find((one) => one.name === name && one.kind === kind);
+    const take = (name: string, kind: DeviceFileKind): Fd => {
+      const file = kept.files.find((one) => one.name === name && one.kind === bundleKind(kind));
       if (file === undefined) throw new RequestError(Errno.ENOENT, `the file ${name} was not kept`);
       return crash.store.take(file.number);
     };
-    device.files?.adopt(take, kept.data);
+    device.files?.importFiles(take, kept.data);
+    this.#files = kept.files;
+    this.#filesGeneration = device.files?.generation;
   }
 
   #recoverMemory(): void {

@@ -15,9 +15,9 @@ import {
   type SetIrqs,
 } from '../wire/index.js';
 import { openBacking } from './backing.js';
+import { DmaTable } from './dma-table.js';
 import { EventSignal } from './event-signal.js';
-import { GuestMemory } from './guest-memory.js';
-import type { Interrupts, Signal } from './interrupts.js';
+import type { InterruptTable, Signal } from './interrupt-table.js';
 import { KeptSignal } from './kept-signal.js';
 import type { SharedFiles } from './shared-files.js';
 
@@ -25,7 +25,7 @@ import type { SharedFiles } from './shared-files.js';
 export const MAX_KEPT_RANGES = 4096;
 
 export class VmmTables {
-  readonly memory = new GuestMemory();
+  readonly memory = new DmaTable();
   /** Undefined while no VMM has agreed on a version. */
   peer: DmaPeer | undefined;
   readonly #files: SharedFiles;
@@ -33,7 +33,7 @@ export class VmmTables {
 
   /** @param crash keeps what the VMM gives */
   constructor(
-    readonly interrupts: Interrupts,
+    readonly interrupts: InterruptTable,
     files: SharedFiles,
     crash?: CrashJournal,
   ) {
@@ -105,7 +105,7 @@ export class VmmTables {
     [this.peer, other.peer] = [other.peer, this.peer];
   }
 
-  /** The VMM has gone: its eventfds and memory are let go of. */
+  /** The VMM has gone: its eventfds and memory are released. */
   async clear(): Promise<void> {
     this.interrupts.disconnect();
     await this.memory.clear();

@@ -3,7 +3,7 @@
 
 import { native } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
-import type { Signal } from './interrupts.js';
+import type { Signal } from './interrupt-table.js';
 
 export class EventSignal implements Signal {
   readonly #fd: Fd;

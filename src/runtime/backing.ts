@@ -3,7 +3,7 @@
 
 import { read, write } from 'node:fs';
 import { promisify } from 'node:util';
-import { FileType, type Mapping, native } from '../native/index.js';
+import { FileType, native } from '../native/index.js';
 import type { DmaPeer } from '../server/index.js';
 import type { Fd } from '../transport/index.js';
 import { DmaMapFlag, type DmaMapRequest, Errno, RequestError } from '../wire/index.js';
@@ -13,8 +13,8 @@ import {
   type MappedBacking,
   type RemoteBacking,
   WINDOW_SIZE,
-} from './guest-memory.js';
-import { type SharedFile, SharedFiles } from './shared-files.js';
+} from './dma-table.js';
+import { type Piece, type SharedFile, SharedFiles } from './shared-files.js';
 
 const readFile = promisify(read);
 const writeFile = promisify(write);
@@ -66,12 +66,12 @@ function requireFile(request: DmaMapRequest, fd: Fd): void {
 class MappedRange implements MappedBacking {
   readonly kind = 'mapped';
   readonly origin: BackingOrigin;
-  readonly #mapping: Mapping;
+  readonly #mapping: Piece;
   readonly #file: SharedFile;
   /** Made when first touched: a range may be terabytes. */
   readonly #windows: Uint8Array[] = [];
 
-  constructor(mapping: Mapping, request: DmaMapRequest, file: SharedFile) {
+  constructor(mapping: Piece, request: DmaMapRequest, file: SharedFile) {
     this.#mapping = mapping;
     this.#file = file;
     this.origin = originOf(request, file.fd);

@@ -3,19 +3,19 @@
 
 import t from 'tap';
 import {
-  chooseFormat,
-  type FormatChoice,
-  formatFor,
-  formatOffers,
-  stateOffer,
-} from '../../src/device/format-choice.js';
-import {
   type EnvelopeHeader,
   newUuid,
   type Uuid,
   uuidFromBytes,
   uuidToBytes,
 } from '../../src/formats/index.js';
+import {
+  chooseFormat,
+  type FormatChoice,
+  formatFor,
+  formatOffers,
+  stateOffer,
+} from '../../src/runtime/format-choice.js';
 import { Errno, FormatFlag, type FormatSelection } from '../../src/wire/index.js';
 import { refusal } from '../support/hex.js';
 import { ScratchDevice } from '../support/scratch-device.js';
@@ -82,7 +82,7 @@ t.test('all that a device has, or what an operator wants of it', async (t) => {
   t.equal(stateOffer({ ...device, rawState }, [SECOND]).raw, undefined, 'who pins a format gets it');
 });
 
-t.test('as a manager is told', async (t) => {
+t.test('as a manager sees it', async (t) => {
   const offer = stateOffer(manyFormats());
   const told = formatOffers(offer);
   t.strictSame(

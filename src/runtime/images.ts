@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The image files of a device, as its server lets managers ask about them. */
 
+import type { DeviceImage } from '../device/index.js';
 import { asDevstateError } from '../errors.js';
 import type { ImagesPort } from '../server/index.js';
 import { Errno, type ImagesReport, RequestError } from '../wire/index.js';
-import type { DeviceImage } from './device.js';
 
 export class DeviceImages implements ImagesPort {
   readonly #images: readonly DeviceImage[];

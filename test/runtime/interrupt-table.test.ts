@@ -2,7 +2,7 @@
 /** SET_IRQS, every kind of data with every action on every index, and when an interrupt is delivered. */
 
 import t from 'tap';
-import { Interrupts, type Signal } from '../../src/device/index.js';
+import { InterruptTable, type Signal } from '../../src/runtime/interrupt-table.js';
 import { Errno, IrqSetFlag, PciIrq } from '../../src/wire/index.js';
 import { refusal } from '../support/hex.js';
 
@@ -29,18 +29,18 @@ class Line implements Signal {
 
 const lines = (count: number): Line[] => Array.from({ length: count }, () => new Line());
 
-function assign(interrupts: Interrupts, index: number, list: readonly Line[], start = 0): void {
+function assign(interrupts: InterruptTable, index: number, list: readonly Line[], start = 0): void {
   interrupts.set({ flags: DATA_EVENTFD | ACTION_TRIGGER, index, start, count: list.length }, NO_DATA, list);
 }
 
-function act(interrupts: Interrupts, index: number, action: number, vector = 0): void {
+function act(interrupts: InterruptTable, index: number, action: number, vector = 0): void {
   interrupts.set({ flags: DATA_NONE | action, index, start: vector, count: 1 }, NO_DATA, []);
 }
 
 t.test('every kind of data × every action × every index', async (t) => {
   for (const [index, count] of COUNTS.entries()) {
     for (const action of [ACTION_MASK, ACTION_UNMASK, ACTION_TRIGGER]) {
-      const interrupts = new Interrupts(COUNTS);
+      const interrupts = new InterruptTable(COUNTS);
       const list = lines(count);
       assign(interrupts, index, list);
       const set = (flags: number, data = NO_DATA, given: Signal[] = []): number =>
@@ -72,7 +72,7 @@ t.test('every kind of data × every action × every index', async (t) => {
 });
 
 t.test('bool picks vectors, wherever it starts', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const list = lines(8);
   assign(interrupts, PciIrq.MSIX, list);
   const request = { flags: DATA_BOOL | ACTION_TRIGGER, index: PciIrq.MSIX, start: 2, count: 4 };
@@ -84,9 +84,9 @@ t.test('bool picks vectors, wherever it starts', async (t) => {
 });
 
 t.test('what is refused', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const msix = { index: PciIrq.MSIX, start: 0, count: 1 };
-  const wrong: [string, Parameters<Interrupts['set']>[0]][] = [
+  const wrong: [string, Parameters<InterruptTable['set']>[0]][] = [
     ['no data', { ...msix, flags: ACTION_TRIGGER }],
     ['no action', { ...msix, flags: DATA_NONE }],
     ['two kinds of data', { ...msix, flags: DATA_NONE | DATA_BOOL | ACTION_TRIGGER }],
@@ -112,7 +112,7 @@ t.test('what is refused', async (t) => {
 });
 
 t.test('assigned in chunks, replaced, taken away, disabled', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const list = lines(8);
   t.equal(interrupts.msixEnabled, false);
   assign(interrupts, PciIrq.MSIX, list.slice(0, 3), 0);
@@ -155,7 +155,7 @@ t.test('assigned in chunks, replaced, taken away, disabled', async (t) => {
 });
 
 t.test('a pending interrupt is delivered once, when it can be', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   interrupts.triggerMsix(2);
   interrupts.triggerMsix(2);
   const list = lines(8);
@@ -180,7 +180,7 @@ t.test('a pending interrupt is delivered once, when it can be', async (t) => {
 });
 
 t.test('INTx is a level', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const line = new Line();
   assign(interrupts, PciIrq.INTX, [line]);
   interrupts.setIntx(true);
@@ -216,7 +216,7 @@ t.test('INTx is a level', async (t) => {
 });
 
 t.test('INTx while the device is held', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const line = new Line();
   assign(interrupts, PciIrq.INTX, [line]);
   interrupts.hold();
@@ -236,7 +236,7 @@ t.test('INTx while the device is held', async (t) => {
 });
 
 t.test('INTx as an edge', async (t) => {
-  const interrupts = new Interrupts(COUNTS, { edgeIntx: true });
+  const interrupts = new InterruptTable(COUNTS, { edgeIntx: true });
   const line = new Line();
   t.equal(interrupts.intxPending, false);
   interrupts.triggerIntx();
@@ -263,7 +263,7 @@ t.test('INTx as an edge', async (t) => {
 });
 
 t.test('reset forgets what is pending and keeps the eventfds', async (t) => {
-  const interrupts = new Interrupts(COUNTS);
+  const interrupts = new InterruptTable(COUNTS);
   const line = new Line();
   interrupts.hold();
   assign(interrupts, PciIrq.MSIX, [line]);
@@ -278,10 +278,10 @@ t.test('reset forgets what is pending and keeps the eventfds', async (t) => {
 });
 
 t.test('saved and loaded', async (t) => {
-  const source = new Interrupts(COUNTS);
+  const source = new InterruptTable(COUNTS);
   for (const vector of [1, 3, 7]) source.triggerMsix(vector);
   source.triggerMsi(2);
-  const target = new Interrupts(COUNTS);
+  const target = new InterruptTable(COUNTS);
   target.triggerMsix(0);
   target.load(source.save());
   t.strictSame(target.save(), { pendingMsix: [1, 3, 7], pendingMsi: [2] });
@@ -292,7 +292,7 @@ t.test('saved and loaded', async (t) => {
       `vector ${vector}`,
     );
   }
-  const without = new Interrupts([1, 0, 0]);
+  const without = new InterruptTable([1, 0, 0]);
   t.equal(
     refusal(() => without.load({ pendingMsix: [0], pendingMsi: [] })),
     Errno.EINVAL,

@@ -5,9 +5,10 @@
  * runs again or the owner is gone.
  */
 
+import type { Device, ResetReason } from '../device/index.js';
 import { asDevstateError } from '../errors.js';
 import { BrokenDeviceError, MigrationMachine } from '../migration/index.js';
-import type { DmaPeer, MigrationPort, ValuesPort } from '../server/index.js';
+import type { DmaPeer, ValuesPort } from '../server/index.js';
 import {
   Errno,
   type FormatSelection,
@@ -17,9 +18,9 @@ import {
   RequestError,
   type WireFormatOffer,
 } from '../wire/index.js';
-import type { Device, ResetReason } from './device.js';
+import { Claim } from './claim.js';
 import { DmaLog } from './dma-log.js';
-import { EnginePort, type ServedProtocols } from './engine-port.js';
+import type { DmaTable } from './dma-table.js';
 import {
   chooseFormat,
   type FormatChoice,
@@ -27,8 +28,7 @@ import {
   type StateOffer,
   stateOffer,
 } from './format-choice.js';
-import type { GuestMemory } from './guest-memory.js';
-import type { Interrupts } from './interrupts.js';
+import type { InterruptTable } from './interrupt-table.js';
 import { StateSessions } from './state-sessions.js';
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;
@@ -52,8 +52,8 @@ export class MigrationEngine {
   /** What the device writes by DMA, while a manager wants to know. */
   readonly log: DmaLog;
   readonly #device: Device;
-  readonly #memory: GuestMemory;
-  readonly #interrupts: Interrupts;
+  readonly #memory: DmaTable;
+  readonly #interrupts: InterruptTable;
   readonly #machine: MigrationMachine;
   /** Transitions and resets, one after the other. */
   #queue: Promise<unknown> = Promise.resolve();
@@ -63,14 +63,14 @@ export class MigrationEngine {
   #handedOver = false;
   #generation = 0;
   #resets = 0;
-  #owner: EnginePort | undefined;
+  #owner: Claim | undefined;
   /** What the device is was loaded, or is being loaded: it came from elsewhere, and the image with it. */
   #arrived = false;
   /** The VMM has left while somebody drove a migration, and none has come since. */
   #orphaned = false;
 
   /** @param offer how the state is given and taken; default: all that the device can */
-  constructor(device: Device, memory: GuestMemory, interrupts: Interrupts, offer = stateOffer(device)) {
+  constructor(device: Device, memory: DmaTable, interrupts: InterruptTable, offer = stateOffer(device)) {
     this.#device = device;
     this.#memory = memory;
     this.log = new DmaLog(memory);
@@ -94,10 +94,6 @@ export class MigrationEngine {
     return this.#generation;
   }
 
-  open(protocols: ServedProtocols = { v2: true }): MigrationPort {
-    return new EnginePort(this, protocols);
-  }
-
   /** Runs `work` when the transitions asked for before are done. */
   #serialise<T>(work: () => Promise<T>): Promise<T> {
     const done = this.#queue.then(work).finally(() => this.onSettled?.());
@@ -107,12 +103,12 @@ export class MigrationEngine {
 
   /**
    * Device reset, from whatever state: sessions end, the device runs.
-   * @param port the manager that asks for it, if one does: it gives up what the device is, and what it holds.
+   * @param claim the manager that asks for it, if one does: it gives up what the device is, and what it holds.
    * @throws RequestError EBUSY when another one drives
    */
-  reset(reason: ResetReason, port?: EnginePort): Promise<void> {
+  reset(reason: ResetReason, claim?: Claim): Promise<void> {
     return this.#serialise(async () => {
-      if (port !== undefined) this.#requireOwner(port);
+      if (claim !== undefined) this.#requireOwner(claim);
       await this.#reset(reason);
     });
   }
@@ -127,7 +123,7 @@ export class MigrationEngine {
     this.#orphaned = false;
     // As after power on, the device itself takes what it has handed over, when it needs it.
     this.#handedOver = false;
-    // The VM that it came for may go on where it came from, and needs the image there.
+    // The VM that it came for may continue where it came from, and needs the image there.
     const givenUp = reason === 'aborted' || (reason === 'disconnected' && this.#arrived);
     if (givenUp) this.#arrived = false;
     await this.#device.reset(givenUp ? 'aborted' : reason);
@@ -157,7 +153,7 @@ export class MigrationEngine {
     });
   }
 
-  setState(owner: EnginePort, target: number): Promise<void> {
+  setState(owner: Claim, target: number): Promise<void> {
     return this.#serialise(async () => {
       this.#requireOwner(owner);
       if (target !== this.#machine.state) this.#owner = owner;
@@ -170,17 +166,17 @@ export class MigrationEngine {
     });
   }
 
-  breakDown(port: EnginePort): Promise<void> {
+  breakDown(claim: Claim): Promise<void> {
     return this.#serialise(async () => {
-      this.#requireOwner(port);
-      this.#owner = port;
+      this.#requireOwner(claim);
+      this.#owner = claim;
       this.#machine.breakDown();
       await this.#sessions.end();
     });
   }
 
-  #requireOwner(port: EnginePort): void {
-    if (this.#owner !== undefined && this.#owner !== port) {
+  #requireOwner(claim: Claim): void {
+    if (this.#owner !== undefined && this.#owner !== claim) {
       throw new RequestError(Errno.EBUSY, 'another connection drives the migration of this device');
     }
   }
@@ -197,7 +193,7 @@ export class MigrationEngine {
         const name = migrationStateName(this.#machine.state);
         throw new RequestError(Errno.EBUSY, `the device is in ${name}, not RUNNING`);
       }
-      this.#owner = new EnginePort(this, { v2: false });
+      this.#owner = new Claim();
       return () =>
         this.#serialise(async () => {
           this.#owner = undefined;
@@ -241,7 +237,7 @@ export class MigrationEngine {
         await this.#reset('aborted');
       } else if (state === STOP || state === STOP_COPY) {
         // The other side may run.
-        if (handedOver) await this.#device.handOver?.();
+        if (handedOver) await this.#device.releaseExclusive?.();
         this.#machine.find(STOP);
       } else await this.#resume();
     });
@@ -258,12 +254,12 @@ export class MigrationEngine {
 
   /**
    * A connection is gone, and what it began ends: its dirty log, a pre-copy, a load, an error. What it has stopped stays
-   * stopped, because the other side may run, unless nobody is left to want it.
+   * stopped, because the other side may run, unless no one is left who wants it.
    */
-  release(port: EnginePort): Promise<void> {
+  release(claim: Claim): Promise<void> {
     return this.#serialise(async () => {
-      this.log.release(port);
-      if (this.#owner !== port) return;
+      this.log.release(claim);
+      if (this.#owner !== claim) return;
       this.#owner = undefined;
       const { state } = this.#machine;
       if (this.#orphaned) await this.#reset('disconnected');
@@ -272,14 +268,18 @@ export class MigrationEngine {
     });
   }
 
+  isDrivenBy(claim: Claim): boolean {
+    return this.#owner === claim;
+  }
+
   get dataSize(): number {
     return this.#sessions.pending;
   }
 
   /** In turn with transitions, so that none ends a session under a read. */
-  read(port: EnginePort, size: number): Promise<Uint8Array[]> {
+  read(claim: Claim, size: number): Promise<Uint8Array[]> {
     return this.#serialise(async () => {
-      this.#requireOwner(port);
+      this.#requireOwner(claim);
       const parts = await this.#sessions.read(size);
       if (parts === undefined)
         throw new RequestError(Errno.EINVAL, `nothing is saved in ${migrationStateName(this.state)}`);
@@ -294,8 +294,8 @@ export class MigrationEngine {
   }
 
   /** A promise when it takes longer; then transitions wait for it, and `bytes` must not change until it settles. */
-  write(port: EnginePort, bytes: Uint8Array): void | Promise<void> {
-    this.#requireOwner(port);
+  write(claim: Claim, bytes: Uint8Array): void | Promise<void> {
+    this.#requireOwner(claim);
     let taken: ReturnType<StateSessions['write']>;
     try {
       taken = this.#sessions.write(bytes);
@@ -318,10 +318,10 @@ export class MigrationEngine {
   }
 
   /** The state value by value, for the connection that drives; undefined when the device does not give it so. */
-  valuesFor(port: EnginePort): ValuesPort | undefined {
+  valuesFor(claim: Claim): ValuesPort | undefined {
     if (this.#offer.values === undefined) return undefined;
     const sessions = (): StateSessions => {
-      this.#requireOwner(port);
+      this.#requireOwner(claim);
       return this.#sessions;
     };
     return {
@@ -335,16 +335,16 @@ export class MigrationEngine {
     return formatOffers(this.#offer);
   }
 
-  /** For the next saving or loading that `port` drives. */
-  selectFormat(port: EnginePort, selection: FormatSelection): void {
-    if (this.#owner === port && this.#sessions.underWay)
+  /** For the next saving or loading that `claim` drives. */
+  selectFormat(claim: Claim, selection: FormatSelection): void {
+    if (this.#owner === claim && this.#sessions.underWay)
       throw new RequestError(Errno.EBUSY, 'the format is selected before the saving or loading begins');
-    chooseFormat(this.#offer, port.choice, selection);
+    chooseFormat(this.#offer, claim.choice, selection);
   }
 
   /** Beside the log, for a device that writes more than can be copied when it stops. Ends with the log. */
-  writeByMessage(port: EnginePort, on: boolean): void {
-    this.log.requireOn(port);
+  writeByMessage(claim: Claim, on: boolean): void {
+    this.log.requireOn(claim);
     if (on && this.#vmm === undefined) throw new RequestError(Errno.ENOTCONN, 'no VMM is connected');
     this.#memory.setMessageWriter(on ? this.#vmm : undefined);
   }
@@ -364,17 +364,17 @@ export class MigrationEngine {
       case arc(PRE_COPY_P2P, PRE_COPY):
         return this.#resume();
       case arc(STOP, RUNNING_P2P):
-        return this.#takeOver();
+        return this.#acquireExclusive();
       case arc(RUNNING, PRE_COPY):
       case arc(RUNNING_P2P, PRE_COPY_P2P):
         this.#sessions.startSave(this.#choice);
         return;
       case arc(STOP, STOP_COPY):
-        await this.#handOver();
+        await this.#releaseExclusive();
         this.#sessions.startSave(this.#choice);
         return this.#sessions.finishSave();
       case arc(PRE_COPY_P2P, STOP_COPY):
-        await this.#handOver();
+        await this.#releaseExclusive();
         return this.#sessions.finishSave();
       case arc(STOP, RESUMING):
         await this.#sessions.checkSelf(this.#choice);
@@ -407,14 +407,14 @@ export class MigrationEngine {
     this.#interrupts.release();
   }
 
-  async #handOver(): Promise<void> {
-    await this.#device.handOver?.();
+  async #releaseExclusive(): Promise<void> {
+    await this.#device.releaseExclusive?.();
     this.#handedOver = true;
   }
 
-  async #takeOver(): Promise<void> {
+  async #acquireExclusive(): Promise<void> {
     if (!this.#handedOver) return;
-    await this.#device.takeOver?.();
+    await this.#device.acquireExclusive?.();
     this.#handedOver = false;
   }
 
@@ -426,7 +426,7 @@ export class MigrationEngine {
   async #commitLoad(): Promise<void> {
     try {
       await this.#sessions.commitLoad();
-      await this.#device.takeOver?.();
+      await this.#device.acquireExclusive?.();
       this.#handedOver = false;
     } catch (error) {
       // The session is spent and the device is neither what it was nor what it should be: only a reset helps.

@@ -4,9 +4,10 @@
 import { readSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
-import { openBacking } from '../../src/device/backing.js';
-import { DmaFault, GuestMemory, type MemoryRange, WINDOW_SIZE } from '../../src/device/index.js';
+import { DmaFault, type MemoryRange } from '../../src/device/index.js';
 import { native } from '../../src/native/index.js';
+import { openBacking } from '../../src/runtime/backing.js';
+import { DmaTable, WINDOW_SIZE } from '../../src/runtime/dma-table.js';
 import { Fd } from '../../src/transport/index.js';
 import { DmaMapFlag, Errno } from '../../src/wire/index.js';
 import { refusal, sameBytes } from '../support/hex.js';
@@ -25,7 +26,7 @@ interface Place {
 
 /** Guest memory with these ranges, and the bytes behind each. */
 function memoryWith(t: { teardown(work: () => Promise<void>): void }, places: readonly Place[]) {
-  const memory = new GuestMemory();
+  const memory = new DmaTable();
   const peer = new MemoryPeer();
   const fds: Fd[] = [];
   for (const { kind, address, length, flags = READ_WRITE, offset = 0 } of places) {
@@ -228,7 +229,7 @@ t.test('the write log', async (t) => {
   memory.markPinned();
   t.strictSame(log.list.splice(0), [{ address: 0x1000, length: 8 }], 'and after each report');
   await before.release();
-  t.strictSame(log.list.splice(0), [{ address: 0x1000, length: 8 }], 'and when it is let go of');
+  t.strictSame(log.list.splice(0), [{ address: 0x1000, length: 8 }], 'and when it is released');
   await reading.release();
   memory.write(0x3000, Uint8Array.of(1, 2));
   await memory.write(0x3fff, Uint8Array.of(1, 2));
@@ -324,7 +325,7 @@ t.test('fds that cannot be what the request says', async (t) => {
 
 t.test('file I/O past the end of the file', async (t) => {
   const fd = memfd(0x1000);
-  const memory = new GuestMemory();
+  const memory = new DmaTable();
   const request = { flags: 3 | FILE_IO, offset: 0, address: 0, size: 0x2000 };
   memory.add({
     address: 0,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Which formats a device offers over the wire, and the ones a connection has chosen among them. */
 
+import type { Device, DeviceModel, DeviceValues, RawState, StateFormat } from '../device/index.js';
 import { DevstateError } from '../errors.js';
 import {
   COMPRESSIONS,
@@ -12,7 +13,6 @@ import {
   uuidFromBytes,
   uuidToBytes,
 } from '../formats/index.js';
-import type { RawState, StateFormat } from '../migration/index.js';
 import {
   Errno,
   FormatFlag,
@@ -22,7 +22,6 @@ import {
   RequestError,
   type WireFormatOffer,
 } from '../wire/index.js';
-import type { Device, DeviceModel, DeviceValues } from './device.js';
 
 /** How a device gives and takes its state: as streams of formats, value by value, or both. */
 export interface StateOffer {

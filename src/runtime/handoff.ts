@@ -2,12 +2,13 @@
 /**
  * A device of the SDK as it goes to its successor in another process.
  *
- *     giver      begin ─▶ quiesce ─▶ capture ─┬▶ letGo        the successor has it
- *                                             └▶ resume       it goes on here
+ *     giver      begin ─▶ quiesce ─▶ capture ─┬▶ relinquish   the successor has it
+ *                                             └▶ resume       it continues here
  *     receiver   rehearse ─▶ adopt ─┬▶ start
- *                                   └▶ letGo
+ *                                   └▶ relinquish
  */
 
+import { packDocument, unpackDocument } from '../documents/index.js';
 import { Bundle, REHEARSALS } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat, HandoffPort } from '../server/index.js';
@@ -22,7 +23,7 @@ const MAX_REHEARSAL = 1024 * 1024;
 const PAGE = 4096;
 
 /** The VMM of a rehearsal: asked for nothing, as all memory is mapped. */
-const nobody: DmaPeer = {
+const noVmm: DmaPeer = {
   read: () => Promise.reject(new RequestError(Errno.ENOTCONN, 'no VMM is connected')),
   write: () => Promise.reject(new RequestError(Errno.ENOTCONN, 'no VMM is connected')),
 };
@@ -124,14 +125,14 @@ export class DeviceHandoff implements HandoffPort {
 
   async #rehearseOnce(): Promise<void> {
     const { memory, interrupts } = this.#parts;
-    this.#connectNobody();
+    this.#connectNoVmm();
     const { entries, document } = await this.capture();
     const bundle = new Bundle();
     const fds = entries.map(({ fd }) => fd);
     try {
       await memory.clear();
       bundle.add(entries, fds);
-      await this.adopt(bundle, JSON.parse(JSON.stringify(document)), nobody);
+      await this.adopt(bundle, unpackDocument(packDocument(document)), noVmm);
     } finally {
       interrupts.disconnect();
       await memory.clear();
@@ -141,7 +142,7 @@ export class DeviceHandoff implements HandoffPort {
   }
 
   /** Something of all that a VMM has: memory, and an eventfd of each kind of interrupt. */
-  #connectNobody(): void {
+  #connectNoVmm(): void {
     const { memory, interrupts, files } = this.#parts;
     const fd = new Fd(check(native.memfdCreate('devstate-rehearsal'), 'make a memory file'));
     try {
@@ -152,7 +153,7 @@ export class DeviceHandoff implements HandoffPort {
         length: PAGE,
         readable: true,
         writable: true,
-        backing: openBacking(request, fd, nobody, files),
+        backing: openBacking(request, fd, noVmm, files),
       });
     } finally {
       fd.close();
@@ -169,7 +170,7 @@ export class DeviceHandoff implements HandoffPort {
     try {
       await this.#bundle.adopt(bundle, document, vmm);
     } catch (error) {
-      await this.letGo();
+      await this.relinquish();
       throw error;
     }
   }
@@ -179,10 +180,10 @@ export class DeviceHandoff implements HandoffPort {
     await this.#release();
   }
 
-  async letGo(): Promise<void> {
+  async relinquish(): Promise<void> {
     const { device, memory, interrupts } = this.#parts;
     interrupts.disconnect();
-    device.files?.letGo();
+    device.files?.relinquish();
     await memory.clear();
   }
 }

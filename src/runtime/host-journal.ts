@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a device writes for its guest to notice, and the journal of a server that has none. */
 
-import type { HostJournal } from './device.js';
-import type { GuestMemory } from './guest-memory.js';
+import type { GuestMemory, HostJournal } from '../device/index.js';
 
 /** A guest that watches the end of what is written sees the rest when it sees that: the last 4 bytes last, and whole. */
 export function writeOrdered(memory: GuestMemory, address: number, bytes: Uint8Array): void {
@@ -18,7 +17,7 @@ export function writeOrdered(memory: GuestMemory, address: number, bytes: Uint8A
     Atomics.store(new Int32Array(view.buffer, view.byteOffset + at, 1), 0, last);
     memory.written(address, bytes.length);
   } catch {
-    // The guest has taken the memory away: what was to be written there is for nobody.
+    // The guest has taken the memory away: no one reads what was to be written there.
   }
 }
 

@@ -2,6 +2,7 @@
 /** What moves a device's state, one thing at a time: a saving or a loading, as a stream of a format or value by value. */
 
 import { setImmediate } from 'node:timers/promises';
+import type { Device, StateFormat, StateLoader, StateRecord } from '../device/index.js';
 import { newUuid, uuidToBytes } from '../formats/index.js';
 import {
   LoadSession,
@@ -9,12 +10,8 @@ import {
   RawSaveSession,
   type RecordSource,
   SaveSession,
-  type StateFormat,
-  type StateLoader,
-  type StateRecord,
 } from '../migration/index.js';
 import { Errno, MAX_STATE_VALUES, RequestError, type StateValue, type ValueNames } from '../wire/index.js';
-import type { Device } from './device.js';
 import { type FormatChoice, formatFor, type StateOffer } from './format-choice.js';
 
 /** All values of one state: they are held until all have come. */

@@ -2,10 +2,12 @@
 /** The migration engine over a real device: what each arc does, who may drive, and what those who leave leave behind. */
 
 import t from 'tap';
-import { openBacking } from '../../src/device/backing.js';
-import { journalOfNothing } from '../../src/device/host-journal.js';
-import { GuestMemory, Interrupts } from '../../src/device/index.js';
-import { MigrationEngine } from '../../src/device/migration-engine.js';
+import { openBacking } from '../../src/runtime/backing.js';
+import { DmaTable } from '../../src/runtime/dma-table.js';
+import { EnginePort } from '../../src/runtime/engine-port.js';
+import { journalOfNothing } from '../../src/runtime/host-journal.js';
+import { InterruptTable } from '../../src/runtime/interrupt-table.js';
+import { MigrationEngine } from '../../src/runtime/migration-engine.js';
 import type { MigrationPort } from '../../src/server/index.js';
 import { Errno, MigrationState, migrationStateName, RequestError } from '../../src/wire/index.js';
 import { refusal } from '../support/hex.js';
@@ -20,8 +22,8 @@ const VMM = new MemoryPeer();
 
 function engineOf(options: ScratchOptions = {}) {
   const device = new ScratchDevice(options);
-  const memory = new GuestMemory();
-  const interrupts = new Interrupts([1, 0, MSIX_VECTORS, 1, 1]);
+  const memory = new DmaTable();
+  const interrupts = new InterruptTable([1, 0, MSIX_VECTORS, 1, 1]);
   device.attach({ memory, messages: VMM, interrupts, journal: journalOfNothing(memory), log: () => {} });
   const engine = new MigrationEngine(device, memory, interrupts);
   return { device, memory, interrupts, engine };
@@ -40,7 +42,7 @@ async function readAll(port: MigrationPort, size = 1000): Promise<Buffer> {
 async function blobOf(options: ScratchOptions = {}, fill = 0x5a): Promise<Buffer> {
   const { device, engine } = engineOf(options);
   device.state.memory.fill(fill);
-  const port = engine.open();
+  const port = new EnginePort(engine);
   await port.setState(STOP_COPY);
   return readAll(port);
 }
@@ -60,16 +62,16 @@ t.test('every arc', async (t) => {
     [PRE_COPY_P2P, PRE_COPY, ['resume']],
     [RUNNING_P2P, PRE_COPY_P2P, []],
     [PRE_COPY_P2P, RUNNING_P2P, []],
-    [PRE_COPY_P2P, STOP_COPY, ['handOver']],
+    [PRE_COPY_P2P, STOP_COPY, ['releaseExclusive']],
     [RUNNING_P2P, STOP, []],
     [STOP, RUNNING_P2P, []],
-    [STOP, STOP_COPY, ['handOver']],
+    [STOP, STOP_COPY, ['releaseExclusive']],
     [STOP_COPY, STOP, []],
     [STOP, RESUMING, []],
   ];
   for (const [from, to, expected] of arcs) {
     const { device, engine } = engineOf();
-    const port = engine.open();
+    const port = new EnginePort(engine);
     await port.setState(from);
     device.takeCalls();
     await port.setState(to);
@@ -82,7 +84,7 @@ t.test('every arc', async (t) => {
 t.test('RESUMING → STOP takes the state over, and RUNNING runs it', async (t) => {
   const blob = await blobOf();
   const { device, engine, interrupts } = engineOf();
-  const port = engine.open();
+  const port = new EnginePort(engine);
   await port.setState(RESUMING);
   device.holdsLock = false;
   interrupts.triggerMsix(3);
@@ -90,7 +92,7 @@ t.test('RESUMING → STOP takes the state over, and RUNNING runs it', async (t) 
   t.equal(device.state.memory[0], 0, 'nothing before the end');
   device.takeCalls();
   await port.setState(STOP);
-  t.strictSame(device.takeCalls(), ['commit', 'takeOver']);
+  t.strictSame(device.takeCalls(), ['commit', 'acquireExclusive']);
   t.ok(device.state.memory.every((byte) => byte === 0x5a));
   t.equal(device.holdsLock, true);
   await port.setState(RUNNING);
@@ -99,19 +101,19 @@ t.test('RESUMING → STOP takes the state over, and RUNNING runs it', async (t) 
 
 t.test('the hold that was handed over is taken again before the device runs', async (t) => {
   const { device, engine } = engineOf();
-  const port = engine.open();
+  const port = new EnginePort(engine);
   await port.setState(STOP_COPY);
   t.equal(device.holdsLock, false);
   device.takeCalls();
   device.hook = (step) => {
-    if (step === 'takeOver') throw new RequestError(Errno.EBUSY, 'the other side has it');
+    if (step === 'acquireExclusive') throw new RequestError(Errno.EBUSY, 'the other side has it');
   };
   t.equal(await outcome(port.setState(RUNNING)), Errno.EBUSY);
   t.equal(port.state, STOP, 'it does not run without');
-  t.strictSame(device.takeCalls(), ['takeOver']);
+  t.strictSame(device.takeCalls(), ['acquireExclusive']);
   device.hook = () => {};
   await port.setState(RUNNING);
-  t.strictSame(device.takeCalls(), ['takeOver', 'resume']);
+  t.strictSame(device.takeCalls(), ['acquireExclusive', 'resume']);
   await port.setState(STOP);
   await port.setState(RUNNING);
   t.strictSame(device.takeCalls(), ['quiesce', 'resume'], 'once');
@@ -120,15 +122,15 @@ t.test('the hold that was handed over is taken again before the device runs', as
 t.test('a step that fails leaves the state before it, a commit that fails leaves ERROR', async (t) => {
   const cases: [MigrationState, MigrationState, string, MigrationState][] = [
     [RUNNING, STOP_COPY, 'quiesce', RUNNING],
-    [RUNNING, STOP_COPY, 'handOver', STOP],
+    [RUNNING, STOP_COPY, 'releaseExclusive', STOP],
     [PRE_COPY, STOP_COPY, 'quiesce', PRE_COPY],
-    [PRE_COPY, STOP_COPY, 'handOver', PRE_COPY_P2P],
+    [PRE_COPY, STOP_COPY, 'releaseExclusive', PRE_COPY_P2P],
     [STOP, RUNNING, 'resume', RUNNING_P2P],
-    [STOP_COPY, RUNNING, 'takeOver', STOP],
+    [STOP_COPY, RUNNING, 'acquireExclusive', STOP],
   ];
   for (const [from, to, step, left] of cases) {
     const { device, engine } = engineOf();
-    const port = engine.open();
+    const port = new EnginePort(engine);
     await port.setState(from);
     device.hook = (at) => {
       if (at === step) throw new RequestError(Errno.ENOSPC, 'no');
@@ -141,9 +143,9 @@ t.test('a step that fails leaves the state before it, a commit that fails leaves
   }
 
   const blob = await blobOf();
-  for (const step of ['commit', 'takeOver']) {
+  for (const step of ['commit', 'acquireExclusive']) {
     const { device, engine } = engineOf();
-    const port = engine.open();
+    const port = new EnginePort(engine);
     await port.setState(RESUMING);
     port.write(blob);
     device.hook = (at) => {
@@ -166,7 +168,7 @@ t.test('a load that is refused', async (t) => {
   const refused = async (what: string, bytes: Uint8Array, options: ScratchOptions = {}): Promise<void> => {
     const { device, engine } = engineOf(options);
     device.state.memory.fill(0x11);
-    const port = engine.open();
+    const port = new EnginePort(engine);
     await port.setState(RESUMING);
     const { commits } = device.state;
     const atWrite = refusal(() => port.write(bytes));
@@ -193,7 +195,7 @@ t.test('interrupts that come while the device stops are delivered when it runs',
   let signalled = 0;
   const signal = { signal: () => void signalled++, close: () => {} };
   interrupts.set({ flags: 0x24, index: 2, start: 0, count: 1 }, new Uint8Array(0), [signal]);
-  const port = engine.open();
+  const port = new EnginePort(engine);
   await port.setState(STOP);
   interrupts.triggerMsix(0);
   t.equal(signalled, 0);
@@ -204,7 +206,7 @@ t.test('interrupts that come while the device stops are delivered when it runs',
 t.test('reset ends everything, in every state', async (t) => {
   for (const target of TARGETS) {
     const { device, engine, interrupts } = engineOf();
-    const port = engine.open();
+    const port = new EnginePort(engine);
     await port.setState(target);
     device.takeCalls();
     await engine.reset('requested');
@@ -222,15 +224,15 @@ t.test('reset ends everything, in every state', async (t) => {
       refusal(() => port.write(new Uint8Array(1))),
       Errno.EINVAL,
     );
-    await engine.open().setState(STOP);
+    await new EnginePort(engine).setState(STOP);
     t.pass('and anyone may drive next');
   }
 });
 
 t.test('one drives, all may look', async (t) => {
   const { engine } = engineOf();
-  const driver = engine.open();
-  const other = engine.open();
+  const driver = new EnginePort(engine);
+  const other = new EnginePort(engine);
   await driver.setState(PRE_COPY);
   t.equal(other.state, PRE_COPY);
   t.type(other.dataSize, 'number');
@@ -241,20 +243,20 @@ t.test('one drives, all may look', async (t) => {
   t.equal(driver.state, PRE_COPY, 'nothing changes when one who looks leaves');
   await driver.setState(RESUMING);
   t.equal(
-    refusal(() => engine.open().write(new Uint8Array(1))),
+    refusal(() => new EnginePort(engine).write(new Uint8Array(1))),
     Errno.EBUSY,
   );
   await driver.reset();
   await driver.setState(STOP);
   await driver.setState(RUNNING);
-  await engine.open().setState(STOP);
+  await new EnginePort(engine).setState(STOP);
   t.pass('when it runs again the next may drive');
 });
 
 t.test('a dirty log belongs to who started it', async (t) => {
   const { engine, memory } = engineOf();
-  const first = engine.open();
-  const second = engine.open();
+  const first = new EnginePort(engine);
+  const second = new EnginePort(engine);
   const report = { iova: 0, length: 4096, pageSize: 4096 };
   const bitmap = new Uint8Array(8);
   t.equal(
@@ -263,7 +265,7 @@ t.test('a dirty log belongs to who started it', async (t) => {
     'off',
   );
   first.stopLogging();
-  t.equal(first.startLogging({ pageSize: 1, ranges: [] }), 4096, 'the page size in force is told');
+  t.equal(first.startLogging({ pageSize: 1, ranges: [] }), 4096, 'the page size in force is returned');
   t.equal(
     refusal(() => second.startLogging({ pageSize: 4096, ranges: [] })),
     Errno.EBUSY,
@@ -304,14 +306,14 @@ t.test('what a driver that dies leaves', async (t) => {
   for (const [state, left, expected] of policy) {
     const { device, engine } = engineOf();
     engine.vmmConnected(VMM);
-    const driver = engine.open();
+    const driver = new EnginePort(engine);
     await driver.setState(state);
     driver.startLogging({ pageSize: 4096, ranges: [] });
     device.takeCalls();
     await driver.close();
     t.equal(engine.state, left, `in ${migrationStateName(state)}`);
     t.strictSame(device.takeCalls(), expected);
-    const next = engine.open();
+    const next = new EnginePort(engine);
     t.equal(
       refusal(() => next.startLogging({ pageSize: 4096, ranges: [] })),
       0,
@@ -326,7 +328,7 @@ t.test('what a driver that dies leaves', async (t) => {
 t.test('a driver that dies in ERROR leaves a device that was reset', async (t) => {
   const { device, engine } = engineOf();
   engine.vmmConnected(VMM);
-  const driver = engine.open();
+  const driver = new EnginePort(engine);
   await driver.setState(RESUMING);
   await outcome(driver.setState(STOP));
   t.equal(engine.state, ERROR);
@@ -341,7 +343,7 @@ t.test('a VMM that leaves, in every state', async (t) => {
     for (const driverFirst of [false, true]) {
       const { device, engine } = engineOf();
       engine.vmmConnected(VMM);
-      const driver = engine.open();
+      const driver = new EnginePort(engine);
       await driver.setState(state);
       device.state.memory.fill(9);
       if (driverFirst) await driver.close();
@@ -363,20 +365,20 @@ t.test('a VMM that leaves, in every state', async (t) => {
 t.test('a driver that lets a device without VMM run gets one that was reset', async (t) => {
   const { device, engine } = engineOf();
   engine.vmmConnected(VMM);
-  const driver = engine.open();
+  const driver = new EnginePort(engine);
   await driver.setState(STOP_COPY);
   await engine.vmmLeft();
   device.takeCalls();
   await driver.setState(RUNNING);
-  t.strictSame(device.takeCalls(), ['takeOver', 'resume', 'reset disconnected']);
+  t.strictSame(device.takeCalls(), ['acquireExclusive', 'resume', 'reset disconnected']);
 });
 
-t.test('what has arrived by a load is let go of with the VM that it came for', async (t) => {
+t.test('what has arrived by a load is discarded with the VM that it came for', async (t) => {
   const blob = await blobOf();
   const arrive = async (target: MigrationState) => {
     const { device, engine } = engineOf();
     engine.vmmConnected(VMM);
-    const manager = engine.open();
+    const manager = new EnginePort(engine);
     await manager.setState(RESUMING);
     manager.write(blob);
     await manager.setState(target);
@@ -403,7 +405,7 @@ t.test('what has arrived by a load is let go of with the VM that it came for', a
 
 t.test('requests wait for the one under way', async (t) => {
   const { device, engine } = engineOf();
-  const port = engine.open();
+  const port = new EnginePort(engine);
   let finish = (): void => {};
   device.hook = (step) =>
     step === 'quiesce' ? new Promise<void>((resolve) => (finish = resolve)) : undefined;

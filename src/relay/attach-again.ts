@@ -2,17 +2,36 @@
 /** Looking for a device server at its path: the first one of a session, and the next one when it has died. */
 
 import { asDevstateError } from '../errors.js';
-import { type Attached, withinTime } from './attach.js';
-import type { Servers, ServersOptions } from './servers.js';
+import { type Attached, whileItAnswers } from './attach.js';
+import type { BackEnd } from './back-end.js';
 
-type SearchOptions = Pick<ServersOptions, 'serverPath' | 'holdMs' | 'log'>;
+export interface SearchOptions {
+  /** Where the device server listens. */
+  readonly serverPath: () => string;
+  /** How long a request of the VMM may wait for a server, ms. */
+  readonly holdMs: number;
+  readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
+}
+
+/** A session's servers, as far as one is looked for. */
+interface Searching {
+  readonly isClosed: boolean;
+  /** There is no server, and there should be one. */
+  readonly isSearching: boolean;
+  readonly back: BackEnd | undefined;
+  attach(path: string): Promise<Attached>;
+  replay(back: BackEnd): Promise<void>;
+  replayConfig(back: BackEnd): Promise<void>;
+  adopt(back: BackEnd): void;
+  discard(back: BackEnd): void;
+}
 
 /** How often, at first and when the VMM has been told that there is none, ms. */
 const LOOK_AGAIN_MS = 10;
 const LOOK_AGAIN_LATER_MS = 100;
 
 /** The first server: one that does not listen yet may come within the time that the VMM can wait. @throws as `attach` */
-export async function attachFirst(servers: Servers, options: SearchOptions): Promise<Attached> {
+export async function attachFirst(servers: Searching, options: SearchOptions): Promise<Attached> {
   const since = performance.now();
   for (;;) {
     try {
@@ -25,8 +44,8 @@ export async function attachFirst(servers: Servers, options: SearchOptions): Pro
   }
 }
 
-/** Goes on while the session looks for a server that takes the place of the one before. Never rejects. */
-export async function attachAgain(servers: Servers, options: SearchOptions): Promise<void> {
+/** Continues while the session looks for a server that takes the place of the one before. Never rejects. */
+export async function attachAgain(servers: Searching, options: SearchOptions): Promise<void> {
   const since = performance.now();
   let said = '';
   while (servers.isSearching) {
@@ -46,10 +65,10 @@ export async function attachAgain(servers: Servers, options: SearchOptions): Pro
   }
 }
 
-async function replaceLost(servers: Servers, path: string): Promise<void> {
+async function replaceLost(servers: Searching, path: string): Promise<void> {
   const { back } = await servers.attach(path);
   try {
-    await withinTime(back, async () => {
+    await whileItAnswers(back, async () => {
       await servers.replay(back);
       await servers.replayConfig(back);
     });

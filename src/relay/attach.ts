@@ -33,8 +33,10 @@ export async function attach({ path, proposal, handler, predecessor }: AttachOpt
   const back = await BackEnd.connect(path, handler);
   try {
     const answer = await withinTime(back, async () => {
-      const payload = await back.request(Command.VERSION, proposal, (frame) => {
+      const payload = await back.request(Command.VERSION, [proposal], (frame) => {
         back.version = decodeVersion(frame.view, HEADER_LENGTH, frame.length);
+        if (back.maxTransfer === 0)
+          throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server takes no transfer of any size');
         return frame.bytes.slice(HEADER_LENGTH, frame.length);
       });
       back.identity = await learnIdentity(back);
@@ -60,15 +62,31 @@ function requireSame(now: KnownServer, next: KnownServer): void {
 }
 
 /** Ends the connection of a server that takes too long: everything that waits for it fails. */
-export async function withinTime<T>(
+export function withinTime<T>(
   back: BackEnd,
   work: () => Promise<T>,
   limitMs = ATTACH_TIMEOUT_MS,
 ): Promise<T> {
+  return untilLate(back, work, limitMs, () => 0);
+}
+
+/** The same for work of any length, of many requests: a server that answers one of them in time has time for the next. */
+export function whileItAnswers<T>(back: BackEnd, work: () => Promise<T>): Promise<T> {
+  return untilLate(back, work, ATTACH_TIMEOUT_MS, () => back.answered);
+}
+
+async function untilLate<T>(
+  back: BackEnd,
+  work: () => Promise<T>,
+  limitMs: number,
+  progress: () => number,
+): Promise<T> {
   let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    back.close();
+  let seen = progress();
+  const timer = setInterval(() => {
+    late = progress() === seen;
+    seen = progress();
+    if (late) back.close();
   }, limitMs);
   try {
     return await work();
@@ -77,6 +95,6 @@ export async function withinTime<T>(
     const message = `the device server at ${back.path} does not answer within ${Math.round(limitMs)} ms; does it serve another client?`;
     throw new DevstateError('DEVSTATE_E_TIMEOUT', message, { cause });
   } finally {
-    clearTimeout(timer);
+    clearInterval(timer);
   }
 }

@@ -4,23 +4,26 @@
  * under ids of its own; replies find their way back by them.
  */
 
+import { Requester, type RequestOptions } from '../client/index.js';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { migrationStateOf } from '../migration/index.js';
 import { connect, type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
   Command,
   commandName,
-  DEVICE_INFO_LENGTH,
+  DEFAULT_MAX_DATA_XFER_SIZE,
   type DeviceState,
   DeviceStateBit,
-  DirtyPagesFlag,
   Errno,
+  encodeErrorOf,
+  encodeFeatureHeader,
   errnoName,
   FEATURE_LENGTH,
   Feature,
   FeatureFlag,
   HEADER_LENGTH,
   HeaderFlag,
+  MAX_EXPLANATION_BYTES,
   MigrationRegister,
   MigrationState,
   messageCommand,
@@ -36,8 +39,9 @@ import type { Identity } from './identity.js';
 import { type InFlight, InFlightTable, keptBytes, type LastingOrigin, type Origin } from './in-flight.js';
 import { encodeRequest, type Message, NO_FDS } from './messages.js';
 import type { PackedMessage, Packer, Unpacker } from './packing.js';
+import { logCommandOf, ServerLog } from './server-log.js';
 
-/** Longest message either way: the largest transfer that QEMU accepts a server to announce would be longer, and nobody does. */
+/** Longest message either way: the largest transfer that QEMU accepts a server to announce would be longer, and no one does. */
 export const MAX_MESSAGE_LENGTH = (1 << 20) + 128 * 1024;
 export const RELAY_LIMITS = {
   maxMessageLength: MAX_MESSAGE_LENGTH,
@@ -62,7 +66,7 @@ export interface KnownServer {
   readonly identity: Identity;
 }
 
-/** A request as another relay is told of it. */
+/** A request as another relay receives it. */
 export interface CapturedRequest extends PackedMessage {
   readonly id: number;
   readonly senderId: number;
@@ -78,18 +82,22 @@ export interface CapturedRequests {
   readonly requests: readonly CapturedRequest[];
 }
 
-export class BackEnd implements KnownServer {
+export class BackEnd extends Requester implements KnownServer {
+  readonly explainsRefusals = true;
   readonly path: string;
   readonly #socket: MessageSocket;
   readonly #handler: BackEndHandler;
   readonly #table = new InFlightTable();
   #state: MigrationState = MigrationState.RUNNING;
-  /** Managers have it log what it writes to the VMM's memory. */
-  #logging = false;
+  /** What it writes to the VMM's memory. */
+  readonly log = new ServerLog();
+  /** How many requests of the relay itself it has answered. */
+  answered = 0;
   #identity: Identity | undefined;
   #version: Version | undefined;
 
   private constructor(path: string, fd: Fd, handler: BackEndHandler) {
+    super();
     this.path = path;
     this.#handler = handler;
     this.#socket = new MessageSocket(fd, vfioUserFraming, RELAY_LIMITS, {
@@ -103,7 +111,7 @@ export class BackEnd implements KnownServer {
     return new BackEnd(path, await connect(path), handler);
   }
 
-  /** Goes on, after {@link thaw}, with a connection that another relay had. Takes `fd`. */
+  /** Continues, after {@link thaw}, with a connection that another relay had. Takes `fd`. */
   static adopt(fd: Fd, { path, version, identity }: KnownServer, handler: BackEndHandler): BackEnd {
     const back = new BackEnd(path, fd, handler);
     back.#socket.pause();
@@ -139,11 +147,6 @@ export class BackEnd implements KnownServer {
   /** As far as it has been driven through the relay, by either protocol. */
   get state(): MigrationState {
     return this.#state;
-  }
-
-  /** Whether a manager has the device log what it writes to memory. */
-  get isLogging(): boolean {
-    return this.#logging;
   }
 
   /** Whether the device is stopped, or not yet run, for a migration: some servers then refuse what is no migration. */
@@ -190,36 +193,74 @@ export class BackEnd implements KnownServer {
     this.#socket.send(bytes, { length });
   }
 
-  /**
-   * A request of the relay's own; `take` reads the reply while it is valid. `fds` stay the caller's.
-   * @throws DEVSTATE_E_REFUSED with the server's errno, DEVSTATE_E_CONNECTION_CLOSED
-   */
+  get maxTransfer(): number {
+    return Math.min(this.version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
+  }
+
+  /** A request of the relay's own. It is always answered, and has no time-out: see `withinTime`, `whileItAnswers`. */
   request<T>(
     command: number,
-    payload: Uint8Array,
+    payload: readonly Uint8Array[],
     take: (frame: Frame) => T,
-    fds: readonly Fd[] = NO_FDS,
+    { fds = NO_FDS }: Pick<RequestOptions, 'fds'> = {},
   ): Promise<T> {
     if (this.isClosed) return Promise.reject(closedError(this.path));
     return new Promise((resolve, reject) => {
-      const origin = new OwnRequest(this.path, command, take, resolve, reject);
+      const origin = new OwnRequest(this, command, take, resolve, reject);
       const message = encodeRequest(command, payload, fds);
       this.forward(origin, message, message.fds, false);
     });
   }
 
+  /** Why the server refused the request with this id, in its own words; empty when it has none, or is gone. */
+  whyRefused(id: number, command: number): Promise<string> {
+    // Before a version is agreed on it may not even answer.
+    if (command === Command.VERSION || this.isClosed) return Promise.resolve('');
+    const payload = new Uint8Array(FEATURE_LENGTH + 2);
+    const flags = Feature.DEVSTATE_LAST_ERROR | FeatureFlag.GET;
+    encodeFeatureHeader(new DataView(payload.buffer), 0, FEATURE_LENGTH + MAX_EXPLANATION_BYTES, flags);
+    payload.set(encodeErrorOf(id), FEATURE_LENGTH);
+    return new Promise((resolve) => {
+      const origin: Origin = {
+        reply: (_request, { view, bytes, length }) => {
+          const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
+          const words = bytes.subarray(HEADER_LENGTH + FEATURE_LENGTH, length);
+          resolve(failed ? '' : new TextDecoder().decode(words));
+        },
+        lost: () => resolve(''),
+      };
+      const message = encodeRequest(Command.DEVICE_FEATURE, [payload]);
+      this.forward(origin, message, message.fds, false);
+    });
+  }
+
+  /** A manager is gone, and the log with it that it had begun. @throws what the server refuses it with, and as `request` does */
+  async endLogOf(manager: Origin): Promise<void> {
+    const end = this.log.endOf(manager);
+    if (end === undefined) return;
+    try {
+      await this.request(end.command, [end.payload], () => {});
+    } catch (error) {
+      this.log.giveUp(manager);
+      throw error;
+    }
+  }
+
   /** Settles when the server has carried out all that was sent before. */
   async fence(): Promise<void> {
-    const payload = new Uint8Array(DEVICE_INFO_LENGTH);
-    new DataView(payload.buffer).setUint32(0, payload.length, true);
-    await this.request(Command.DEVICE_GET_INFO, payload, () => {}).catch((error: unknown) => {
+    await this.deviceInfo().catch((error: unknown) => {
       // A server that is stopped may refuse it; the refusal came in its turn all the same.
       if (asDevstateError(error).code !== 'DEVSTATE_E_REFUSED') throw error;
     });
     await this.#table.idle();
   }
 
-  /** Settles when nothing is under way but what another relay could go on with. */
+  /** Requests that are not known to be done. */
+  get unanswered(): number {
+    return this.#table.size;
+  }
+
+  /** Settles when nothing is under way but what another relay could continue with. */
   onlyLasting(): Promise<void> {
     return this.#table.onlyLasting();
   }
@@ -248,7 +289,7 @@ export class BackEnd implements KnownServer {
     const requests = [...this.#table.requests].map((request): CapturedRequest => {
       const { id, senderId, command, posted, silent, length, fds, origin } = request;
       const packed = packer.message(keptBytes(request), length, fds);
-      return { ...packed, id, senderId, command, posted, silent, origin: origin.lasting ?? 'nobody' };
+      return { ...packed, id, senderId, command, posted, silent, origin: origin.lasting ?? 'none' };
     });
     return { nextId: this.#table.nextId, requests };
   }
@@ -265,8 +306,8 @@ export class BackEnd implements KnownServer {
     this.#table.nextId = nextId;
   }
 
-  /** The connection is another relay's: closes what is ours of it, frozen as it is, and tells nobody. */
-  letGo(): void {
+  /** The connection is another relay's: closes what is ours of it, frozen as it is, and sends nothing. */
+  relinquish(): void {
     for (const request of this.#table.drain()) this.#table.release(request);
     if (!this.#socket.isClosed) this.#socket.detach().close();
   }
@@ -281,7 +322,10 @@ export class BackEnd implements KnownServer {
     if (request === undefined || request.command !== messageCommand(view))
       throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the device server answered what it was not asked');
     try {
-      if ((messageFlags(view) & HeaderFlag.ERROR) === 0) this.#observe(request);
+      const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
+      if (!failed) this.#observe(request);
+      const what = logCommandOf(request.command, request.view);
+      if (what !== undefined) this.log.answered(what, request.command, request.origin, failed);
       if (!request.silent) request.origin.reply(request, frame);
     } finally {
       this.#table.release(request);
@@ -294,14 +338,8 @@ export class BackEnd implements KnownServer {
       const { INDEX_MASK, SET, PROBE } = FeatureFlag;
       const flags = view.getUint32(HEADER_LENGTH + 4, true);
       const what = flags & (INDEX_MASK | SET | PROBE);
-      if (what === (Feature.DMA_LOGGING_START | SET)) this.#logging = true;
-      else if (what === (Feature.DMA_LOGGING_STOP | SET)) this.#logging = false;
-      else if (what === (Feature.MIG_DEVICE_STATE | SET))
+      if (what === (Feature.MIG_DEVICE_STATE | SET))
         this.#enter(view.getUint32(HEADER_LENGTH + FEATURE_LENGTH, true) as MigrationState);
-    } else if (command === Command.DIRTY_PAGES) {
-      const flags = view.getUint32(HEADER_LENGTH + 4, true);
-      if ((flags & (DirtyPagesFlag.START | DirtyPagesFlag.STOP)) !== 0)
-        this.#logging = (flags & DirtyPagesFlag.START) !== 0;
     } else if (command === Command.REGION_WRITE) {
       const region = this.#identity?.migrationRegion;
       if (region === undefined || view.getUint32(HEADER_LENGTH + 8, true) !== region) return;
@@ -332,7 +370,7 @@ export class BackEnd implements KnownServer {
 /** A request that the relay makes for itself. */
 class OwnRequest<T> implements Origin {
   constructor(
-    readonly path: string,
+    readonly back: BackEnd,
     readonly command: number,
     readonly take: (frame: Frame) => T,
     readonly resolve: (value: T) => void,
@@ -340,14 +378,18 @@ class OwnRequest<T> implements Origin {
   ) {}
 
   lost(): void {
-    this.fail(closedError(this.path));
+    this.fail(closedError(this.back.path));
   }
 
-  reply(_request: InFlight, frame: Frame): void {
+  reply({ id }: InFlight, frame: Frame): void {
+    this.back.answered++;
     if ((messageFlags(frame.view) & HeaderFlag.ERROR) !== 0) {
       const errno = messageError(frame.view) || Errno.EINVAL;
-      const message = `the device server at ${this.path} refuses ${commandName(this.command)}: ${errnoName(errno)}`;
-      this.fail(new DevstateError('DEVSTATE_E_REFUSED', message, { errno }));
+      const message = `the device server at ${this.back.path} refuses ${commandName(this.command)}: ${errnoName(errno)}`;
+      void this.back.whyRefused(id, this.command).then((words) => {
+        const text = words === '' ? message : `${message}: ${words}`;
+        this.fail(new DevstateError('DEVSTATE_E_REFUSED', text, { errno }));
+      });
       return;
     }
     try {

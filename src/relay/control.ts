@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The relay's control socket: lines of JSON, each answered by one.
+ * The relay's control socket: requests and answers of src/documents/ask.ts. Requests, and what is answered:
  *
- *     {"command": "switch", "server": PATH, "state": "with" | "without", "imageUnchecked": true, if so}
- *     {"command": "hand-over", "socket": PATH, "timeouts": {PHASE: ms}}
- *     {"command": "status"}
- *     {"command": "config-reads", "since": NUMBER, "vmm": 0 | 1}     as the feature DEVSTATE_CONFIG_READS
- *     {"result": {…}}    {"error": {"code": "DEVSTATE_E_…", "message": "…"}}
+ *     { command: "switch", server: PATH, state: "with" | "without", imageUnchecked: true, if so }    SwitchReport
+ *     { command: "hand-over", socket: PATH, timeouts: {PHASE: ms} }                                  HandoffReport
+ *     { command: "status" }                                                                          HandoffStatus
+ *     { command: "config-reads", since: NUMBER, vmm: 0 | 1 }      bytes: the reply of DEVSTATE_CONFIG_READS; nil without such a VMM
  */
 
-import { Socket } from 'node:net';
-import { z } from 'zod';
-import { asDevstateError, DevstateError } from '../errors.js';
+import * as z from 'zod';
+import { type Answer, answerAll, Channel, MAX_REQUEST_MESSAGE, refuseRequests } from '../documents/index.js';
+import { DevstateError } from '../errors.js';
 import type { HandoffReport, HandoffStatus } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
-import { type ConfigReads, type ConfigReadsRequest, WitnessedVmm } from '../wire/index.js';
-import { LineReader } from './control-lines.js';
+import { type ConfigReads, type ConfigReadsRequest, encodeConfigReads, WitnessedVmm } from '../wire/index.js';
 import { type HandOverRequest, handOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';
 
@@ -60,9 +58,9 @@ const MAX_CLIENTS = 16;
 export class ControlServer {
   readonly #host: ControlHost;
   /** In the order in which they were last active, longest ago first. */
-  readonly #clients = new Set<Socket>();
+  readonly #clients = new Set<Channel>();
   /** Clients with a request that is not answered. */
-  readonly #pending = new Set<Socket>();
+  readonly #pending = new Set<Channel>();
   readonly #waiters: (() => void)[] = [];
 
   constructor(host: ControlHost) {
@@ -71,44 +69,34 @@ export class ControlServer {
 
   /** Takes a connected socket. */
   accept(fd: Fd): void {
-    // A client that has said all still waits for its answers.
-    const client = new Socket({ fd: fd.release(), readable: true, writable: true, allowHalfOpen: true });
+    const client: Channel = new Channel(fd, {
+      // Who may open the socket's path may ask.
+      peers: 'any',
+      maxMessageLength: MAX_REQUEST_MESSAGE,
+      closed: () => {
+        if (this.#clients.delete(client) && this.#clients.size === 0) this.#host.deserted();
+      },
+    });
     if (this.#clients.size >= MAX_CLIENTS && !this.#evict()) {
       const message = `${MAX_CLIENTS} clients of the relay wait for answers; try again when it has answered`;
-      client.on('error', () => {});
-      client.end(`${JSON.stringify({ error: { code: 'DEVSTATE_E_RELAY', message } })}\n`);
+      refuseRequests(client, new DevstateError('DEVSTATE_E_RELAY', message));
       return;
     }
     this.#clients.add(client);
-    client.on('close', () => {
-      this.#clients.delete(client);
-      if (this.#clients.size === 0) this.#host.deserted();
-    });
+    const carryOut = async (asked: unknown): Promise<Answer> => ({ document: await this.#carryOut(asked) });
     // Who does not wait for the answer does not get it.
-    client.on('error', () => {});
-    void this.#serve(client);
+    answerAll(client, { carryOut, busy: (busy) => this.#isBusy(client, busy) }).catch(() => client.end());
   }
 
-  async #serve(client: Socket): Promise<void> {
-    const lines = new LineReader(client);
-    for (;;) {
-      const line = await lines.next().catch(() => undefined);
-      if (line === undefined) break;
+  #isBusy(client: Channel, busy: boolean): void {
+    if (busy) {
       this.#pending.add(client);
-      const answer = await this.#carryOut(line).then(
-        (result) => ({ result }),
-        (error: unknown) => {
-          const { code, message } = asDevstateError(error);
-          return { error: { code, message } };
-        },
-      );
-      await new Promise<void>((resolve) => client.write(`${JSON.stringify(answer)}\n`, () => resolve()));
-      this.#pending.delete(client);
-      // To the end of the order.
-      if (this.#clients.delete(client)) this.#clients.add(client);
-      if (this.#pending.size === 0) for (const resolve of this.#waiters.splice(0)) resolve();
+      return;
     }
-    client.destroy();
+    this.#pending.delete(client);
+    // To the end of the order.
+    if (this.#clients.delete(client)) this.#clients.add(client);
+    if (this.#pending.size === 0) for (const resolve of this.#waiters.splice(0)) resolve();
   }
 
   /** Ends the connection that has been idle the longest. @returns false when all wait for answers */
@@ -116,23 +104,30 @@ export class ControlServer {
     for (const client of this.#clients) {
       if (this.#pending.has(client)) continue;
       this.#clients.delete(client);
-      client.destroy();
+      client.abort();
       return true;
     }
     return false;
   }
 
-  async #carryOut(line: string): Promise<unknown> {
-    const asked = parseRequest(line);
-    switch (asked.command) {
+  /** @throws DEVSTATE_E_USAGE */
+  async #carryOut(asked: unknown): Promise<unknown> {
+    const { data, error } = request.safeParse(asked);
+    if (data === undefined) {
+      const message = `the relay does not know that command: ${error?.issues[0]?.message}`;
+      throw new DevstateError('DEVSTATE_E_USAGE', message, { cause: error });
+    }
+    switch (data.command) {
       case 'switch':
-        return this.#host.switchTo(asked);
+        return this.#host.switchTo(data);
       case 'hand-over':
-        return this.#host.handOver(asked);
+        return this.#host.handOver(data);
       case 'status':
         return this.#host.status;
-      case 'config-reads':
-        return packConfigReads(this.#host.configReads(asked));
+      case 'config-reads': {
+        const reads = this.#host.configReads(data);
+        return reads === undefined ? null : encodeConfigReads(reads);
+      }
     }
   }
 
@@ -143,27 +138,6 @@ export class ControlServer {
   }
 
   close(): void {
-    for (const client of this.#clients) client.destroy();
-  }
-}
-
-/** As short as can be: thousands of reads fit into a line. */
-export const packedConfigReads = z
-  .object({ next: z.int().min(0), reads: z.array(z.tuple([z.number(), z.number()])) })
-  .nullable();
-
-function packConfigReads(report: ConfigReads | undefined): z.infer<typeof packedConfigReads> {
-  if (report === undefined) return null;
-  return { next: report.next, reads: report.reads.map(({ offset, length }) => [offset, length]) };
-}
-
-/** @throws DEVSTATE_E_USAGE */
-function parseRequest(line: string): ControlRequest {
-  try {
-    return request.parse(JSON.parse(line));
-  } catch (cause) {
-    const why = cause instanceof z.ZodError ? (cause.issues[0]?.message ?? '') : 'it is no JSON';
-    const message = `the relay does not know that command: ${why}`;
-    throw new DevstateError('DEVSTATE_E_USAGE', message, { cause });
+    for (const client of this.#clients) client.abort();
   }
 }

@@ -3,16 +3,25 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
-import { FdKind, packRanges, type RangeEntry, type RangeTable, unpackRanges } from '../handoff/index.js';
-import { native } from '../native/index.js';
+import {
+  eachInTurns,
+  FdKind,
+  packRanges,
+  type RangeEntry,
+  type RangeTable,
+  unpackRanges,
+} from '../handoff/index.js';
+import { native, peerFds } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import {
   type DmaMapEntry,
   DmaMapFlag,
   type DmaMapRequest,
+  type DmaMapsRequest,
   DmaUnmapFlag,
   type DmaUnmapRequest,
   Errno,
+  indexAfter,
   RequestError,
 } from '../wire/index.js';
 import type { Packer, Unpacker } from './packing.js';
@@ -35,6 +44,19 @@ interface HeldFile {
   users: number;
 }
 
+/** A third: two VMMs may have memory at a time, and there are eventfds, connections and messages under way. */
+function maxFiles(): number {
+  return Math.max(4, Math.floor(peerFds() / 3));
+}
+
+function fileKey(fd: Fd, flags: number): string {
+  const stat = new Float64Array(4);
+  const writable = (flags & DmaMapFlag.WRITE) !== 0;
+  const known = native.stat(fd.number, stat) === 0;
+  // What cannot be distinguished is held by itself.
+  return known ? `${stat[2]}:${stat[3]}:${writable}` : `fd ${fd.number}`;
+}
+
 function withFlag({ file, ...request }: RangeEntry): CapturedRange {
   return file === null ? { ...request, hasFd: false } : { ...request, hasFd: true, file };
 }
@@ -44,6 +66,8 @@ export class DmaMaps {
   readonly #ranges = new Map<number, DmaRangeOfVmm>();
   /** In order of address: there may be tens of thousands, and every access of a manager asks for one. */
   readonly #sorted: DmaRangeOfVmm[] = [];
+  /** Those of them that a manager learns of, once it has asked, until they change. */
+  #withFds: DmaRangeOfVmm[] | undefined;
   /** By what they are, and for what they may be used. */
   readonly #files = new Map<string, HeldFile>();
   readonly #held = new Map<Fd, HeldFile>();
@@ -59,35 +83,25 @@ export class DmaMaps {
   /** Takes `fd`. What the server has accepted overlaps nothing, so one at the same address is the same, mapped again. */
   add(request: DmaMapRequest, fd: Fd | undefined): void {
     const held = fd === undefined ? undefined : this.#hold(fd, request.flags);
-    this.#letGo(this.#ranges.get(request.address)?.fd);
+    this.#closeFile(this.#ranges.get(request.address)?.fd);
     this.#put({ ...request, fd: held });
   }
 
   #put(range: DmaRangeOfVmm): void {
-    const index = this.#indexAfter(range.address);
+    this.#withFds = undefined;
+    const index = indexAfter(this.#sorted, range.address);
     if (this.#ranges.has(range.address)) this.#sorted[index - 1] = range;
     else this.#sorted.splice(index, 0, range);
     this.#ranges.set(range.address, range);
   }
 
-  /** Index of the first range that begins after `address`. */
-  #indexAfter(address: number): number {
-    let low = 0;
-    let high = this.#sorted.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.#sorted[middle]!.address <= address) low = middle + 1;
-      else high = middle;
-    }
-    return low;
+  /** Whether the file of a range is held already, or this process can hold one more for this VMM. */
+  canHold(fd: Fd | undefined, flags: number): boolean {
+    return fd === undefined || this.#files.size < maxFiles() || this.#files.has(fileKey(fd, flags));
   }
 
   #hold(fd: Fd, flags: number): Fd {
-    const stat = new Float64Array(4);
-    const writable = (flags & DmaMapFlag.WRITE) !== 0;
-    const known = native.stat(fd.number, stat) === 0;
-    // What cannot be told apart is held by itself.
-    const key = known ? `${stat[2]}:${stat[3]}:${writable}` : `fd ${fd.number}`;
+    const key = fileKey(fd, flags);
     let file = this.#files.get(key);
     if (file === undefined) {
       file = { fd: fd.take(), key, users: 0 };
@@ -98,7 +112,12 @@ export class DmaMaps {
     return file.fd;
   }
 
-  #letGo(fd: Fd | undefined): void {
+  /** Which file the fd of a range is of; the same for two logs that have the same file for the same use. */
+  fileOf(fd: Fd): string | undefined {
+    return this.#held.get(fd)?.key;
+  }
+
+  #closeFile(fd: Fd | undefined): void {
     const file = fd === undefined ? undefined : this.#held.get(fd);
     if (file === undefined || --file.users > 0) return;
     this.#files.delete(file.key);
@@ -108,7 +127,7 @@ export class DmaMaps {
 
   /** Whether a range has a byte of one that is there. */
   overlaps({ address, size }: DmaMapRequest): boolean {
-    const index = this.#indexAfter(address);
+    const index = indexAfter(this.#sorted, address);
     const [before, after] = [this.#sorted[index - 1], this.#sorted[index]];
     if (before !== undefined && address < before.address + before.size) return true;
     return after !== undefined && after.address < address + size;
@@ -124,17 +143,18 @@ export class DmaMaps {
   }
 
   remove({ flags, address, size }: DmaUnmapRequest): void {
+    this.#withFds = undefined;
     if ((flags & DmaUnmapFlag.ALL) !== 0) {
-      for (const { fd } of this.#sorted) this.#letGo(fd);
+      for (const { fd } of this.#sorted) this.#closeFile(fd);
       this.#ranges.clear();
       this.#sorted.length = 0;
       return;
     }
     const range = this.#ranges.get(address);
     if (range === undefined || range.size !== size) return;
-    this.#letGo(range.fd);
+    this.#closeFile(range.fd);
     this.#ranges.delete(address);
-    this.#sorted.splice(this.#indexAfter(address) - 1, 1);
+    this.#sorted.splice(indexAfter(this.#sorted, address) - 1, 1);
   }
 
   /** The ranges as they are now, whose fds stay open until `release`, whatever is unmapped meanwhile. */
@@ -145,32 +165,37 @@ export class DmaMaps {
     return {
       ranges,
       release: () => {
-        for (const { fd } of files) this.#letGo(fd);
+        for (const { fd } of files) this.#closeFile(fd);
       },
     };
   }
 
   /** What another relay is to have; the fds go along. */
-  capture(packer: Packer): RangeTable<CapturedRange> {
+  capture(packer: Packer): Promise<RangeTable<CapturedRange>> {
     const files = new Map<Fd, number>();
-    const ranges = [...this.#ranges.values()].map(({ fd, ...request }, index): RangeEntry => {
+    const entryOf = ({ fd, ...request }: DmaRangeOfVmm, index: number): RangeEntry => {
       if (fd === undefined) return { ...request, file: null };
       const file = files.get(fd) ?? index;
       if (file === index) packer.add(FdKind.MEMORY, fdName(index), fd);
       files.set(fd, file);
       return { ...request, file };
+    };
+    return packRanges([...this.#ranges.values()], {
+      entryOf,
+      plainOf: withFlag,
+      add: (kind, name, fd) => packer.addOwn(kind, name, fd),
     });
-    return packRanges(ranges, withFlag);
   }
 
   /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  restore(captured: RangeTable<CapturedRange>, unpacker: Unpacker): void {
-    const ranges = unpackRanges(captured, withFlag);
-    for (const [index, { hasFd, file = index, ...request }] of ranges.entries()) {
+  async restore(captured: RangeTable<CapturedRange>, unpacker: Unpacker): Promise<void> {
+    const ranges = await unpackRanges(captured, withFlag, (kind, name) => unpacker.take(kind, name));
+    await eachInTurns(ranges, ({ hasFd, file: given, ...request }, index) => {
+      const file = given ?? index;
       if (!hasFd) this.add(request, undefined);
       else if (file === index) this.add(request, unpacker.take(FdKind.MEMORY, fdName(index)));
       else this.#addOfFile(request, ranges[file]);
-    }
+    });
   }
 
   /** A range of the same file as `other`, which came before. @throws DEVSTATE_E_HANDOFF_BUNDLE */
@@ -183,15 +208,14 @@ export class DmaMaps {
     this.#put({ ...request, fd: file.fd });
   }
 
-  /** What a manager is told: ranges that the device can write without the VMM noticing. */
-  entries(): DmaMapEntry[] {
-    return [...this.#ranges.values()]
-      .filter(({ fd }) => fd !== undefined)
-      .map(({ address, size, flags }) => ({
-        address,
-        size,
-        flags: flags & (DmaMapFlag.READ | DmaMapFlag.WRITE),
-      }));
+  /** What a manager learns, as far as it asks: ranges that the device can write without the VMM noticing. */
+  entries({ first, most }: DmaMapsRequest): DmaMapEntry[] {
+    this.#withFds ??= this.#sorted.filter(({ fd }) => fd !== undefined);
+    return this.#withFds.slice(first, first + most).map(({ address, size, flags }) => ({
+      address,
+      size,
+      flags: flags & (DmaMapFlag.READ | DmaMapFlag.WRITE),
+    }));
   }
 
   /** @throws RequestError EFAULT where nothing is mapped with an fd, or its file is shorter */
@@ -222,7 +246,7 @@ export class DmaMaps {
   }
 
   #find(address: number): DmaRangeOfVmm | undefined {
-    const range = this.#sorted[this.#indexAfter(address) - 1];
+    const range = this.#sorted[indexAfter(this.#sorted, address) - 1];
     return range !== undefined && address < range.address + range.size ? range : undefined;
   }
 
@@ -232,6 +256,7 @@ export class DmaMaps {
     this.#held.clear();
     this.#ranges.clear();
     this.#sorted.length = 0;
+    this.#withFds = undefined;
   }
 }
 

@@ -6,8 +6,8 @@
  * libvfio-user takes none of this from a device that is stopped, which it must be; then it is done as soon as that runs.
  */
 
-import { fstatSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
+import { eachInTurns } from '../handoff/index.js';
 import { native } from '../native/index.js';
 import { closeAll } from '../transport/index.js';
 import {
@@ -26,52 +26,61 @@ import {
   SET_IRQS_LENGTH,
 } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
-import type { DmaRangeOfVmm } from './dma-maps.js';
+import type { DmaMaps, DmaRangeOfVmm } from './dma-maps.js';
 import type { Origin } from './in-flight.js';
 import { encodeRequest, NO_FDS, type OwnMessage } from './messages.js';
 import type { ReplayLog } from './replay-log.js';
 
-/** What a server has to be told that has `now`, and is to have `next`. The messages own their fds. */
-function differences(now: ReplayLog, next: ReplayLog, maxFds: number): OwnMessage[] {
+/** Messages that a server is sent before its answers are waited for: about 2 ms of work. */
+const TOLD_AT_ONCE = 256;
+
+/** Memory that a server has to forget, and to know of. There may be tens of thousands of ranges: others have their turns. */
+async function changedRanges(now: DmaMaps, next: DmaMaps) {
   const stays = new Set<DmaRangeOfVmm>();
-  const removed = [...now.dma.ranges].filter((range) => {
-    const other = next.dma.at(range.address);
-    const same = other !== undefined && isSame(range, other);
-    if (same) stays.add(other);
-    return !same;
+  const removed: DmaRangeOfVmm[] = [];
+  const added: DmaRangeOfVmm[] = [];
+  await eachInTurns([...now.ranges], (range) => {
+    const other = next.at(range.address);
+    if (other !== undefined && isSame(range, now, other, next)) stays.add(other);
+    else removed.push(range);
   });
-  const added = [...next.dma.ranges].filter((range) => !stays.has(range));
-  return [
-    ...removed.map(({ address, size }) => {
-      const body = new Uint8Array(DMA_UNMAP_LENGTH);
-      encodeDmaUnmap(viewOf(body), 0, { flags: 0, address, size });
-      return encodeRequest(Command.DMA_UNMAP, body);
-    }),
-    ...added.map(({ fd, ...request }) => {
-      const body = new Uint8Array(DMA_MAP_LENGTH);
-      encodeDmaMap(viewOf(body), 0, request);
-      return encodeRequest(Command.DMA_MAP, body, fd === undefined ? NO_FDS : [fd]);
-    }),
-    ...now.interrupts.indexes.map((index) => {
-      const flags = IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER;
-      const body = new Uint8Array(SET_IRQS_LENGTH);
-      encodeSetIrqs(viewOf(body), 0, { flags, index, start: 0, count: 0 });
-      return encodeRequest(Command.DEVICE_SET_IRQS, body);
-    }),
-    ...[...next.interrupts.messages(maxFds)].map(({ request, fds }) => {
-      const body = new Uint8Array(SET_IRQS_LENGTH);
-      encodeSetIrqs(viewOf(body), 0, request);
-      return encodeRequest(Command.DEVICE_SET_IRQS, body, fds);
-    }),
-  ];
+  await eachInTurns([...next.ranges], (range) => {
+    if (!stays.has(range)) added.push(range);
+  });
+  return { removed, added };
 }
 
 /** The same place in the same file, or no file at all. */
-function isSame(a: DmaRangeOfVmm, b: DmaRangeOfVmm): boolean {
+function isSame(a: DmaRangeOfVmm, ofA: DmaMaps, b: DmaRangeOfVmm, ofB: DmaMaps): boolean {
   if (a.address !== b.address || a.size !== b.size || a.flags !== b.flags) return false;
   if (a.fd === undefined || b.fd === undefined) return a.fd === b.fd;
-  const [one, other] = [fstatSync(a.fd.number), fstatSync(b.fd.number)];
-  return a.offset === b.offset && one.dev === other.dev && one.ino === other.ino;
+  return a.offset === b.offset && ofA.fileOf(a.fd) === ofB.fileOf(b.fd);
+}
+
+/** The commands that turn a server with `now` into one with `next`: each made when it is asked for. The messages own their fds. */
+async function* differences(now: ReplayLog, next: ReplayLog, maxFds: number): AsyncGenerator<OwnMessage> {
+  const { removed, added } = await changedRanges(now.dma, next.dma);
+  for (const { address, size } of removed) {
+    const body = new Uint8Array(DMA_UNMAP_LENGTH);
+    encodeDmaUnmap(viewOf(body), 0, { flags: 0, address, size });
+    yield encodeRequest(Command.DMA_UNMAP, [body]);
+  }
+  for (const { fd, ...request } of added) {
+    const body = new Uint8Array(DMA_MAP_LENGTH);
+    encodeDmaMap(viewOf(body), 0, request);
+    yield encodeRequest(Command.DMA_MAP, [body], fd === undefined ? NO_FDS : [fd]);
+  }
+  for (const index of now.interrupts.indexes) {
+    const flags = IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER;
+    const body = new Uint8Array(SET_IRQS_LENGTH);
+    encodeSetIrqs(viewOf(body), 0, { flags, index, start: 0, count: 0 });
+    yield encodeRequest(Command.DEVICE_SET_IRQS, [body]);
+  }
+  for (const { request, fds } of next.interrupts.messages(maxFds)) {
+    const body = new Uint8Array(SET_IRQS_LENGTH);
+    encodeSetIrqs(viewOf(body), 0, request);
+    yield encodeRequest(Command.DEVICE_SET_IRQS, [body], fds);
+  }
 }
 
 /**
@@ -80,10 +89,9 @@ function isSame(a: DmaRangeOfVmm, b: DmaRangeOfVmm): boolean {
  * @throws DEVSTATE_E_REFUSED when it refuses anything for another reason, and DEVSTATE_E_CONNECTION_CLOSED
  */
 export async function tellStopped(back: BackEnd, now: ReplayLog, next: ReplayLog): Promise<OwnMessage[]> {
-  const all = differences(now, next, back.version.capabilities.maxMsgFds);
   const later: OwnMessage[] = [];
   const errnos: number[] = [];
-  for (const one of all) {
+  const tell = (one: OwnMessage): void => {
     const origin: Origin = {
       reply: (_request, { view }) => {
         if ((messageFlags(view) & HeaderFlag.ERROR) === 0) closeAll(one.fds);
@@ -97,8 +105,18 @@ export async function tellStopped(back: BackEnd, now: ReplayLog, next: ReplayLog
     };
     const copies = one.fds.map((fd) => fd.duplicate());
     back.forward(origin, one, copies, false);
+  };
+  try {
+    let told = 0;
+    for await (const one of differences(now, next, back.version.capabilities.maxMsgFds)) {
+      tell(one);
+      if (++told % TOLD_AT_ONCE === 0) await back.fence();
+    }
+    await back.fence();
+  } catch (error) {
+    for (const { fds } of later) closeAll(fds);
+    throw error;
   }
-  await back.fence();
   if (errnos[0] === undefined) return later;
   for (const { fds } of later) closeAll(fds);
   const why = errnoName(errnos[0]);

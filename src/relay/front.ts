@@ -35,7 +35,7 @@ export interface FrontHost {
 export class Front implements Origin {
   readonly lasting = 'vmm';
   readonly socket: MessageSocket;
-  /** Of servers, that this VMM has yet to answer. */
+  /** Commands of servers that this VMM has yet to answer. */
   readonly commands = new ServerCommands();
   /** Which reads of configuration space this VMM has sent. */
   readonly configReads = new ConfigReadLog();
@@ -74,7 +74,7 @@ export class Front implements Origin {
     this.#host.reply(this, request, frame);
   }
 
-  /** Of the VMM that has the device they are made again instead: see `Servers`. */
+  /** Answers requests with an error. Those of the VMM that has the device are made again instead: see `Servers`. */
   lost({ view }: InFlight): void {
     this.answer(view, Errno.ETIMEDOUT);
   }
@@ -102,8 +102,8 @@ export class Front implements Origin {
     this.socket.close(error === undefined ? undefined : asDevstateError(error));
   }
 
-  /** Another process has it: closes what is ours, frozen as it is, and tells nobody. */
-  letGo(): void {
+  /** Another process has it: closes what is ours, frozen as it is, and sends nothing. */
+  relinquish(): void {
     if (!this.socket.isClosed) this.socket.detach().close();
   }
 }

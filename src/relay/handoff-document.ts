@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What goes over between two relays, as JSON: the offer, and the document that says what the fds are for. */
+/** What goes over between two relays: the offer, and the document that says what the fds are for. */
 
-import { z } from 'zod';
-import { phaseTimes, rangeTable, SocketName } from '../handoff/index.js';
+import * as z from 'zod';
+import { documentBytes } from '../documents/index.js';
+import { phaseTimes, rangeTable } from '../handoff/index.js';
+import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
 
 const unsigned = z.number().int().nonnegative();
-const bytes = z.base64().transform((text) => new Uint8Array(Buffer.from(text, 'base64')));
+const bytes = documentBytes();
 
 /** A relay is asked to hand over to the one that listens at `socket`. */
 export const handOverRequest = z.object({ socket: z.string().min(1), timeouts: phaseTimes.exactOptional() });
 export type HandOverRequest = z.infer<typeof handOverRequest>;
 
-/** What the successor is told first. Paths are absolute. */
+/** What the successor receives first. Paths are absolute. */
 export const relayOffer = z.object({
   what: z.literal('relay'),
   /** 1 for the first successor. */
@@ -76,7 +78,7 @@ const connection = z.object({
       id: unsigned.max(0xffff),
       senderId: unsigned.max(0xffff),
       command: unsigned.max(0xffff),
-      origin: z.enum(['vmm', 'nobody']),
+      origin: z.enum(['vmm', 'none']),
       posted: z.boolean(),
       silent: z.boolean(),
     }),
@@ -92,7 +94,7 @@ const connection = z.object({
 export const sessionDocument = z.object({
   /** The VMM's VERSION; null before it has come. */
   proposal: bytes.nullable(),
-  /** The server that the VMM was told of. */
+  /** The server that the VMM knows. */
   known: z.object({ path: z.string(), version, identity }).nullable(),
   /** Null when that is gone, since so many milliseconds. */
   connection: connection.nullable(),
@@ -116,24 +118,21 @@ export const relayDocument = z.object({
 
 type ReadOnly<T> = T extends readonly (infer Element)[]
   ? readonly ReadOnly<Element>[]
-  : T extends object
-    ? { readonly [Key in keyof T]: ReadOnly<T[Key]> }
-    : T;
+  : T extends Uint8Array
+    ? T
+    : T extends object
+      ? { readonly [Key in keyof T]: ReadOnly<T[Key]> }
+      : T;
 
-/** As it is written: bytes are base64. */
-export type SessionDocument = ReadOnly<z.input<typeof sessionDocument>>;
-export type RelayDocument = ReadOnly<z.input<typeof relayDocument>>;
 /** As it is read. */
-export type ReadSession = z.output<typeof sessionDocument>;
-export type ReadRelay = z.output<typeof relayDocument>;
+export type ReadSession = z.infer<typeof sessionDocument>;
+export type ReadRelay = z.infer<typeof relayDocument>;
+/** As it is written. */
+export type SessionDocument = ReadOnly<ReadSession>;
+export type RelayDocument = ReadOnly<ReadRelay>;
 
 /** Names of fds in the bundle; those of the replay log and of messages are given where they are packed. */
 export const FdName = {
   ...SocketName,
   server: 'server',
-  controlListener: 'listener:control',
 } as const;
-
-export function encodeBytes(value: Uint8Array): string {
-  return Buffer.from(value).toString('base64');
-}

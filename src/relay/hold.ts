@@ -14,7 +14,7 @@ const MAX_BYTES = 64 * 1024 * 1024;
 
 interface Entry {
   readonly request: OwnMessage;
-  /** Of performance.now(). */
+  /** On the clock of performance.now(), ms. */
   readonly deadline: number;
 }
 

@@ -4,34 +4,21 @@
  * the same, because the VMM has been told once and does not ask again.
  */
 
+import type { Requester } from '../client/index.js';
+import type { Fd } from '../transport/index.js';
 import {
-  Command,
-  DEVICE_INFO_LENGTH,
-  type DeviceInfo,
-  decodeDeviceInfo,
-  decodeIrqInfo,
-  decodeRegionInfo,
-  encodeDeviceInfo,
-  encodeIrqInfo,
-  encodeRegionAccess,
-  encodeRegionInfo,
-  HEADER_LENGTH,
   IRQ_INFO_LENGTH,
   MIGRATION_REGION_TYPE,
   PciRegion,
-  REGION_ACCESS_LENGTH,
   REGION_INFO_LENGTH,
   type RegionInfo,
   RegionInfoFlag,
 } from '../wire/index.js';
-import type { BackEnd } from './back-end.js';
 import type { ResetBit } from './config-log.js';
 
 /** Most of either that we ask for. */
 const MAX_REGIONS = 256;
 const MAX_IRQS = 64;
-/** Room for the capabilities of a region. */
-const REGION_INFO_ROOM = 4096;
 /** Configuration space that is read; the extended one says nothing that we need. */
 const CONFIG_LENGTH = 256;
 
@@ -60,12 +47,12 @@ export interface Identity {
   readonly migrationRegion: number | undefined;
 }
 
-/** Asks the server of `back` what it serves. @throws DEVSTATE_E_REFUSED, DEVSTATE_E_CONNECTION_CLOSED */
-export async function learnIdentity(back: BackEnd): Promise<Identity> {
-  const info = await deviceInfo(back);
+/** Asks a server what it serves. @throws DEVSTATE_E_REFUSED, DEVSTATE_E_CONNECTION_CLOSED */
+export async function learnIdentity(server: Requester): Promise<Identity> {
+  const info = await server.deviceInfo();
   const [regions, irqs] = await Promise.all([
-    Promise.all(Array.from({ length: Math.min(info.regions, MAX_REGIONS) }, (_, i) => regionInfo(back, i))),
-    Promise.all(Array.from({ length: Math.min(info.irqs, MAX_IRQS) }, (_, i) => irqCount(back, i))),
+    Promise.all(Array.from({ length: Math.min(info.regions, MAX_REGIONS) }, (_, i) => regionInfo(server, i))),
+    Promise.all(Array.from({ length: Math.min(info.irqs, MAX_IRQS) }, (_, i) => irqCount(server, i))),
   ]);
   const configSize = regions[PciRegion.CONFIG]?.size ?? 0;
   const { READ, WRITE } = RegionInfoFlag;
@@ -78,7 +65,7 @@ export async function learnIdentity(back: BackEnd): Promise<Identity> {
         : { size: region.size, access: region.flags & (READ | WRITE) },
     ),
     irqs,
-    config: await readConfig(back, Math.min(configSize, CONFIG_LENGTH)),
+    config: await readConfig(server, Math.min(configSize, CONFIG_LENGTH)),
     migrationRegion: migrationRegion < 0 ? undefined : migrationRegion,
   };
 }
@@ -88,52 +75,31 @@ function isMigrationRegion({ type }: RegionInfo): boolean {
   return type?.type === migration && type.subtype === subtype;
 }
 
-function deviceInfo(back: BackEnd): Promise<DeviceInfo> {
-  const payload = new Uint8Array(DEVICE_INFO_LENGTH);
-  encodeDeviceInfo(viewOf(payload), 0, { argsz: payload.length, flags: 0, regions: 0, irqs: 0 });
-  return back.request(Command.DEVICE_GET_INFO, payload, ({ view, length }) =>
-    decodeDeviceInfo(view, HEADER_LENGTH, length),
-  );
-}
-
-/** A region that the server does not tell of is one that it does not have. */
-async function regionInfo(back: BackEnd, index: number): Promise<RegionInfo> {
+/** A region that the server does not describe is one that it does not have. */
+async function regionInfo(server: Requester, index: number): Promise<RegionInfo> {
   const none = { argsz: REGION_INFO_LENGTH, flags: 0, index, size: 0, offset: 0 };
-  const payload = new Uint8Array(REGION_INFO_LENGTH);
-  encodeRegionInfo(viewOf(payload), 0, none, 0);
-  viewOf(payload).setUint32(0, REGION_INFO_ROOM, true);
-  return back
-    .request(Command.DEVICE_GET_REGION_INFO, payload, ({ view, length }) =>
-      decodeRegionInfo(view, HEADER_LENGTH, length),
-    )
-    .catch(unlessClosed(back, none));
+  const { fd, ...info } = await server
+    .regionInfo(index)
+    .catch(unlessClosed<RegionInfo & { fd?: Fd }>(server, none));
+  fd?.close();
+  return info;
 }
 
-async function irqCount(back: BackEnd, index: number): Promise<number> {
-  const payload = new Uint8Array(IRQ_INFO_LENGTH);
-  encodeIrqInfo(viewOf(payload), 0, { argsz: payload.length, flags: 0, index, count: 0 });
-  return back
-    .request(
-      Command.DEVICE_GET_IRQ_INFO,
-      payload,
-      ({ view, length }) => decodeIrqInfo(view, HEADER_LENGTH, length).count,
-    )
-    .catch(unlessClosed(back, 0));
+async function irqCount(server: Requester, index: number): Promise<number> {
+  const none = { argsz: IRQ_INFO_LENGTH, flags: 0, index, count: 0 };
+  return (await server.irqInfo(index).catch(unlessClosed(server, none))).count;
 }
 
 /** The beginning of the config space, `length` bytes. */
-export async function readConfig(back: BackEnd, length: number): Promise<Uint8Array> {
-  if (length === 0) return new Uint8Array(0);
-  const payload = new Uint8Array(REGION_ACCESS_LENGTH);
-  encodeRegionAccess(viewOf(payload), 0, 0, PciRegion.CONFIG, length);
-  return back.request(Command.REGION_READ, payload, ({ bytes, length: end }) =>
-    bytes.slice(HEADER_LENGTH + REGION_ACCESS_LENGTH, end),
-  );
+export async function readConfig(server: Requester, length: number): Promise<Uint8Array> {
+  const config = new Uint8Array(length);
+  await server.regionRead(PciRegion.CONFIG, 0, config);
+  return config;
 }
 
-function unlessClosed<T>(back: BackEnd, value: T): (error: unknown) => T {
+function unlessClosed<T>(server: Requester, value: T): (error: unknown) => T {
   return (error) => {
-    if (back.isClosed) throw error;
+    if (server.isClosed) throw error;
     return value;
   };
 }

@@ -22,8 +22,8 @@ const MAX_SPARE = 256;
 
 const NO_FDS: readonly Fd[] = [];
 
-/** The VMM, or nobody who would wait for the reply. */
-export type LastingOrigin = 'vmm' | 'nobody';
+/** The VMM, or no one: nothing waits for the reply. */
+export type LastingOrigin = 'vmm' | 'none';
 
 /** Where a request came from. */
 export interface Origin {
@@ -31,8 +31,8 @@ export interface Origin {
   readonly lasting?: LastingOrigin;
   /** Its reply; `frame` is valid during the call only. */
   reply(request: InFlight, frame: Frame): void;
-  /** There will be no reply to one of its requests: the server is gone. */
-  lost(request: InFlight): void;
+  /** There will be no reply to one of its requests: the server is gone. `why` says so. */
+  lost(request: InFlight, why: string): void;
 }
 
 /** A request that was sent. Valid until its reply has been dealt with. */
@@ -203,7 +203,7 @@ export class InFlightTable {
     }
   }
 
-  /** The request is over. Fds that nobody took are closed. */
+  /** The request is over. Fds that no one took are closed. */
   release(request: InFlight): void {
     closeAll(request.fds);
     const slot = request as Slot;
@@ -218,7 +218,7 @@ export class InFlightTable {
     return this.#until(() => this.#slots.size === 0);
   }
 
-  /** Settles when no request is under way but those that another relay could go on with. */
+  /** Settles when no request is under way but those that another relay could continue with. */
   onlyLasting(): Promise<void> {
     return this.#until(() => {
       for (const { origin } of this.#slots.values()) if (origin.lasting === undefined) return false;

@@ -12,7 +12,7 @@ export interface SetIrqsMessage {
   readonly fds: readonly Fd[];
 }
 
-/** Of one interrupt index. */
+/** What is known of one interrupt index. */
 class IndexLog {
   /** By action, then by vector; undefined where the VMM has assigned none on purpose. */
   readonly eventfds = new Map<number, Map<number, Fd | undefined>>();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A session as managers see it. */
 
-import { DEFAULT_MAX_DATA_XFER_SIZE, Errno, RequestError } from '../wire/index.js';
+import { Errno, MigrationState, RequestError } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
 import type { Managed } from './manager-connection.js';
 import type { Session } from './session.js';
@@ -11,7 +11,7 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
   return {
     target,
     get maxTransfer() {
-      return Math.min(target().version.capabilities.maxDataXferSize, DEFAULT_MAX_DATA_XFER_SIZE);
+      return target().maxTransfer;
     },
     get memory() {
       return session.replayLog.dma;
@@ -24,6 +24,10 @@ export function managedBy(session: Session, target: () => BackEnd): Managed {
       session.facts.note = bytes;
     },
     configReadsOf: (vmm) => session.configReadsOf(vmm),
+    get isDriven() {
+      const { back } = session.servers;
+      return back !== undefined && (back.log.isOn || back.state !== MigrationState.RUNNING);
+    },
     stopping: () => session.keepConfig(),
   };
 }

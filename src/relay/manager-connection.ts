@@ -8,13 +8,16 @@
  *     GET_INFO, GET_REGION_INFO, access to the region of v1          the server's
  *     DEVSTATE_IMAGES                                                the server's
  *     DMA_READ, DMA_WRITE, DEVSTATE_DMA_MAPS                         answered here: the relay has the memory's fds
- *     DEVSTATE_NOTE, DEVSTATE_LAST_ERROR                             kept here
+ *     DEVSTATE_NOTE                                                  kept here
+ *     DEVSTATE_LAST_ERROR                                            of who refused: kept here, or the server's
  *     DEVSTATE_CONFIG_READS                                          answered here: the VMM's messages come through here
  *     DEVSTATE_NEXT_VMM                                              done here: the server keeps its one VMM, the relay
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
 import type { ConfigReadLog } from '../migration/index.js';
+
+import type { Manager, NextVmmSteps } from '../succession/index.js';
 import { type Fd, type Frame, MessageSocket } from '../transport/index.js';
 import {
   Command,
@@ -35,6 +38,7 @@ import {
   encodeConfigReads,
   encodeDmaMapEntries,
   encodeDmaTransfer,
+  encodeFarewell,
   encodeFeatureHeader,
   encodeVersion,
   FEATURE_LENGTH,
@@ -60,8 +64,8 @@ import { type BackEnd, RELAY_LIMITS } from './back-end.js';
 import type { DmaMaps } from './dma-maps.js';
 import type { InFlight, Origin } from './in-flight.js';
 import { encodeReply, type Message, NO_FDS, ownCopy, takeAll } from './messages.js';
-import type { NextVmm } from './next-vmm.js';
 import { withoutMapping } from './region-filter.js';
+import { logCommandOf } from './server-log.js';
 
 /** Largest note that a manager may leave. */
 const MAX_NOTE_LENGTH = 64 * 1024;
@@ -79,12 +83,14 @@ export interface Managed {
   readonly maxTransfer: number;
   readonly memory: DmaMaps;
   /** Another VMM that is to have the device. */
-  readonly nextVmm: NextVmm;
+  readonly nextVmm: NextVmmSteps;
   /** Bytes that one manager leaves for the next. */
   note: Uint8Array;
   /** The reads of configuration space that a VMM has sent; undefined when there is no such VMM. */
   configReadsOf(vmm: WitnessedVmm): ConfigReadLog | undefined;
-  /** The device is about to be told to stop. */
+  /** The device is on its way, or its writes are logged. */
+  readonly isDriven: boolean;
+  /** The device is about to be asked to stop. */
   stopping(): void;
 }
 
@@ -100,13 +106,21 @@ export interface ManagerOptions {
 
 const access: RegionAccess = { offset: 0, region: 0, count: 0 };
 
-export class ManagerConnection implements Origin {
+export class ManagerConnection implements Origin, Manager {
   readonly #options: ManagerOptions;
   readonly #managed: Managed;
   readonly #socket: MessageSocket;
   readonly #timer: NodeJS.Timeout;
   #negotiated = false;
-  #lastError = '';
+  /** Why the last command was refused: in words, or the id by which the server knows the command, and has the words. */
+  #lastError: string | number = '';
+  /** Commands that are not answered. */
+  #pending = 0;
+  /** It has changed the device's state, or has it log. */
+  #drives = false;
+  /** The server that it had log last. */
+  #logsAt: BackEnd | undefined;
+  activeAt = performance.now();
 
   constructor(fd: Fd, options: ManagerOptions) {
     this.#options = options;
@@ -116,7 +130,9 @@ export class ManagerConnection implements Origin {
       closed: (error) => this.#closed(error),
     });
     this.#timer = setTimeout(() => {
-      this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', 'a manager did not send VERSION in time'));
+      const why = 'a manager did not send VERSION in time';
+      this.#socket.send(encodeFarewell(why));
+      this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', why));
     }, VERSION_TIMEOUT_MS);
     this.#timer.unref();
   }
@@ -137,10 +153,22 @@ export class ManagerConnection implements Origin {
   #closed(error: DevstateError | undefined): void {
     clearTimeout(this.#timer);
     if (error !== undefined) this.#options.log('warn', `a manager: ${error.message} (${error.code})`);
+    this.#endLog();
     this.#options.closed();
   }
 
+  /** What it has begun ends with it. */
+  #endLog(): void {
+    const back = this.#logsAt;
+    if (back === undefined || back.isClosed) return;
+    back.endLogOf(this).catch((error: unknown) => {
+      const { message, code } = asDevstateError(error);
+      this.#options.log('warn', `the DMA log of a manager that has left was not ended: ${message} (${code})`);
+    });
+  }
+
   #message(frame: Frame): void {
+    this.activeAt = performance.now();
     try {
       const reply = this.#handle(frame);
       if (reply instanceof Promise) this.#replyLater(ownCopy(frame, NO_FDS), reply);
@@ -151,7 +179,9 @@ export class ManagerConnection implements Origin {
   }
 
   #replyLater(request: Message, reply: Promise<Uint8Array>): void {
+    this.#pending++;
     reply
+      .finally(() => this.#pending--)
       .then(
         (payload) => this.#reply(request, 0, payload),
         (error: unknown) => this.#refuse(request, error),
@@ -209,20 +239,34 @@ export class ManagerConnection implements Origin {
   #forward(frame: Frame): void {
     const back = this.#managed.target();
     if (back.isClosed) throw new RequestError(Errno.ENOTCONN, 'the device server is gone');
+    const what = logCommandOf(messageCommand(frame.view), frame.view);
+    if (what !== undefined) back.log.admit(what, this);
+    if (what === 'start') this.#logsAt = back;
+    if ((messageFlags(frame.view) & HeaderFlag.NO_REPLY) === 0) this.#pending++;
     back.forward(this, frame, takeAll(frame.fds), false);
   }
 
   /** What it was doing has come to nothing, and that is how the manager notices. */
-  lost(): void {
+  lost(_request: InFlight, why: string): void {
+    this.sendAway(why);
+  }
+
+  sendAway(why: string): void {
+    this.#socket.send(encodeFarewell(why));
     this.close();
+  }
+
+  get isBusy(): boolean {
+    return this.#pending > 0 || (this.#drives && this.#managed.isDriven);
   }
 
   /** A reply of the server. */
   reply(request: InFlight, frame: Frame): void {
     const { view, bytes } = frame;
     let { length, fds } = frame;
+    this.#pending--;
     const failed = (messageFlags(view) & HeaderFlag.ERROR) !== 0;
-    if (failed) this.#lastError = '';
+    if (failed) this.#lastError = request.id;
     else if (request.command === Command.DEVICE_GET_REGION_INFO && !this.#mayMap(request)) {
       length = withoutMapping(frame, request.view.getUint32(HEADER_LENGTH, true));
       fds = NO_FDS;
@@ -267,6 +311,7 @@ export class ManagerConnection implements Origin {
     const { migrationRegion } = this.#managed.target().identity;
     if (access.region !== migrationRegion)
       throw new RequestError(Errno.EINVAL, `region ${access.region} is not for managers`);
+    if (command === Command.REGION_WRITE) this.#drives = true;
     const setsState = command === Command.REGION_WRITE && access.offset === MigrationRegister.DEVICE_STATE;
     if (setsState && length >= HEADER_LENGTH + REGION_ACCESS_LENGTH + 4) {
       const state = view.getUint32(HEADER_LENGTH + REGION_ACCESS_LENGTH, true) & DeviceStateBit.MASK;
@@ -284,6 +329,7 @@ export class ManagerConnection implements Origin {
     // The images are the server's, if it is one of ours.
     if (feature < FIRST_OWN_FEATURE || feature === Feature.DEVSTATE_IMAGES) {
       const sets = (flags & (SET | PROBE)) === SET && feature === Feature.MIG_DEVICE_STATE;
+      if ((flags & (SET | PROBE)) === SET) this.#drives = true;
       if (sets && length >= data + 4 && view.getUint32(data, true) === MigrationState.STOP_COPY)
         this.#managed.stopping();
       this.#forward(frame);
@@ -310,18 +356,22 @@ export class ManagerConnection implements Origin {
       return bytes.slice(HEADER_LENGTH, length);
     }
     if ((flags & GET) === 0) throw new RequestError(Errno.EINVAL, 'DEVICE_FEATURE neither GET nor SET');
-    const value = this.#value(feature, frame);
-    if (argsz < FEATURE_LENGTH + value.length)
-      throw new RequestError(Errno.EINVAL, `argsz ${argsz}: ${FEATURE_LENGTH + value.length} are needed`);
-    const payload = new Uint8Array(FEATURE_LENGTH + value.length);
-    encodeFeatureHeader(new DataView(payload.buffer), 0, payload.length, flags);
-    payload.set(value, FEATURE_LENGTH);
-    return payload;
+    const value = feature === Feature.DEVSTATE_LAST_ERROR ? this.#explanation() : this.#value(feature, frame);
+    return value instanceof Promise
+      ? value.then((bytes) => featureReply(bytes, argsz, flags))
+      : featureReply(value, argsz, flags);
+  }
+
+  #explanation(): Uint8Array | Promise<Uint8Array> {
+    const { target } = this.#managed;
+    if (typeof this.#lastError === 'string') return new TextEncoder().encode(this.#lastError);
+    return target()
+      .whyRefused(this.#lastError, Command.DEVICE_FEATURE)
+      .then((words) => new TextEncoder().encode(words));
   }
 
   #value(feature: number, { view, length }: Frame): Uint8Array {
     if (feature === Feature.DEVSTATE_NOTE) return this.#managed.note;
-    if (feature === Feature.DEVSTATE_LAST_ERROR) return new TextEncoder().encode(this.#lastError);
     if (feature === Feature.DEVSTATE_NEXT_VMM)
       return new TextEncoder().encode(this.#managed.nextVmm.status());
     if (feature === Feature.DEVSTATE_CONFIG_READS) {
@@ -330,8 +380,8 @@ export class ManagerConnection implements Origin {
       if (log === undefined) throw new RequestError(Errno.ENOTCONN, 'no such VMM is connected');
       return encodeConfigReads(log.report(since));
     }
-    const { first, most } = decodeDmaMapsRequest(view, HEADER_LENGTH + FEATURE_LENGTH, length);
-    const entries = this.#managed.memory.entries().slice(first, first + most);
+    const asked = decodeDmaMapsRequest(view, HEADER_LENGTH + FEATURE_LENGTH, length);
+    const entries = this.#managed.memory.entries(asked);
     const value = new Uint8Array(entries.length * DMA_MAP_ENTRY_LENGTH);
     encodeDmaMapEntries(new DataView(value.buffer), 0, entries);
     return value;
@@ -363,4 +413,14 @@ function isFlagsReply({ command, view }: InFlight, length: number): boolean {
   const { INDEX_MASK, GET, PROBE } = FeatureFlag;
   const flags = view.getUint32(HEADER_LENGTH + 4, true);
   return (flags & (INDEX_MASK | GET | PROBE)) === (Feature.MIGRATION | GET);
+}
+
+/** The payload of a GET's reply. @throws RequestError EINVAL if there is no room for it */
+function featureReply(value: Uint8Array, argsz: number, flags: number): Uint8Array {
+  if (argsz < FEATURE_LENGTH + value.length)
+    throw new RequestError(Errno.EINVAL, `argsz ${argsz}: ${FEATURE_LENGTH + value.length} are needed`);
+  const payload = new Uint8Array(FEATURE_LENGTH + value.length);
+  encodeFeatureHeader(new DataView(payload.buffer), 0, payload.length, flags);
+  payload.set(value, FEATURE_LENGTH);
+  return payload;
 }

@@ -20,7 +20,7 @@ export interface Message {
   readonly length: number;
 }
 
-/** A message that is nobody else's, with what travels along. */
+/** A message that no other code holds, with what travels along. */
 export interface OwnMessage extends Message {
   readonly fds: readonly Fd[];
 }
@@ -39,9 +39,17 @@ export function payloadOf({ bytes, length }: Message): Uint8Array {
 }
 
 /** A request with id 0. `fds` stay the caller's: the message has duplicates. */
-export function encodeRequest(command: number, body: Uint8Array, fds: readonly Fd[] = NO_FDS): OwnMessage {
-  const bytes = new Uint8Array(HEADER_LENGTH + body.length);
-  bytes.set(body, HEADER_LENGTH);
+export function encodeRequest(
+  command: number,
+  payload: readonly Uint8Array[],
+  fds: readonly Fd[] = NO_FDS,
+): OwnMessage {
+  const bytes = new Uint8Array(payload.reduce((length, part) => length + part.length, HEADER_LENGTH));
+  let at = HEADER_LENGTH;
+  for (const part of payload) {
+    bytes.set(part, at);
+    at += part.length;
+  }
   const view = new DataView(bytes.buffer);
   encodeHeader(view, 0, 0, command, bytes.length, HeaderFlag.TYPE_COMMAND);
   return { bytes, view, length: bytes.length, fds: fds.map((fd) => fd.duplicate()) };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What the VMM was told is done, and servers that are there have yet to be told: commands that came while the device was
+ * What the VMM believes to be done, and servers that are there have yet to do: commands that came while the device was
  * stopped, that could wait no longer for a server, or that another server has carried out.
  */
 

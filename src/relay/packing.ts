@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Packs what goes over to another relay: fds by kind and name, and the bytes of messages, in one sealed memory file. */
 
-import { type Bundle, type BundleEntry, FdKind, readSealed, sealedMemory } from '../handoff/index.js';
+import { malformed } from '../documents/index.js';
+import { type Bundle, type BundleEntry, FdKind, sealedContent, sealedMemory } from '../handoff/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { type OwnMessage, takeAll } from './messages.js';
 
@@ -11,7 +12,7 @@ const MAX_MESSAGES_LENGTH = 256 * 1024 * 1024;
 
 /** A message in the document; its bytes follow those of the one before in the memory file. */
 export interface PackedMessage {
-  /** Of the whole message. */
+  /** Bytes of the whole message. */
   readonly length: number;
   /** Bytes of it that are kept. */
   readonly kept: number;
@@ -43,9 +44,9 @@ export class Packer {
   }
 
   /** All messages have been added. */
-  seal(): void {
+  async seal(): Promise<void> {
     if (this.#bytes.length > 0)
-      this.addOwn(FdKind.SEALED, MESSAGES, sealedMemory('relay-messages', this.#bytes));
+      this.addOwn(FdKind.SEALED, MESSAGES, await sealedMemory('relay-messages', this.#bytes));
   }
 
   /** Closes what was made for this. */
@@ -59,21 +60,21 @@ export class Packer {
 export class Unpacker {
   readonly #bundle: Bundle;
   readonly #taken: Fd[] = [];
-  readonly #bytes: Buffer;
+  readonly #bytes: Uint8Array;
   #at = 0;
   #passengers = 0;
 
-  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  constructor(bundle: Bundle) {
+  private constructor(bundle: Bundle, bytes: Uint8Array) {
     this.#bundle = bundle;
-    if (!bundle.names.includes(MESSAGES)) {
-      this.#bytes = Buffer.alloc(0);
-      return;
-    }
+    this.#bytes = bytes;
+  }
+
+  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  static async open(bundle: Bundle): Promise<Unpacker> {
+    if (!bundle.names.includes(MESSAGES)) return new Unpacker(bundle, new Uint8Array(0));
     const fd = bundle.take(MESSAGES, FdKind.SEALED);
     try {
-      const chunks = Array.from(readSealed(fd, MAX_MESSAGES_LENGTH), (chunk) => chunk.slice());
-      this.#bytes = Buffer.concat(chunks);
+      return new Unpacker(bundle, await sealedContent(fd, MAX_MESSAGES_LENGTH));
     } finally {
       fd.close();
     }
@@ -88,16 +89,18 @@ export class Unpacker {
 
   /** The next message; who gets it owns its fds. @throws DEVSTATE_E_HANDOFF_BUNDLE */
   message({ length, kept, fds: count }: PackedMessage): OwnMessage {
-    const bytes = new Uint8Array(kept);
-    bytes.set(this.#bytes.subarray(this.#at, this.#at + kept));
+    if (this.#at + kept > this.#bytes.length) throw malformed('a message is longer than what came of it');
+    // No copy: all may be hundreds of megabytes.
+    const bytes = this.#bytes.subarray(this.#at, this.#at + kept);
     this.#at += kept;
     const fds = Array.from({ length: count }, () =>
       this.take(FdKind.PASSENGER, passengerName(this.#passengers++)),
     );
-    return { bytes, view: new DataView(bytes.buffer), length, fds: takeAll(fds) };
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    return { bytes, view, length, fds: takeAll(fds) };
   }
 
-  /** Closes what nobody has taken. */
+  /** Closes what no one has taken. */
   close(): void {
     closeAll(this.#taken.splice(0));
   }

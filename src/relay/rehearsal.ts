@@ -4,7 +4,8 @@
  * code of a handoff. The first run of any code is slow, and here no VMM waits for it.
  */
 
-import { Bundle, FdKind, parseHandoff } from '../handoff/index.js';
+import { packDocument, unpackDocument } from '../documents/index.js';
+import { Bundle, parseHandoff } from '../handoff/index.js';
 import { closeAll, type Fd, socketPair } from '../transport/index.js';
 import {
   Command,
@@ -20,33 +21,30 @@ import {
   SET_IRQS_LENGTH,
 } from '../wire/index.js';
 import { BackEnd } from './back-end.js';
-import { FdName, sessionDocument } from './handoff-document.js';
+import { sessionDocument } from './handoff-document.js';
 import { encodeRequest, NO_FDS, type OwnMessage } from './messages.js';
-import { Packer, Unpacker } from './packing.js';
-import type { SuccessorHost } from './receiver.js';
-import { NOBODY } from './servers.js';
+import { Packer } from './packing.js';
+import { NO_SENDER } from './servers.js';
 import type { Session } from './session.js';
+import { adoptSession, type HandedSession } from './session-handoff.js';
 
-export function rehearseSession(newSession: SuccessorHost['newSession']): void {
+export async function rehearseSession(newSession: (fd: Fd, from?: HandedSession) => Session): Promise<void> {
   const [vmm, vmmEnd] = socketPair();
   const [server, serverEnd] = socketPair();
   const before = newSession(vmm);
   const packer = new Packer();
   const bundle = new Bundle();
-  let unpacker: Unpacker | undefined;
   let copies: Fd[] = [];
   try {
     furnish(before, server);
-    const document = before.capture(packer);
-    packer.seal();
+    const document = await before.capture(packer, new AbortController().signal);
+    await packer.seal();
     copies = packer.entries.map(({ fd }) => fd.duplicate());
     bundle.add(packer.entries, copies);
-    unpacker = new Unpacker(bundle);
-    const read = parseHandoff(sessionDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
-    newSession(unpacker.take(FdKind.SOCKET, FdName.vmm), { document: read, unpacker }).letGo();
+    const read = parseHandoff(sessionDocument, unpackDocument(packDocument(document)), 'the rehearsal');
+    (await adoptSession(bundle, read, newSession)).relinquish();
   } finally {
-    before.letGo();
-    unpacker?.close();
+    before.relinquish();
     bundle.close();
     packer.close();
     closeAll([...copies, vmmEnd, serverEnd]);
@@ -55,7 +53,7 @@ export function rehearseSession(newSession: SuccessorHost['newSession']): void {
 
 /** Gives a session one of each thing that goes along. Takes the server's connected socket. */
 function furnish(session: Session, server: Fd): void {
-  const { facts, hold, replayLog, servers, front } = session;
+  const { facts, hold, replayLog, servers, vmm: front } = session;
   const known = {
     path: '',
     version: { major: 0, minor: 0, capabilities: defaultCapabilities },
@@ -81,7 +79,7 @@ function furnish(session: Session, server: Fd): void {
   );
   for (const message of [map, assign, mask, write]) replayLog.note(message, NO_FDS);
   replayLog.config.resetBits = [{ offset: 64, mask: 1 }];
-  back.forward(NOBODY, write, NO_FDS, true);
+  back.forward(NO_SENDER, write, NO_FDS, true);
   hold.push(map);
   front?.commands.enter(back, mask);
 }
@@ -90,5 +88,5 @@ function furnish(session: Session, server: Fd): void {
 function requestOf(command: number, length: number, encode: (body: DataView) => void): OwnMessage {
   const body = new Uint8Array(length);
   encode(new DataView(body.buffer));
-  return encodeRequest(command, body);
+  return encodeRequest(command, [body]);
 }

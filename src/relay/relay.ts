@@ -6,15 +6,16 @@
 
 import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
-import { type HandoffReport, type HandoffStatus, Takeover } from '../handoff/index.js';
+import type { HandoffReport, HandoffStatus } from '../handoff/index.js';
 import { type Log, limitRepeats } from '../logging/index.js';
-import { closeAll, type Fd, Listener } from '../transport/index.js';
+import { Desk, giveWork, makeRoom, refuse, WorkReceiver } from '../succession/index.js';
+import type { Fd } from '../transport/index.js';
 import { ControlServer } from './control.js';
-import { giveRelay, type HandedOver, type RelayListeners } from './giver.js';
+import { RelayWork } from './giver.js';
 import type { HandOverRequest, RelayOffer } from './handoff-document.js';
 import { currentServer, managedBy } from './managed.js';
 import { ManagerConnection } from './manager-connection.js';
-import { type AdoptedParts, RelayReceiver, type SuccessorHost } from './receiver.js';
+import { relayKind } from './receiver.js';
 import { Session } from './session.js';
 import { type SwitchReport, switchBackEnd } from './switch.js';
 
@@ -42,9 +43,6 @@ export interface RelayOptions {
 
 /** QEMU's time-out for a message is 5 s. */
 export const DEFAULT_HOLD_MS = 4000;
-/** Clients that may wait while the VMM's place is taken. */
-const MAX_WAITING = 16;
-const MAX_MANAGERS = 16;
 
 export class Relay {
   readonly #options: RelayOptions;
@@ -53,20 +51,10 @@ export class Relay {
   #connections = 0;
   readonly #managers = new Set<ManagerConnection>();
   readonly #control: ControlServer;
-  readonly #takeover: Takeover | undefined;
-  readonly #idleWaiters: (() => void)[] = [];
-  #listeners: RelayListeners | undefined;
-  #waiting: Fd[] = [];
+  readonly #desk: Desk;
   #serverPath: string;
   #session: Session | undefined;
   #switching = false;
-  #closing = false;
-  #handing: Promise<unknown> | undefined;
-  /** How often the relay has been handed over. */
-  #generation = 0;
-  /** How long the takeover took, as the VMM could notice it, and when it was over. */
-  #pause: { pauseMs: number; startedAtMs: number } | undefined;
-  #handedOver = (): void => {};
   /** Settles when the relay is no more because its successor is; rejects when it should have been one, and is not. */
   readonly ended: Promise<void>;
 
@@ -75,7 +63,8 @@ export class Relay {
     this.#options = options;
     this.#log = limitRepeats(options.log);
     this.#serverPath = options.serverPath;
-    const status = (): HandoffStatus => this.#status;
+    this.#desk = this.#createDesk();
+    const status = (): HandoffStatus => this.#desk.status;
     this.#control = new ControlServer({
       switchTo: ({ server, state, ...more }) => this.switchTo(server, state === 'with', more),
       handOver: (request) => this.#handOver(request),
@@ -83,72 +72,56 @@ export class Relay {
         return status();
       },
       configReads: ({ since, vmm }) => this.#session?.configReadsOf(vmm)?.report(since),
-      deserted: () => this.#takeover?.giveUp('the manager has left'),
+      deserted: () => this.#desk.managerLeft(),
     });
-    const handedOver = new Promise<void>((resolve) => {
-      this.#handedOver = resolve;
-    });
+    const { handedOver } = this.#desk;
     if (options.takeover === undefined) {
       this.ended = handedOver;
-      this.#listeners = this.#listen();
+      this.#desk.listen();
       return;
     }
-    this.#takeover = this.#beSuccessor(options.takeover);
-    this.ended = this.#takeover.done.then(() => handedOver);
+    this.ended = this.#beSuccessor(options.takeover).then(() => handedOver);
     this.ended.catch(() => {});
   }
 
-  #listen(): RelayListeners {
-    const listening: Listener[] = [];
-    const listen = (path: string, onConnection: (fd: Fd) => void): Listener => {
-      const listener = Listener.listen(path, onConnection);
-      listening.push(listener);
-      return listener;
-    };
+  #createDesk(): Desk {
     const { listenPath, migrationSocketPath, controlPath } = this.#options;
-    try {
-      return {
-        vmm: listen(listenPath, this.#acceptVmm),
-        manager:
-          migrationSocketPath === undefined ? undefined : listen(migrationSocketPath, this.#acceptManager),
-        control: controlPath === undefined ? undefined : listen(controlPath, this.#acceptControl),
-      };
-    } catch (error) {
-      for (const listener of listening) listener.close();
-      throw error;
-    }
+    const isIdle = (): boolean => this.#session === undefined && this.#managers.size === 0;
+    return new Desk(
+      { vmm: listenPath, manager: migrationSocketPath, control: controlPath },
+      {
+        acceptVmm: (fd) => this.#acceptVmm(fd),
+        acceptManager: (fd) => this.#acceptManager(fd),
+        acceptControl: (fd) => this.#control.accept(fd),
+        get isIdle() {
+          return isIdle();
+        },
+        log: this.#log,
+      },
+    );
   }
 
-  #beSuccessor(directory: string): Takeover {
-    const host: SuccessorHost = {
+  #beSuccessor(directory: string): Promise<void> {
+    const kind = relayKind({
       paths: this.#paths,
-      acceptVmm: this.#acceptVmm,
-      acceptManager: this.#acceptManager,
-      acceptControl: this.#acceptControl,
       newSession: (fd, from) => this.#newSession(fd, from),
-      installed: (parts) => this.#install(parts),
-    };
-    const receiver = (): RelayReceiver => new RelayReceiver(host);
-    return new Takeover(directory, { acceptManager: this.#acceptControl, receiver }, this.#log);
-  }
-
-  #install(parts: AdoptedParts): void {
-    this.#listeners = parts.listeners;
-    this.#session = parts.session;
-    this.#waiting = parts.waiting;
-    this.#generation = parts.generation;
-    this.#pause = { pauseMs: parts.pauseMs, startedAtMs: parts.startedAtMs };
-    if (this.#session === undefined) this.#serveNext();
+      installed: (session) => {
+        this.#session = session;
+        if (session === undefined) this.#serveNext();
+      },
+    });
+    const receiver = () => new WorkReceiver(this.#desk, kind);
+    return this.#desk.awaitPredecessor(directory, receiver, (fd) => this.#control.accept(fd));
   }
 
   /** As clients of the relay, and its successor, know it. */
   get #paths(): Omit<RelayOffer, 'what' | 'generation'> {
-    const { listenPath, migrationSocketPath, controlPath } = this.#options;
+    const { vmm, manager, control } = this.#desk.paths;
     return {
-      listenPath: absolutePath(listenPath),
+      listenPath: vmm,
       serverPath: absolutePath(this.#serverPath),
-      migrationSocketPath: migrationSocketPath === undefined ? null : absolutePath(migrationSocketPath),
-      controlPath: controlPath === undefined ? null : absolutePath(controlPath),
+      migrationSocketPath: manager ?? null,
+      controlPath: control ?? null,
     };
   }
 
@@ -162,16 +135,12 @@ export class Relay {
     return this.#session?.servers.isOpen === true;
   }
 
-  get #status(): HandoffStatus {
-    return { generation: this.#generation, serving: this.#listeners !== undefined, ...this.#pause };
+  /** @returns false when it has to wait */
+  #acceptVmm(fd: Fd): boolean {
+    if (this.#session !== undefined) return this.#session.next.accept(fd);
+    this.#serveVmm(fd);
+    return true;
   }
-
-  readonly #acceptVmm = (fd: Fd): void => {
-    if (this.#session === undefined) this.#serveVmm(fd);
-    else if (this.#session.next.accept(fd)) return;
-    else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
-    else fd.close();
-  };
 
   #serveVmm(fd: Fd): void {
     this.#log('info', 'a VMM has connected');
@@ -179,7 +148,7 @@ export class Relay {
   }
 
   #serveNext(): void {
-    const next = this.#waiting.shift();
+    const next = this.#desk.takeWaiting();
     if (next !== undefined) this.#serveVmm(next);
   }
 
@@ -189,13 +158,13 @@ export class Relay {
       holdMs: this.#options.holdMs ?? DEFAULT_HOLD_MS,
       mapping: this.#options.mapping ?? false,
       log: this.#logOf('VMM'),
-      lost: () => this.#sendManagersAway(),
+      lost: (why: string) => this.#sendManagersAway(why),
       closed: () => {
         this.#log('info', 'the VMM has left');
         this.#session = undefined;
-        this.#sendManagersAway();
+        this.#sendManagersAway('the VMM has left the relay');
         this.#serveNext();
-        this.#settleIdle();
+        this.#desk.clientLeft();
       },
     };
     return new Session(fd, options, from);
@@ -207,17 +176,18 @@ export class Relay {
   }
 
   /** What they were doing has come to nothing, and that is how they notice. */
-  #sendManagersAway(): void {
-    for (const manager of this.#managers) manager.close();
+  #sendManagersAway(why: string): void {
+    for (const manager of this.#managers) manager.sendAway(why);
   }
 
-  readonly #acceptManager = (fd: Fd): void => {
+  #acceptManager(fd: Fd): void {
     const session = this.#session;
-    if (this.#managers.size >= MAX_MANAGERS || session === undefined) {
-      if (session === undefined) this.#log('warn', 'a manager was sent away: no VMM is connected');
-      fd.close();
+    if (session === undefined) {
+      this.#log('warn', 'a manager was sent away: no VMM is connected');
+      refuse(fd, 'no VMM is connected to the relay; start it first');
       return;
     }
+    if (!makeRoom(this.#managers, fd)) return;
     const manager = new ManagerConnection(fd, {
       managed: managedBy(session, () => currentServer(session)),
       trap: this.#options.trap ?? false,
@@ -225,19 +195,15 @@ export class Relay {
       log: this.#logOf('manager'),
       closed: () => {
         this.#managers.delete(manager);
-        this.#settleIdle();
+        this.#desk.clientLeft();
       },
     });
     this.#managers.add(manager);
-  };
-
-  readonly #acceptControl = (fd: Fd): void => {
-    this.#control.accept(fd);
-  };
+  }
 
   /**
    * Replaces the device server by the one at `path`, for the VMM that is connected and those that come.
-   * @throws DEVSTATE_E_RELAY when it cannot be done now; when it fails, the old one goes on
+   * @throws DEVSTATE_E_RELAY when it cannot be done now; when it fails, the old one continues
    */
   async switchTo(
     path: string,
@@ -252,11 +218,11 @@ export class Relay {
     this.#switching = true;
     const { holdMs = DEFAULT_HOLD_MS, trap = false } = this.#options;
     try {
-      const options = { path, withState, holdMs, trap, imageUnchecked, log: this.#log };
+      const options = { path, withState, holdMs, trap, imageUnchecked };
       const report = await switchBackEnd(session, options);
       this.#serverPath = path;
       // What they know of the device is of the old server.
-      this.#sendManagersAway();
+      this.#sendManagersAway('the relay has another device server now; connect again');
       this.#log('info', `the device server is ${path} now; the VMM waited ${report.heldMs.toFixed(1)} ms`);
       return report;
     } finally {
@@ -266,76 +232,44 @@ export class Relay {
 
   /** @throws DEVSTATE_E_RELAY when something is being replaced already */
   #requireQuiet(): void {
-    if (!this.#switching && this.#handing === undefined) return;
+    if (!this.#switching && !this.#desk.isHandingOver) return;
     const what = this.#switching ? 'the device server' : 'the relay itself';
     throw new DevstateError('DEVSTATE_E_RELAY', `${what} is being replaced already; wait for that`);
   }
 
-  /** Hands over to the relay that waits at `request.socket`. @throws HandoffError when this one goes on */
+  /** Hands over to the relay that waits at `request.socket`. @throws HandoffError when this one continues */
   async #handOver(request: HandOverRequest): Promise<HandoffReport> {
     this.#requireQuiet();
-    if (this.#closing || this.#listeners === undefined)
-      throw new DevstateError('DEVSTATE_E_HANDOFF', 'the relay ends, or has not taken over yet');
     this.#session?.requireSteady();
-    const handing = giveRelay(this.#parts(this.#listeners), request);
-    this.#handing = handing.catch(() => {});
-    try {
-      const report = await handing;
-      this.#letGo();
-      this.#log('info', `handed over to process ${report.pid}`);
-      return report;
-    } finally {
-      this.#handing = undefined;
-    }
-  }
-
-  #parts(listeners: RelayListeners): HandedOver {
     const session = (): Session | undefined => this.#session;
-    return {
-      offer: { what: 'relay', generation: this.#generation + 1, ...this.#paths },
-      listeners,
+    const given = {
+      managers: this.#managers,
       get session() {
         return session();
       },
-      managers: this.#managers,
-      waiting: this.#waiting,
     };
+    const work = new RelayWork(given, this.#paths);
+    return this.#desk.handOver(
+      () => giveWork(this.#desk, work, request),
+      () => this.#relinquish(),
+    );
   }
 
   /** Everything is the successor's now. */
-  #letGo(): void {
-    this.#closing = true;
-    for (const listener of this.#open) listener.close({ keepPath: true });
-    this.#session?.letGo();
+  #relinquish(): { left: Promise<void> } {
+    this.#session?.relinquish();
     this.#session = undefined;
-    closeAll(this.#waiting.splice(0));
-    this.#sendManagersAway();
-    // The manager that asked for it is told first.
-    void this.#control.idle().then(this.#handedOver);
-  }
-
-  get #open(): Listener[] {
-    return Object.values(this.#listeners ?? {}).filter((listener) => listener !== undefined);
-  }
-
-  #settleIdle(): void {
-    if (!this.#closing || this.#session !== undefined || this.#managers.size > 0) return;
-    for (const resolve of this.#idleWaiters.splice(0)) resolve();
+    this.#sendManagersAway('another relay is in its place now; connect again');
+    // The manager that asked for it gets its reply first.
+    return { left: this.#control.idle() };
   }
 
   /** Stops listening, ends every connection, and settles when nothing is left. A handoff under way ends first. */
   async close(): Promise<void> {
-    await this.#handing;
-    await this.#takeover?.stop();
-    this.#closing = true;
-    for (const listener of this.#open) listener.close();
-    closeAll(this.#waiting.splice(0));
+    await this.#desk.close();
     this.#control.close();
-    this.#sendManagersAway();
+    this.#sendManagersAway('the relay was asked to end');
     this.#session?.close();
-    await new Promise<void>((resolve) => {
-      this.#idleWaiters.push(resolve);
-      this.#settleIdle();
-    });
+    await this.#desk.untilIdle();
   }
 }

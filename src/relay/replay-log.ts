@@ -57,8 +57,9 @@ export function isPlausible(
   const { view, length } = message;
   try {
     if (messageCommand(view) === Command.DMA_MAP) {
-      const { size } = decodeDmaMap(view, HEADER_LENGTH, length);
-      return size > 0 && fds.length <= 1 && log.dma.size < DEFAULT_MAX_DMA_MAPS;
+      const { size, flags } = decodeDmaMap(view, HEADER_LENGTH, length);
+      const isOneMore = size > 0 && fds.length <= 1 && log.dma.size < DEFAULT_MAX_DMA_MAPS;
+      return isOneMore && log.dma.canHold(fds[0], flags);
     }
     if (messageCommand(view) === Command.DMA_UNMAP)
       return decodeDmaUnmap(view, HEADER_LENGTH, length).size >= 0;
@@ -159,7 +160,7 @@ export class ReplayLog {
           interrupts.slice(at, at + REPLAYED_AT_ONCE).map(({ request, fds }) => {
             const payload = new Uint8Array(SET_IRQS_LENGTH);
             encodeSetIrqs(viewOf(payload), 0, request);
-            return back.request(Command.DEVICE_SET_IRQS, payload, ignore, fds);
+            return back.request(Command.DEVICE_SET_IRQS, [payload], ignore, { fds });
           }),
         );
     } finally {
@@ -175,25 +176,25 @@ export class ReplayLog {
       const payload = new Uint8Array(REGION_ACCESS_LENGTH + data.length);
       encodeRegionAccess(viewOf(payload), 0, offset, PciRegion.CONFIG, data.length);
       payload.set(data, REGION_ACCESS_LENGTH);
-      sent.push(back.request(Command.REGION_WRITE, payload, ignore));
+      sent.push(back.request(Command.REGION_WRITE, [payload], ignore));
     }
     await all(sent);
   }
 
   /** What another relay is to have; fds go along. */
-  capture(packer: Packer): CapturedLog {
+  async capture(packer: Packer): Promise<CapturedLog> {
     return {
-      dma: this.dma.capture(packer),
+      dma: await this.dma.capture(packer),
       interrupts: this.interrupts.capture(packer),
       config: this.config.capture(),
       resets: this.resets,
     };
   }
 
-  /** @throws DEVSTATE_E_HANDOFF_BUNDLE */
-  restore({ dma, interrupts, config, resets }: CapturedLog, unpacker: Unpacker): void {
+  /** @param dma restored already, becomes the log's @throws DEVSTATE_E_HANDOFF_BUNDLE */
+  restore({ interrupts, config, resets }: CapturedLog, dma: DmaMaps, unpacker: Unpacker): void {
     this.resets = resets;
-    this.dma.restore(dma, unpacker);
+    this.#dma = dma;
     this.interrupts.restore(interrupts, unpacker);
     this.config.restore(config);
   }
@@ -208,7 +209,7 @@ export class ReplayLog {
 function replayRange(back: BackEnd, { fd, ...request }: DmaRangeOfVmm): Promise<void> {
   const payload = new Uint8Array(DMA_MAP_LENGTH);
   encodeDmaMap(viewOf(payload), 0, request);
-  return back.request(Command.DMA_MAP, payload, ignore, fd === undefined ? [] : [fd]);
+  return back.request(Command.DMA_MAP, [payload], ignore, fd === undefined ? {} : { fds: [fd] });
 }
 
 /** Settles when all have, so that nothing is under way any more; then throws the first error. */

@@ -13,7 +13,7 @@ const BARS = 6;
 const ROM = 0x30;
 const BAR_IO = 0x01;
 const BAR_64 = 0x04;
-/** Of the header, what can be written as it is: command, cache line size and latency timer, interrupt line. */
+/** Registers of the header that can be written as they are: command, cache line size and latency timer, interrupt line. */
 const PLAIN: readonly [offset: number, length: number][] = [
   [0x04, 2],
   [0x0c, 2],

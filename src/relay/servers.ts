@@ -8,7 +8,7 @@ import { asDevstateError, DevstateError } from '../errors.js';
 import { closeAll, type Fd, type Frame } from '../transport/index.js';
 import { MigrationState, migrationStateName } from '../wire/index.js';
 import { type Attached, attach } from './attach.js';
-import { attachAgain } from './attach-again.js';
+import { attachAgain, type SearchOptions } from './attach-again.js';
 import type { BackEnd, BackEndHandler, KnownServer } from './back-end.js';
 import type { Front } from './front.js';
 import type { Hold } from './hold.js';
@@ -16,16 +16,11 @@ import type { InFlight, Origin } from './in-flight.js';
 import type { Message, OwnMessage } from './messages.js';
 import type { Owed } from './owed.js';
 import type { ReplayLog } from './replay-log.js';
-import type { SessionFacts } from './session-handoff.js';
+import type { SessionFacts } from './session-facts.js';
 
-export interface ServersOptions {
-  /** Where the device server listens. */
-  readonly serverPath: () => string;
-  /** How long a request of the VMM may wait for a server, ms. */
-  readonly holdMs: number;
-  readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
+export interface ServersOptions extends SearchOptions {
   /** A server is gone, and with it what managers were doing. */
-  readonly lost: () => void;
+  readonly lost: (why: string) => void;
 }
 
 /** The session that they are the servers of. */
@@ -34,8 +29,8 @@ export interface ServersHost {
   readonly replayLog: ReplayLog;
   readonly hold: Hold;
   readonly owed: Owed;
-  /** Whose requests are made again when a server dies. */
-  readonly front: Front | undefined;
+  /** The VMM: its requests are made again when a server dies. */
+  readonly vmm: Front | undefined;
   /** Passes a request of the VMM to the server that serves. Takes the fds. */
   forward(request: Message, fds: readonly Fd[]): void;
   serverCommand(back: BackEnd, frame: Frame): void;
@@ -45,8 +40,8 @@ export interface ServersHost {
   running(back: BackEnd): void;
 }
 
-/** For what the relay does in the VMM's name: nobody waits for the reply. */
-export const NOBODY: Origin = { lasting: 'nobody', reply: () => {}, lost: () => {} };
+/** For what the relay does in the VMM's name: nothing waits for the reply. */
+export const NO_SENDER: Origin = { lasting: 'none', reply: () => {}, lost: () => {} };
 
 export class Servers implements BackEndHandler {
   readonly #host: ServersHost;
@@ -93,9 +88,11 @@ export class Servers implements BackEndHandler {
 
   /** @throws DEVSTATE_E_RELAY */
   requireNoMigration(): void {
-    const state = this.#back?.state ?? MigrationState.RUNNING;
-    if (state === MigrationState.RUNNING) return;
-    const message = `the device is in ${migrationStateName(state)}: a migration is under way; wait for its end`;
+    const back = this.#back;
+    const isRunning = back?.state === MigrationState.RUNNING;
+    if (back === undefined || (isRunning && !back.log.isOn)) return;
+    const what = isRunning ? 'has its DMA logged' : `is in ${migrationStateName(back.state)}`;
+    const message = `the device ${what}: a migration is under way; wait for its end`;
     throw new DevstateError('DEVSTATE_E_RELAY', message);
   }
 
@@ -175,17 +172,19 @@ export class Servers implements BackEndHandler {
 
   #pay(back: BackEnd): void {
     if (back.isStopped) return;
-    for (const message of this.#host.owed.take(back)) back.forward(NOBODY, message, message.fds, false);
+    for (const message of this.#host.owed.take(back)) back.forward(NO_SENDER, message, message.fds, false);
   }
 
   backEndClosed(back: BackEnd, error: DevstateError | undefined, unanswered: InFlight[]): void {
     const requests: OwnMessage[] = [];
+    const cause = error === undefined ? 'it closed the connection' : asDevstateError(error).message;
+    const why = `the device server at ${back.path} is gone (${cause})`;
     for (const request of unanswered) {
       const { origin, bytes, view, length, fds } = request;
-      if (origin === this.#host.front && !this.#closed) requests.push({ bytes, view, length, fds });
+      if (origin === this.#host.vmm && !this.#closed) requests.push({ bytes, view, length, fds });
       else {
         closeAll(fds);
-        origin.lost(request);
+        origin.lost(request, why);
       }
     }
     this.discard(back);
@@ -196,12 +195,10 @@ export class Servers implements BackEndHandler {
     this.#back = undefined;
     this.#open = false;
     if (this.#closed) return;
-    this.#options.lost();
+    this.#options.lost(why);
     this.#host.facts.lostMs = performance.now();
     this.#host.hold.putBack(requests);
-    const why = error === undefined ? 'it closed the connection' : asDevstateError(error).message;
-    const message = `the device server at ${back.path} is gone (${why}); looking for another there`;
-    this.#options.log('warn', message);
+    this.#options.log('warn', `${why}; looking for another there`);
     this.#search();
   }
 
@@ -212,7 +209,7 @@ export class Servers implements BackEndHandler {
 
   // Another relay takes this one's place.
 
-  /** Nothing is attached any more until {@link thaw}; settles when nothing is under way but what that relay can go on with. */
+  /** Nothing is attached any more until {@link thaw}; settles when nothing is under way but what that relay can continue with. */
   async settle(): Promise<void> {
     this.#frozen = true;
     await this.#attaching;
@@ -226,7 +223,7 @@ export class Servers implements BackEndHandler {
     if (back !== undefined) this.#host.owed.expect(back);
   }
 
-  /** Goes on after {@link settle} or {@link restore}. */
+  /** Continues after {@link settle} or {@link restore}. */
   thaw(): void {
     this.#frozen = false;
     this.#open = this.#back !== undefined;
@@ -234,11 +231,11 @@ export class Servers implements BackEndHandler {
     if (this.#back === undefined && this.#host.facts.known !== undefined) this.#search();
   }
 
-  /** The server is another relay's: closes what is ours of its connection, and tells nobody. */
-  letGo(): void {
+  /** The server is another relay's: closes what is ours of its connection, and sends nothing. */
+  relinquish(): void {
     this.#closed = true;
     this.#open = false;
-    this.#back?.letGo();
+    this.#back?.relinquish();
   }
 
   /** The VMM has left: so do we from its servers. */

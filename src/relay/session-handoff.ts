@@ -1,27 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A VMM's connection as it goes over to another relay, and back out of what came. */
 
-import { FdKind } from '../handoff/index.js';
+import { type Bundle, FdKind } from '../handoff/index.js';
+import type { Fd } from '../transport/index.js';
 import { BackEnd, type KnownServer } from './back-end.js';
+import { DmaMaps } from './dma-maps.js';
 import type { Front } from './front.js';
-import { encodeBytes, FdName, type ReadSession, type SessionDocument } from './handoff-document.js';
+import { FdName, type ReadSession, type SessionDocument } from './handoff-document.js';
 import type { Hold } from './hold.js';
-import type { Packer, Unpacker } from './packing.js';
-import type { ReplayLog } from './replay-log.js';
-import { NOBODY, type Servers } from './servers.js';
+import { type Packer, Unpacker } from './packing.js';
+import type { CapturedLog, ReplayLog } from './replay-log.js';
+import { NO_SENDER, type Servers } from './servers.js';
+import type { SessionFacts } from './session-facts.js';
 
-/** What a session knows beyond what it keeps in objects of their own. */
-export interface SessionFacts {
-  /** The VMM's VERSION, as it is passed on. */
-  proposal: Uint8Array | undefined;
-  /** The server that the VMM was told of, whether it is still there or not. */
-  known: KnownServer | undefined;
-  /** When the server was lost, of performance.now(); undefined when it is there. */
-  lostMs: number | undefined;
-  /** The VMM has memory, or ioeventfds, of the server that it has now. */
-  bound: boolean;
-  /** Bytes that one manager leaves for the next. */
-  note: Uint8Array;
+/** What another relay has handed over of a session. */
+export interface HandedSession {
+  readonly document: ReadSession;
+  /** Becomes the session's. */
+  readonly dma: DmaMaps;
+  readonly unpacker: Unpacker;
 }
 
 export interface SessionParts {
@@ -31,18 +28,19 @@ export interface SessionParts {
   readonly servers: Servers;
 }
 
-/** Of a session that is frozen; nothing of it changes. */
+/** Captures a session that is frozen, and changes nothing of it. @param log captured already */
 export function captureSession(
-  { facts, hold, replayLog }: SessionParts,
+  { facts, hold }: SessionParts,
   front: Front,
   back: BackEnd | undefined,
+  log: CapturedLog,
   packer: Packer,
 ): SessionDocument {
   packer.addOwn(FdKind.SOCKET, FdName.vmm, front.socket.duplicate());
   if (back !== undefined) packer.addOwn(FdKind.SOCKET, FdName.server, back.duplicate());
   const { proposal, known, lostMs, bound, note } = facts;
   return {
-    proposal: proposal === undefined ? null : encodeBytes(proposal),
+    proposal: proposal ?? null,
     known: known === undefined ? null : encodeKnown(known),
     connection:
       back === undefined ? null : { ...back.capture(packer), commands: front.commands.capture(back) },
@@ -52,17 +50,17 @@ export function captureSession(
       const { bytes, length, fds } = request;
       return { ...packer.message(bytes, length, fds), restMs };
     }),
-    log: replayLog.capture(packer),
-    note: encodeBytes(note),
+    log,
+    note,
   };
 }
 
 function encodeKnown({ path, version, identity }: KnownServer): SessionDocument['known'] {
-  const { config, migrationRegion, ...rest } = identity;
+  const { migrationRegion, ...rest } = identity;
   return {
     path,
     version,
-    identity: { ...rest, config: encodeBytes(config), migrationRegion: migrationRegion ?? null },
+    identity: { ...rest, migrationRegion: migrationRegion ?? null },
   };
 }
 
@@ -71,22 +69,22 @@ function encodeKnown({ path, version, identity }: KnownServer): SessionDocument[
  * @throws DEVSTATE_E_HANDOFF_BUNDLE; what was taken is the unpacker's, or in the parts
  */
 export function restoreSession(
-  { proposal, known, connection, lostForMs, bound, held, log, note }: ReadSession,
+  { document, dma, unpacker }: HandedSession,
   parts: SessionParts,
   front: Front,
-  unpacker: Unpacker,
 ): BackEnd | undefined {
+  const { proposal, known, connection, lostForMs, bound, held, log, note } = document;
   const { facts } = parts;
   facts.proposal = proposal ?? undefined;
   facts.known = known === null ? undefined : decodeKnown(known);
   facts.lostMs = lostForMs === null ? undefined : performance.now() - lostForMs;
   facts.bound = bound;
   facts.note = note;
-  parts.replayLog.restore(log, unpacker);
+  parts.replayLog.restore(log, dma, unpacker);
   let back: BackEnd | undefined;
   if (connection !== null && facts.known !== undefined) {
     back = BackEnd.adopt(unpacker.take(FdKind.SOCKET, FdName.server), facts.known, parts.servers);
-    back.restore(connection, { vmm: front, nobody: NOBODY }, unpacker);
+    back.restore(connection, { vmm: front, none: NO_SENDER }, unpacker);
     front.commands.restore(back, connection.commands);
     facts.known = back;
   }
@@ -97,4 +95,26 @@ export function restoreSession(
 function decodeKnown({ path, version, identity }: NonNullable<ReadSession['known']>): KnownServer {
   const { migrationRegion, ...rest } = identity;
   return { path, version, identity: { ...rest, migrationRegion: migrationRegion ?? undefined } };
+}
+
+/**
+ * Makes a session of what has come. @param newSession takes the VMM's socket
+ * @throws DEVSTATE_E_HANDOFF_BUNDLE, having closed what it took
+ */
+export async function adoptSession<Adopted>(
+  bundle: Bundle,
+  document: ReadSession,
+  newSession: (fd: Fd, from: HandedSession) => Adopted,
+): Promise<Adopted> {
+  const unpacker = await Unpacker.open(bundle);
+  const dma = new DmaMaps();
+  try {
+    await dma.restore(document.log.dma, unpacker);
+    return newSession(unpacker.take(FdKind.SOCKET, FdName.vmm), { document, dma, unpacker });
+  } catch (error) {
+    dma.close();
+    throw error;
+  } finally {
+    unpacker.close();
+  }
 }

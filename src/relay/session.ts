@@ -12,14 +12,16 @@
 
 import { asDevstateError, DevstateError } from '../errors.js';
 import type { ConfigReadLog } from '../migration/index.js';
+import { NextVmm, type NextVmmHost } from '../succession/index.js';
 import { closeAll, type Fd, type Frame } from '../transport/index.js';
 import {
   Command,
   commandName,
+  decodeDmaMap,
   Errno,
   HEADER_LENGTH,
   HeaderFlag,
-  type MigrationState,
+  MigrationState,
   messageCommand,
   messageError,
   messageFlags,
@@ -31,18 +33,18 @@ import { attachFirst } from './attach-again.js';
 import type { BackEnd } from './back-end.js';
 import { signalAll, tellStopped } from './exchange.js';
 import { Front, type FrontHost, type FrontUser } from './front.js';
-import type { ReadSession, SessionDocument } from './handoff-document.js';
+import type { SessionDocument } from './handoff-document.js';
 import { Hold } from './hold.js';
 import { resetBitsOf } from './identity.js';
 import type { InFlight } from './in-flight.js';
 import { encodeReply, type Message, NO_FDS, type OwnMessage, ownCopy, takeAll } from './messages.js';
-import { NextVmm, type NextVmmHost } from './next-vmm.js';
 import { Owed } from './owed.js';
-import type { Packer, Unpacker } from './packing.js';
+import type { Packer } from './packing.js';
 import { withoutIoFds, withoutMapping } from './region-filter.js';
 import { canBeOwed, ReplayLog } from './replay-log.js';
 import { Servers, type ServersHost, type ServersOptions } from './servers.js';
-import { captureSession, restoreSession, type SessionFacts } from './session-handoff.js';
+import type { SessionFacts } from './session-facts.js';
+import { captureSession, type HandedSession, restoreSession } from './session-handoff.js';
 import { StandIn } from './stand-in.js';
 import { Understudy } from './understudy.js';
 import { filterVersion } from './version-filter.js';
@@ -54,7 +56,10 @@ export interface SessionOptions extends ServersOptions {
   readonly closed: () => void;
 }
 
-export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
+/** Requests without an answer that another relay takes over: each is a line of the document, and is put back one by one. */
+const MAX_HANDED_REQUESTS = 1024;
+
+export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost<Front, Understudy> {
   readonly replayLog = new ReplayLog();
   readonly owed = new Owed();
   readonly hold: Hold;
@@ -67,7 +72,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
   };
   readonly servers: Servers;
   /** Another VMM that is to have the device. */
-  readonly next = new NextVmm(this);
+  readonly next: NextVmm<Front, Understudy>;
   readonly #options: SessionOptions;
   readonly #standIn: StandIn;
   /** The VMM that has the device. */
@@ -80,13 +85,14 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
   #signals = false;
 
   /**
-   * Takes over the VMM's connected socket. @param from goes on, after {@link thaw}, where another relay has stopped.
+   * Takes over the VMM's connected socket. @param from continues, after {@link thaw}, where another relay has stopped.
    * @throws DEVSTATE_E_HANDOFF_BUNDLE, having closed what it took
    */
-  constructor(fd: Fd, options: SessionOptions, from?: { document: ReadSession; unpacker: Unpacker }) {
+  constructor(fd: Fd, options: SessionOptions, from?: HandedSession) {
     this.#options = options;
     this.hold = new Hold(options.holdMs, (request) => this.#expire(request));
     this.servers = new Servers(this, options);
+    this.next = new NextVmm<Front, Understudy>(this);
     this.#standIn = new StandIn({
       log: this.replayLog,
       owed: this.owed,
@@ -99,9 +105,9 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     if (from === undefined) return;
     front.socket.pause();
     try {
-      this.servers.restore(restoreSession(from.document, this, front, from.unpacker));
+      this.servers.restore(restoreSession(from, this, front));
     } catch (error) {
-      this.letGo();
+      this.relinquish();
       throw error;
     }
   }
@@ -113,7 +119,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
   }
 
   /** The VMM that has the device. */
-  get front(): Front | undefined {
+  get vmm(): Front | undefined {
     return this.#front;
   }
 
@@ -156,6 +162,12 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
       this.#front?.answer(view, 0, withoutIoFds(message));
       return;
     }
+    if (command === Command.DMA_MAP && !this.#canHold(message, fds)) {
+      closeAll(fds);
+      this.log('warn', 'a DMA range is refused: memory of too many files; raise the limit of open files');
+      this.#front?.answer(view, Errno.EMFILE);
+      return;
+    }
     const posted = (messageFlags(view) & HeaderFlag.NO_REPLY) !== 0;
     if (posted) {
       const copies = fds.map((fd) => fd.duplicate());
@@ -164,6 +176,15 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     }
     if (this.#front === undefined) closeAll(fds);
     else this.servers.back?.forward(this.#front, message, fds, true);
+  }
+
+  /** Whether the relay can keep the file of a DMA_MAP for the next server. What cannot be read is the server's to refuse. */
+  #canHold({ view, length }: Message, fds: readonly Fd[]): boolean {
+    try {
+      return this.replayLog.dma.canHold(fds[0], decodeDmaMap(view, HEADER_LENGTH, length).flags);
+    } catch {
+      return true;
+    }
   }
 
   /** A reply of the server to a VMM. */
@@ -269,6 +290,15 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     await Promise.all([socket?.drained(), servers.back?.drained()]);
     signal.throwIfAborted();
     this.requireSteady();
+    this.#requireFewRequests();
+  }
+
+  /** Another relay takes them in some milliseconds. @throws DEVSTATE_E_RELAY */
+  #requireFewRequests(): void {
+    const waiting = this.hold.size + (this.servers.back?.unanswered ?? 0);
+    if (waiting <= MAX_HANDED_REQUESTS) return;
+    const why = `${waiting} requests of the VMM wait for the device server, and at most ${MAX_HANDED_REQUESTS} go over`;
+    throw new DevstateError('DEVSTATE_E_RELAY', `${why}; try again when the server answers`);
   }
 
   /** @throws DEVSTATE_E_RELAY when a migration is under way, or another VMM is to have the device */
@@ -280,14 +310,19 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     throw new DevstateError('DEVSTATE_E_RELAY', message);
   }
 
-  /** All that another relay needs, of a session that is frozen. */
-  capture(packer: Packer): SessionDocument {
+  /**
+   * All that another relay needs, of a session that is frozen. @param signal aborts when it has taken too long, and
+   * {@link thaw} follows
+   */
+  async capture(packer: Packer, signal: AbortSignal): Promise<SessionDocument> {
+    const log = await this.replayLog.capture(packer);
+    signal.throwIfAborted();
     const front = this.#front;
     if (front === undefined) throw new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the VMM has left');
-    return captureSession(this, front, this.servers.back, packer);
+    return captureSession(this, front, this.servers.back, log, packer);
   }
 
-  /** Goes on after {@link freeze}, or begins where another relay has stopped. */
+  /** Continues after {@link freeze}, or begins where another relay has stopped. */
   thaw(): void {
     if (this.isClosed) return;
     this.hold.resume();
@@ -295,26 +330,18 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     this.servers.thaw();
   }
 
-  /** The VMM is another relay's: closes what is ours of it, frozen as it is, and tells nobody. */
-  letGo(): void {
-    this.servers.letGo();
+  /** The VMM is another relay's: closes what is ours of it, frozen as it is, and sends nothing. */
+  relinquish(): void {
+    this.servers.relinquish();
     this.hold.close();
     this.replayLog.close();
-    for (const front of this.#fronts) front.letGo();
+    for (const front of this.#fronts) front.relinquish();
   }
 
   // Another VMM takes this one's place.
 
   get isNegotiated(): boolean {
     return this.facts.known !== undefined;
-  }
-
-  get state(): MigrationState | undefined {
-    return this.servers.back?.state;
-  }
-
-  get isLogging(): boolean {
-    return this.servers.back?.isLogging === true;
   }
 
   /** INTx has an eventfd from the beginning; QEMU takes it away when the guest turns on MSI or MSI-X. */
@@ -324,6 +351,18 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
 
   get resets(): number {
     return this.replayLog.resets;
+  }
+
+  /**
+   * By CPR two QEMUs wait for the same eventfds, and either may take the other's signal: one of INTx is not sent again. A
+   * server of ours holds INTx meanwhile; of any other it is not known that it would.
+   */
+  requireMayBeFollowed(): void {
+    if (this.usesIntx)
+      throw new RequestError(
+        Errno.ENOTSUP,
+        'the guest takes interrupts by INTx: behind a relay one may be lost',
+      );
   }
 
   async openUnderstudy(): Promise<Understudy> {
@@ -340,16 +379,28 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     return this.#connect(fd, understudy);
   }
 
-  async tellServer({ log }: Understudy): Promise<void> {
+  hasAgreed(_second: Front, understudy: Understudy): boolean {
+    return understudy.proposal !== undefined;
+  }
+
+  vacate(understudy: Understudy): void {
+    understudy.vacate();
+  }
+
+  /** Has the server know the other VMM's memory and interrupts instead. */
+  async prepareExchange({ log }: Understudy): Promise<void> {
     const { back } = this.servers;
-    if (back === undefined) throw new RequestError(Errno.EBUSY, 'the relay has no device server');
+    if (back?.state !== MigrationState.STOP)
+      throw new RequestError(Errno.EBUSY, 'the device must be stopped (STOP) to change hands');
+    if (back.log.isOn) throw new RequestError(Errno.EBUSY, 'the device logs what it writes; stop that first');
     try {
       this.#later = await tellStopped(back, this.replayLog, log);
     } catch (error) {
       // As it was, as far as the server takes it.
       const later = await tellStopped(back, log, this.replayLog).catch(() => []);
       for (const { fds } of later) closeAll(fds);
-      throw error;
+      const { message, errno = Errno.EIO } = asDevstateError(error);
+      throw new RequestError(errno, message);
     }
   }
 
@@ -366,6 +417,14 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     }
   }
 
+  closeUnderstudy(understudy: Understudy): void {
+    understudy.close();
+  }
+
+  settled(): void {
+    // A session has one VMM at a time: the next one that connects gets a session of its own.
+  }
+
   // What the relay answers in a server's place.
 
   /** The time of a request is up. */
@@ -374,7 +433,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     closeAll(request.fds);
   }
 
-  /** Called before the device is told to stop: keeps what the VMM may read of it meanwhile. */
+  /** Called before the device is asked to stop: keeps what the VMM may read of it meanwhile. */
   keepConfig(): void {
     this.#standIn.keepConfig(this.servers.back);
   }
@@ -386,7 +445,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     back.fence().then(
       () => signalAll(this.replayLog),
       () => {
-        // The next server is told before it runs.
+        // The next server gets it before it runs.
       },
     );
   }
@@ -400,7 +459,7 @@ export class Session implements FrontUser, FrontHost, ServersHost, NextVmmHost {
     if (!this.next.left(front) && had) this.release();
   }
 
-  /** Nobody has the device any more. */
+  /** No VMM has the device any more. */
   release(): void {
     if (this.isClosed) return;
     this.servers.close();

@@ -14,7 +14,7 @@ import { canBeOwed, isPlausible, type ReplayLog } from './replay-log.js';
 export interface StandInOptions {
   readonly log: ReplayLog;
   readonly owed: Owed;
-  /** Interrupts by index, of the server that the VMM was told of. */
+  /** Interrupts by index, of the server that the VMM knows. */
   readonly irqs: () => readonly number[];
   /** Notes a request as one that has been carried out. Takes the fds that it needs. */
   readonly note: (request: Message, fds: readonly Fd[]) => void;
@@ -60,7 +60,7 @@ export class StandIn {
     return true;
   }
 
-  /** Called before the device is told to stop: keeps what the VMM may read of it meanwhile. */
+  /** Called before the device is asked to stop: keeps what the VMM may read of it meanwhile. */
   keepConfig(back: BackEnd | undefined): void {
     if (back === undefined || back.isStopped || back.identity.config.length === 0) return;
     void readConfig(back, back.identity.config.length).then(

@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/**
- * Moves the state of a device from one back end to another. The relay is its own manager for that: a client of the
- * migration protocols at one end of a socket pair, a manager's connection at the other.
- */
+/** Moves the state of a device from one back end to another. The relay is its own manager for that. */
 
 import {
-  Client,
   type ImageEnd,
   MigrationClient,
   RegionMigrationClient,
+  Requester,
   whyOtherImages,
 } from '../client/index.js';
 import { DevstateError } from '../errors.js';
-import { socketPair } from '../transport/index.js';
 import { Feature, FeatureFlag, MigrationFlag, MigrationState } from '../wire/index.js';
 import type { BackEnd } from './back-end.js';
-import { type Managed, ManagerConnection } from './manager-connection.js';
 
 const { RESUMING, RUNNING, STOP_COPY } = MigrationState;
 
@@ -23,28 +18,43 @@ export interface MoveOptions {
   /** The images of both servers are kept the same by other means than being one file. */
   readonly imageUnchecked: boolean;
   readonly trap: boolean;
-  readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
+  /** Called before the source is asked to stop. */
+  readonly stopping: () => void;
 }
 
-/** The migration of the device behind one back end. */
-async function openMigration(
-  managed: Managed,
-  back: BackEnd,
-  { trap, log }: Pick<MoveOptions, 'trap' | 'log'>,
-): Promise<MigrationClient> {
-  const [ours, theirs] = socketPair();
-  new ManagerConnection(theirs, { managed, trap, noPreCopy: false, log, closed: () => {} });
-  const client = await Client.connect(ours);
-  try {
-    const byCommands = new MigrationClient(client);
-    const hasV2 = await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET);
-    const device = hasV2 ? byCommands : await RegionMigrationClient.open(client, { map: !trap });
-    if (device !== undefined && ((await device.flags()) & MigrationFlag.STOP_COPY) !== 0) return device;
-  } catch (error) {
-    client.close();
-    throw error;
+/** A back end as a migration uses it: it stays open when the migration is closed. */
+class LentBackEnd extends Requester {
+  readonly #back: BackEnd;
+  readonly explainsRefusals: boolean;
+  readonly request: BackEnd['request'];
+
+  constructor(back: BackEnd) {
+    super();
+    this.#back = back;
+    this.explainsRefusals = back.explainsRefusals;
+    this.request = back.request.bind(back);
   }
-  client.close();
+
+  get maxTransfer(): number {
+    return this.#back.maxTransfer;
+  }
+
+  get isClosed(): boolean {
+    return this.#back.isClosed;
+  }
+
+  close(): void {}
+}
+
+type Migration = MigrationClient<LentBackEnd>;
+
+/** The migration of the device behind one back end. */
+async function openMigration(back: BackEnd, trap: boolean): Promise<Migration> {
+  const lent = new LentBackEnd(back);
+  const byCommands = new MigrationClient(lent);
+  const hasV2 = await byCommands.probeFeature(Feature.MIGRATION, FeatureFlag.GET);
+  const device = hasV2 ? byCommands : await RegionMigrationClient.open(lent, { map: !trap });
+  if (device !== undefined && ((await device.flags()) & MigrationFlag.STOP_COPY) !== 0) return device;
   const message = `the device at ${back.path} cannot give or take its state; replace it without, if it keeps none`;
   throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
 }
@@ -57,14 +67,16 @@ async function requireSameImages(from: ImageEnd, to: ImageEnd): Promise<void> {
 }
 
 export class StateMove {
-  readonly #source: MigrationClient;
-  readonly #destination: MigrationClient;
+  readonly #source: Migration;
+  readonly #destination: Migration;
+  readonly #stopping: () => void;
   /** Bytes of state that have reached the destination. */
   bytes = 0;
 
-  private constructor(source: MigrationClient, destination: MigrationClient) {
+  private constructor(source: Migration, destination: Migration, stopping: () => void) {
     this.#source = source;
     this.#destination = destination;
+    this.#stopping = stopping;
   }
 
   /**
@@ -72,21 +84,18 @@ export class StateMove {
    * @throws DEVSTATE_E_NOT_MIGRATABLE, DEVSTATE_E_INCOMPATIBLE
    */
   static async prepare(
-    from: { back: BackEnd; managed: Managed },
-    to: { back: BackEnd; managed: Managed },
-    options: MoveOptions,
+    from: BackEnd,
+    to: BackEnd,
+    { imageUnchecked, trap, stopping }: MoveOptions,
   ): Promise<StateMove> {
-    const source = await openMigration(from.managed, from.back, options);
-    let destination: MigrationClient | undefined;
+    const source = await openMigration(from, trap);
+    let destination: Migration | undefined;
     try {
-      destination = await openMigration(to.managed, to.back, options);
-      if (!options.imageUnchecked)
-        await requireSameImages(
-          { path: from.back.path, device: source },
-          { path: to.back.path, device: destination },
-        );
+      destination = await openMigration(to, trap);
+      if (!imageUnchecked)
+        await requireSameImages({ path: from.path, device: source }, { path: to.path, device: destination });
       await destination.setState(RESUMING);
-      return new StateMove(source, destination);
+      return new StateMove(source, destination, stopping);
     } catch (error) {
       destination?.close();
       source.close();
@@ -97,6 +106,7 @@ export class StateMove {
   /** Stops the source and has the destination load its state, stopped still. */
   async move(): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
+    this.#stopping();
     await source.setState(STOP_COPY);
     let buffers = [new Uint8Array(source.maxChunk), new Uint8Array(source.maxChunk)];
     let written: Promise<void> = Promise.resolve();

@@ -3,7 +3,7 @@
  * Replaces the back end of a running VM by another one, with or without the device's state.
  *
  *     VMM            relay                     old server              new server
- *      │               │ VERSION, what it serves ────────────────────────▶│    prepare: the VMM goes on
+ *      │               │ VERSION, what it serves ────────────────────────▶│    prepare: the VMM continues
  *      │               │ DMA_MAP, SET_IRQS, RESUMING ────────────────────▶│
  *      │ access ──────▶│ (waits)                  │                       │
  *      │               │ GET_INFO (fence) ───────▶│                       │    drain
@@ -14,7 +14,7 @@
  *      │               │ (waiting accesses) ─────────────────────────────▶│    adopt
  *      │◀──────────────│ close ──────────────────▶│
  *
- * Whatever fails before the new device runs, the old one goes on. The time that the VMM waits is bounded: when too much
+ * Whatever fails before the new device runs, the old one continues. The time that the VMM waits is bounded: when too much
  * of it has gone by, that is a failure like any other.
  */
 
@@ -22,11 +22,10 @@ import { asDevstateError, DevstateError } from '../errors.js';
 import { Errno, MigrationState } from '../wire/index.js';
 import { withinTime } from './attach.js';
 import type { BackEnd } from './back-end.js';
-import { managedBy } from './managed.js';
 import type { Session } from './session.js';
 import { type MoveOptions, StateMove } from './state-move.js';
 
-export interface SwitchOptions extends MoveOptions {
+export interface SwitchOptions extends Omit<MoveOptions, 'stopping'> {
   /** Where the new server listens. */
   readonly path: string;
   readonly withState: boolean;
@@ -46,12 +45,12 @@ export interface SwitchReport {
   readonly stateMs: number;
 }
 
-/** The rest of the time that the VMM may wait is for the old server to go on. */
+/** The rest of the time that the VMM may wait is for the old server to continue. */
 const SWITCH_PART = 0.7;
 /** How often a device that is still held by the new server is asked to run again, ms. */
 const ASK_AGAIN_MS = 10;
 
-/** @throws DEVSTATE_E_RELAY, what `attach` throws, and the reason when the old back end goes on */
+/** @throws DEVSTATE_E_RELAY, what `attach` throws, and the reason when the old back end continues */
 export async function switchBackEnd(session: Session, options: SwitchOptions): Promise<SwitchReport> {
   const old = requireRunning(session);
   const started = performance.now();
@@ -61,7 +60,7 @@ export async function switchBackEnd(session: Session, options: SwitchOptions): P
     await withinTime(next, async () => {
       await session.servers.replay(next);
       if (options.withState)
-        move = await StateMove.prepare(managedPart(session, old), managedPart(session, next), options);
+        move = await StateMove.prepare(old, next, { ...options, stopping: () => session.keepConfig() });
     });
     if (requireRunning(session) !== old)
       throw new DevstateError('DEVSTATE_E_RELAY', 'the device server was replaced meanwhile');
@@ -91,10 +90,6 @@ export async function switchBackEnd(session: Session, options: SwitchOptions): P
   } finally {
     move?.close();
   }
-}
-
-function managedPart(session: Session, back: BackEnd) {
-  return { back, managed: managedBy(session, () => back) };
 }
 
 /** @throws DEVSTATE_E_RELAY */
@@ -129,7 +124,7 @@ async function replace(
   };
 }
 
-/** The old server goes on, as far as it can. @returns the error to report */
+/** The old server continues, as far as it can. @returns the error to report */
 async function goOn(
   session: Session,
   old: BackEnd,
@@ -153,8 +148,8 @@ async function goOn(
       (error: unknown) => asDevstateError(error).message,
     );
   if (session.servers.back === old) session.servers.adopt(old);
-  if (problem === undefined) return new DevstateError(code, `${message}; the old server goes on`, rest);
-  const what = `${message}; and the old server does not go on: ${problem}. Reset the device, or restart its server`;
+  if (problem === undefined) return new DevstateError(code, `${message}; the old server continues`, rest);
+  const what = `${message}; and the old server does not continue: ${problem}. Reset the device, or restart its server`;
   return new DevstateError('DEVSTATE_E_ROLLBACK', what, rest);
 }
 

@@ -48,7 +48,7 @@ export interface UnderstudyHost {
   readonly proposal: Uint8Array;
   /** Pass memory of the server on for the VMM to map. */
   readonly mapping: boolean;
-  /** Of function level reset. */
+  /** The bits that start a function level reset. */
   readonly resetBits: readonly ResetBit[];
   readonly log: (level: 'info' | 'warn' | 'error', message: string) => void;
 }
@@ -164,7 +164,7 @@ export class Understudy implements FrontUser {
     return filterVersion(encodeVersion(known.version));
   }
 
-  /** What all VMMs are told alike. */
+  /** What all VMMs learn alike. */
   #ask(front: Front, frame: Message): void {
     const { back, isOpen } = this.#host.servers;
     if (back === undefined || !isOpen) throw new RequestError(Errno.EBUSY, 'the relay has no device server');

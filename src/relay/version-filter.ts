@@ -1,27 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * VERSION through the relay: the proposal and the answer are the VMM's and the server's own, but for what the relay
- * cannot pass on: a twin socket, transfers that are longer than its buffers, more fds than this process can hold.
+ * cannot pass on: a twin socket, transfers that are longer than its buffers, messages with more fds than this process can
+ * take. Ranges are the server's to limit: the relay holds one fd for all of a file, see dma-maps.ts.
  */
 
 import { peerFds } from '../native/index.js';
-import {
-  DEFAULT_MAX_DATA_XFER_SIZE,
-  DEFAULT_MAX_DMA_MAPS,
-  DEFAULT_MAX_MSG_FDS,
-  type Version,
-} from '../wire/index.js';
+import { DEFAULT_MAX_DATA_XFER_SIZE, DEFAULT_MAX_MSG_FDS, type Version } from '../wire/index.js';
 
 /** `major u16, minor u16`, before the JSON. */
 const NUMBERS_LENGTH = 4;
 
-/** The relay's own limits: it keeps the fd of every range, so half of those that it can have are for ranges. */
 function ownLimits(): Readonly<Record<string, number>> {
-  const fds = peerFds();
   return {
     max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
-    max_msg_fds: Math.max(1, Math.floor(fds / 4)),
-    max_dma_maps: Math.max(1, Math.floor(fds / 2)),
+    max_msg_fds: Math.max(1, Math.floor(peerFds() / 4)),
   };
 }
 
@@ -29,7 +22,6 @@ function ownLimits(): Readonly<Record<string, number>> {
 const UNSAID: Readonly<Record<string, number>> = {
   max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE,
   max_msg_fds: DEFAULT_MAX_MSG_FDS,
-  max_dma_maps: DEFAULT_MAX_DMA_MAPS,
 };
 
 /** A VERSION payload as it is passed on. What is not JSON is left as it is: its receiver says what is wrong with it. */
@@ -58,7 +50,7 @@ function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** Why a server that answers `next` cannot keep what the VMM was told in `told`; empty if it can. */
+/** Why a server that answers `next` cannot keep what the VMM learned in `told`; empty if it can. */
 export function versionDifferences(told: Version, next: Version): string[] {
   const differences: string[] = [];
   const limits = [

@@ -4,8 +4,9 @@
  * a sealed memory file, as the document has to fit a message of the handoff.
  */
 
-import { z } from 'zod';
-import { type Bundle, FdKind, malformed, readSealed, sealedMemory } from '../handoff/index.js';
+import * as z from 'zod';
+import { documentBytes, malformed } from '../documents/index.js';
+import { type Bundle, FdKind, sealedContent, sealedMemory } from '../handoff/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { HEADER_LENGTH, vfioUserFraming } from '../wire/index.js';
 import { MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH } from './capabilities.js';
@@ -14,7 +15,7 @@ import { MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH } from './capabilities.js';
 export const MAX_BACKLOG_MESSAGES = 4096;
 export const MAX_BACKLOG_BYTES = 16 * 1024 * 1024;
 export const MAX_BACKLOG_FDS = 1024;
-/** A backlog of more bytes goes into a file. Predecessors and successors of the first versions know only the document. */
+/** A backlog of more bytes goes into a file. */
 const MAX_INLINE_BYTES = 256 * 1024;
 
 /** Name in the bundle of the file, and of an fd that came with a message. */
@@ -22,9 +23,9 @@ export const BACKLOG_NAME = 'backlog';
 const passengerName = (index: number): string => `backlog:${index}`;
 
 const fds = z.number().int().nonnegative().max(MAX_MESSAGE_FDS);
-/** Either all messages are in the document, as base64, or all are in the file, one after the other. */
+/** Either all messages are in the document, or all are in the file, one after the other. */
 export const backlogSchema = z.union([
-  z.array(z.object({ bytes: z.string().max(2 * MAX_MESSAGE_LENGTH), fds })).max(MAX_BACKLOG_MESSAGES),
+  z.array(z.object({ bytes: documentBytes(MAX_MESSAGE_LENGTH), fds })).max(MAX_BACKLOG_MESSAGES),
   z
     .array(z.object({ length: z.number().int().min(HEADER_LENGTH).max(MAX_MESSAGE_LENGTH), fds }))
     .max(MAX_BACKLOG_MESSAGES),
@@ -37,27 +38,23 @@ export interface BacklogMessage {
 }
 
 /** @param add puts an fd into the bundle, which owns it from then on */
-export function packBacklog(
+export async function packBacklog(
   backlog: readonly BacklogMessage[],
   add: (kind: FdKind, name: string, fd: Fd) => void,
-): BacklogDocument {
+): Promise<BacklogDocument> {
   let passengers = 0;
   for (const fd of backlog.flatMap((message) => message.fds))
     add(FdKind.PASSENGER, passengerName(passengers++), fd.duplicate());
   const total = backlog.reduce((sum, { bytes }) => sum + bytes.length, 0);
-  if (total <= MAX_INLINE_BYTES)
-    return backlog.map(({ bytes, fds }) => ({
-      bytes: Buffer.from(bytes).toString('base64'),
-      fds: fds.length,
-    }));
+  if (total <= MAX_INLINE_BYTES) return backlog.map(({ bytes, fds }) => ({ bytes, fds: fds.length }));
   const parts = backlog.map(({ bytes }) => bytes);
-  add(FdKind.SEALED, BACKLOG_NAME, sealedMemory('devstate-backlog', parts));
+  add(FdKind.SEALED, BACKLOG_NAME, await sealedMemory('devstate-backlog', parts));
   return backlog.map(({ bytes, fds }) => ({ length: bytes.length, fds: fds.length }));
 }
 
 /** The messages own their fds. @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function unpackBacklog(document: BacklogDocument, bundle: Bundle): BacklogMessage[] {
-  const contents = readContents(document, bundle);
+export async function unpackBacklog(document: BacklogDocument, bundle: Bundle): Promise<BacklogMessage[]> {
+  const contents = await readContents(document, bundle);
   for (const bytes of contents) requireMessage(bytes);
   const count = document.reduce((sum, message) => sum + message.fds, 0);
   if (count > MAX_BACKLOG_FDS)
@@ -72,19 +69,18 @@ export function unpackBacklog(document: BacklogDocument, bundle: Bundle): Backlo
   return document.map((message, index) => ({ bytes: contents[index]!, fds: taken.splice(0, message.fds) }));
 }
 
-function readContents(document: BacklogDocument, bundle: Bundle): Uint8Array[] {
+async function readContents(document: BacklogDocument, bundle: Bundle): Promise<Uint8Array[]> {
   const inline = document.map((message) => ('bytes' in message ? message.bytes : undefined));
   if (inline.every((bytes) => bytes !== undefined)) {
-    const all = inline.map((bytes) => new Uint8Array(Buffer.from(bytes, 'base64')));
-    requireTotal(all.reduce((sum, bytes) => sum + bytes.length, 0));
-    return all;
+    requireTotal(inline.reduce((sum, bytes) => sum + bytes.length, 0));
+    return inline;
   }
   const lengths = document.map((message) => ('length' in message ? message.length : 0));
   const total = lengths.reduce((sum, length) => sum + length, 0);
   requireTotal(total);
   const fd = bundle.take(BACKLOG_NAME, FdKind.SEALED);
   try {
-    const whole = Buffer.concat(Array.from(readSealed(fd, MAX_BACKLOG_BYTES), (chunk) => chunk.slice()));
+    const whole = await sealedContent(fd, MAX_BACKLOG_BYTES);
     if (whole.length !== total)
       throw malformed(`waiting messages of ${total} bytes are said to be in a file of ${whole.length}`);
     let at = 0;

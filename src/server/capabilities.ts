@@ -19,6 +19,8 @@ export const MAX_MESSAGE_FDS = 16;
 export const MAX_DATA_XFER_SIZE = DEFAULT_MAX_DATA_XFER_SIZE;
 /** Longest message that we take: the largest transfer and the longest fixed part before it. */
 export const MAX_MESSAGE_LENGTH = MAX_DATA_XFER_SIZE + 4096;
+/** Largest note a manager may leave. */
+export const MAX_NOTE_LENGTH = 64 * 1024;
 
 /** Mappings that are enough for as many ranges as the protocol has: those of one file share them. */
 const ENOUGH_RANGES = 16_384;

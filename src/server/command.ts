@@ -2,6 +2,7 @@
 /** What a command handler works with. */
 
 import type { ConfigReadLog } from '../migration/index.js';
+import type { NextVmmSteps } from '../succession/index.js';
 import type { Fd } from '../transport/index.js';
 import type { Capabilities, WitnessedVmm } from '../wire/index.js';
 import type { Reply } from './reply.js';
@@ -24,15 +25,15 @@ export type Role = 'vmm' | 'manager';
 /** Hands the server over as a manager asks for it. @returns the report. Both are JSON texts. */
 export type HandOver = (request: string) => Promise<string>;
 
-/** How another VMM takes the place of the present one (DEVSTATE_NEXT_VMM). Both are JSON texts. */
-export interface NextVmmPort {
-  status(): string;
-  /** @throws RequestError when the step cannot be taken now */
-  request(text: string): Promise<void>;
-}
-
 /** The reads of configuration space that a VMM of this server has sent; undefined when there is no such VMM. */
 export type ConfigReadsOf = (vmm: WitnessedVmm) => ConfigReadLog | undefined;
+
+/** Why a command was refused. */
+export interface LastError {
+  /** Message id of the command. */
+  readonly id: number;
+  readonly words: string;
+}
 
 export interface ServerContext {
   readonly role: Role;
@@ -42,16 +43,16 @@ export interface ServerContext {
   readonly peer: Capabilities;
   /** Most bytes of one transfer. */
   readonly maxTransfer: number;
-  /** Undefined where nobody may ask for it. */
+  /** Undefined where no one may ask for it. */
   readonly handOver: HandOver | undefined;
-  /** Undefined where nobody may ask for it, or VMMs can only come one after the other. */
-  readonly nextVmm: NextVmmPort | undefined;
+  /** Undefined where no one may ask for it, or VMMs can only come one after the other. */
+  readonly nextVmm: NextVmmSteps | undefined;
   /** Where the reads of configuration space on this connection are noted; undefined for a manager's. */
   readonly configReads: ConfigReadLog | undefined;
-  /** Undefined where nobody may ask for it. */
+  /** Undefined where no one may ask for it. */
   readonly configReadsOf: ConfigReadsOf | undefined;
-  /** Why the last command of this connection was refused; an errno alone helps nobody. */
-  readonly lastError: string;
+  /** Why the last command of this connection was refused, and its message id: an errno alone does not help. */
+  readonly lastError: LastError;
 }
 
 /**

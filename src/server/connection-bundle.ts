@@ -10,10 +10,10 @@ import { FdName, type ServerDocument } from './handoff-messages.js';
 type ConnectionDocument = NonNullable<ServerDocument['vmm']>;
 
 /** @param add puts an fd into the bundle, which owns it from then on */
-export function packConnection(
+export async function packConnection(
   { negotiated, peer, dma, backlog }: FrozenConnection,
   add: (kind: FdKind, name: string, fd: Fd) => void,
-): ConnectionDocument {
+): Promise<ConnectionDocument> {
   if (dma?.twin !== undefined) add(FdKind.SOCKET, FdName.twin, dma.twin);
   return {
     negotiated,
@@ -26,15 +26,15 @@ export function packConnection(
             width: dma.terms.width ?? null,
             twin: dma.twin !== undefined,
           },
-    backlog: packBacklog(backlog, add),
+    backlog: await packBacklog(backlog, add),
   };
 }
 
 /** Owns the fds that are taken out of the bundle. @throws DEVSTATE_E_HANDOFF_BUNDLE */
-export function unpackConnection(
+export async function unpackConnection(
   { negotiated, peer, dma, backlog }: ConnectionDocument,
   bundle: Bundle,
-): FrozenConnection {
+): Promise<FrozenConnection> {
   const twin = dma?.twin === true ? bundle.take(FdName.twin, FdKind.SOCKET) : undefined;
   try {
     return {
@@ -44,7 +44,7 @@ export function unpackConnection(
         dma === null
           ? undefined
           : { terms: { maxTransfer: dma.maxTransfer, width: dma.width ?? undefined }, twin },
-      backlog: unpackBacklog(backlog, bundle),
+      backlog: await unpackBacklog(backlog, bundle),
     };
   } catch (error) {
     twin?.close();

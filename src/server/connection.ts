@@ -13,6 +13,7 @@
 import { asDevstateError, DevstateError } from '../errors.js';
 import { ConfigReadLog } from '../migration/index.js';
 import type { Parts } from '../native/index.js';
+import type { Manager, NextVmmSteps } from '../succession/index.js';
 import {
   BURST_MS,
   closeAll,
@@ -29,6 +30,7 @@ import {
   decodeVersion,
   defaultCapabilities,
   Errno,
+  encodeFarewell,
   encodeReplyHeader,
   encodeVersion,
   HEADER_LENGTH,
@@ -46,17 +48,17 @@ import type {
   CommandHandler,
   ConfigReadsOf,
   HandOver,
-  NextVmmPort,
+  LastError,
   Request,
   Role,
   ServerContext,
 } from './command.js';
 import { commandsFor } from './commands.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
-import { type DmaTerms, MessageDmaPeer, noDmaByMessages, proposedTerms } from './dma-peer.js';
+import { type DmaPeer, type DmaTerms, MessageDmaPeer, noDmaByMessages, proposedTerms } from './dma-peer.js';
 import { JournalledSocket } from './journalled-socket.js';
 import { Reply } from './reply.js';
-import type { DmaPeer, MigrationPort, ServedDevice } from './served-device.js';
+import type { MigrationPort, ServedDevice } from './served-device.js';
 
 /** A client that does not agree on a version within this time is sent away, so that it does not keep others out. */
 export const VERSION_TIMEOUT_MS = 5000;
@@ -80,7 +82,7 @@ export interface ConnectionOptions {
   /** Hands the server over to its successor, for a manager that asks for it. */
   readonly handOver?: HandOver;
   /** Has another VMM take the place of the present one, for a manager that asks for it. */
-  readonly nextVmm?: NextVmmPort;
+  readonly nextVmm?: NextVmmSteps;
   /** Which reads of configuration space VMMs have sent, for a manager that asks. */
   readonly configReadsOf?: ConfigReadsOf;
   /** Whether a VMM that leaves leaves the device as it is, because another one is to have it. */
@@ -104,7 +106,7 @@ type ConnectionSocket = Pick<MessageSocket, 'close' | 'isClosed' | 'pause' | 're
   unanswered?(): void;
 };
 
-/** All that a successor needs to go on with a connection that is frozen. */
+/** All that a successor needs to continue with a connection that is frozen. */
 export interface FrozenConnection {
   readonly negotiated: boolean;
   readonly peer: Capabilities;
@@ -114,15 +116,16 @@ export interface FrozenConnection {
   readonly backlog: readonly Waiting[];
 }
 
-export class Connection implements ServerContext {
+export class Connection implements ServerContext, Manager {
   readonly role: Role;
   device: ServedDevice;
   readonly maxTransfer = MAX_DATA_XFER_SIZE;
   migration: MigrationPort | undefined;
   peer: Capabilities = defaultCapabilities;
-  lastError = '';
+  lastError: LastError = { id: 0, words: '' };
+  activeAt = performance.now();
   readonly handOver: HandOver | undefined;
-  readonly nextVmm: NextVmmPort | undefined;
+  readonly nextVmm: NextVmmSteps | undefined;
   readonly configReads: ConfigReadLog | undefined;
   readonly configReadsOf: ConfigReadsOf | undefined;
 
@@ -144,7 +147,7 @@ export class Connection implements ServerContext {
   #versionTimer: NodeJS.Timeout | undefined;
 
   /**
-   * Takes over a connected socket. @param frozen goes on where a predecessor has stopped, after `thaw`. Its fds are taken
+   * Takes over a connected socket. @param frozen continues where a predecessor has stopped, after `thaw`. Its fds are taken
    */
   constructor(fd: Fd, options: ConnectionOptions, frozen?: FrozenConnection) {
     this.role = options.role;
@@ -169,7 +172,9 @@ export class Connection implements ServerContext {
     if (frozen !== undefined) this.#adopt(frozen);
     if (this.#negotiated) return;
     this.#versionTimer = setTimeout(() => {
-      this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', 'the client did not send VERSION in time'));
+      const why = 'the client did not send VERSION in time';
+      this.#say(why);
+      this.#socket.close(new DevstateError('DEVSTATE_E_PROTOCOL', why));
     }, options.versionTimeoutMs);
     this.#versionTimer.unref();
   }
@@ -211,6 +216,20 @@ export class Connection implements ServerContext {
     this.#socket.close();
   }
 
+  get isBusy(): boolean {
+    return this.#busy || this.#backlog.length > 0 || this.migration?.drives === true;
+  }
+
+  sendAway(why: string): void {
+    this.#say(why);
+    this.#socket.close(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', why));
+  }
+
+  /** Says why the connection is about to be closed, to those that can be told. */
+  #say(why: string): void {
+    if (this.role === 'manager') this.#plain?.send(encodeFarewell(why));
+  }
+
   /** Settles when no command is being carried out; those that come wait. Answers to our own commands are taken still. */
   async hold(): Promise<void> {
     this.#held = true;
@@ -239,7 +258,7 @@ export class Connection implements ServerContext {
     return this.#plain;
   }
 
-  /** Goes on after `hold` and `freeze`. */
+  /** Continues after `hold` and `freeze`. */
   thaw(): void {
     this.#held = false;
     this.#onSettled = undefined;
@@ -247,8 +266,8 @@ export class Connection implements ServerContext {
     this.#resumeBacklog();
   }
 
-  /** A successor has the connection: closes what is ours of it, and tells nobody. */
-  letGo(): void {
+  /** A successor has the connection: closes what is ours of it, and sends nothing. */
+  relinquish(): void {
     clearTimeout(this.#versionTimer);
     for (const { fds } of this.#backlog.splice(0)) closeAll(fds);
     this.#dmaPeer?.close();
@@ -261,9 +280,11 @@ export class Connection implements ServerContext {
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the client answered a command that was never sent');
       }
     } else if (this.#busy || this.#held || this.#backlog.length > 0) {
+      this.activeAt = performance.now();
       const fds = frame.fds.map((fd) => fd.take());
       this.#wait(frame.bytes.slice(0, frame.length), fds);
     } else {
+      this.activeAt = performance.now();
       this.#dispatch(frame.view, frame.bytes, frame.length, frame.fds);
       // The handler may still read its request: the next messages go elsewhere.
       if (this.#busy) this.#plain?.keepFrame();
@@ -311,7 +332,7 @@ export class Connection implements ServerContext {
     });
   }
 
-  /** Waits for a command's end, answers it, and goes on with what has come meanwhile. Never rejects. */
+  /** Waits for a command's end, answers it, and continues with what has come meanwhile. Never rejects. */
   async #settle(done: Promise<void>, id: number, command: number, noReply: boolean): Promise<void> {
     let failure: unknown;
     try {
@@ -379,8 +400,9 @@ export class Connection implements ServerContext {
       // A manager gets the words in answer, and tries what it need not succeed with.
       const refusal = this.role === 'manager' ? 'info' : 'warn';
       const level = error instanceof RequestError ? refusal : 'error';
-      this.lastError = error instanceof Error ? error.message : String(error);
-      this.#options.log(level, `${commandName(command)}: ${this.lastError}`);
+      const words = error instanceof Error ? error.message : String(error);
+      this.lastError = { id, words };
+      this.#options.log(level, `${commandName(command)}: ${words}`);
     }
     const reply = this.#reply;
     if (noReply) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * The crash journal of a device server: memory and fds that a supervisor keeps, so that a server that was killed is
- * followed by one that goes on where it stood.
+ * followed by one that continues where it stood.
  */
 
 import { DevstateError } from '../errors.js';
@@ -47,7 +47,7 @@ export class CrashJournal {
   /** Bytes of the buffers for one request and one reply, as windows of their own. */
   readonly request: Uint8Array<ArrayBuffer>;
   readonly reply: Uint8Array;
-  /** Whether there is a predecessor's state to go on with. */
+  /** Whether there is a predecessor's state to continue with. */
   readonly recovered: boolean;
   readonly #notifier: Notifier;
   readonly #mapping: Mapping;
@@ -82,7 +82,7 @@ export class CrashJournal {
     if (notifySocket === undefined || capacity === 0)
       throw new DevstateError(
         'DEVSTATE_E_USAGE',
-        'nobody would keep the crash journal: start the server with `devstate run -- ...`, or as a service with an fd store',
+        'no process would keep the crash journal: start the server with `devstate run -- ...`, or as a service with an fd store',
       );
     const all: SlotSpec[] = [...Object.values(ServerSlot), EFFECTS_SLOT, ...slots];
     const options: JournalOptions = {
@@ -105,7 +105,7 @@ export class CrashJournal {
       const mapping = mapAll(memory);
       const bytes = new Uint8Array(checkObject(mapping.window(0, mapping.length), 'reach the journal'));
       const before = kept === undefined ? undefined : Journal.open(bytes, all, options);
-      // A server that ended before it listened has left nothing to go on with.
+      // A server that ended before it listened has left nothing to continue with.
       const recovered = before?.get(before.slot(ServerSlot.sockets.name)) !== undefined;
       const journal = before ?? Journal.create(bytes, all, options);
       if (kept === undefined) notifier.send({ kind: 'store', name: JOURNAL_NAME }, memory);
@@ -115,12 +115,12 @@ export class CrashJournal {
     }
   }
 
-  /** The service manager is told that the server serves. */
+  /** Tells the service manager that the server serves. */
   ready(): void {
     try {
       this.#notifier.send({ kind: 'ready' });
     } catch {
-      // It is for whoever waits for it; the device is served with and without.
+      // It is for the processes that wait for it; the device is served with and without.
     }
   }
 

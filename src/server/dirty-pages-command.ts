@@ -69,7 +69,7 @@ export const dirtyPages: CommandHandler = (context, { view, at, end }, reply) =>
   }
   requireBitmap(context, migration, range);
   const needed = DIRTY_BITMAP_OFFSET + range.bitmapLength;
-  // A client that has no room for the answer is told how much it takes, and loses no page.
+  // A client that has no room for the answer learns how much it takes, and loses no page.
   const fits = argsz >= needed;
   reply.allocate(fits ? needed : DIRTY_PAGES_LENGTH);
   encodeDirtyPages(reply.view, HEADER_LENGTH, { argsz: needed, flags, ...(fits ? { range } : {}) });

@@ -35,7 +35,12 @@ import {
   vfioUserFraming,
 } from '../wire/index.js';
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_LENGTH } from './capabilities.js';
-import type { DmaPeer } from './served-device.js';
+
+/** The client's memory by messages (DMA_READ, DMA_WRITE): what a range without an fd is reached by. */
+export interface DmaPeer {
+  read(address: number, target: Uint8Array): Promise<void>;
+  write(address: number, source: Uint8Array): Promise<void>;
+}
 
 /** A client that does not answer for so long is broken; QEMU itself gives us five seconds. */
 const REPLY_TIMEOUT_MS = 30_000;
@@ -51,7 +56,7 @@ interface Expected {
   readonly target: { readonly data: Uint8Array; readonly width: CountWidth } | undefined;
 }
 
-/** How a client takes our messages. A successor of this server goes on with the same. */
+/** How a client takes our messages. A successor of this server continues with the same. */
 export interface DmaTerms {
   readonly maxTransfer: number;
   /** Undefined until the client has shown it. */
@@ -98,7 +103,7 @@ export class MessageDmaPeer implements DmaPeer {
     return { terms: { maxTransfer: this.#maxTransfer, width: this.#width }, twin: this.#twin?.duplicate() };
   }
 
-  /** Goes on with the twin socket that a predecessor opened. Takes it. */
+  /** Continues with the twin socket that a predecessor opened. Takes it. */
   adoptTwinSocket(ours: Fd): void {
     const limits = { maxMessageLength: MAX_MESSAGE_LENGTH, maxFds: 0, maxQueuedBytes: 64 * 1024 * 1024 };
     this.#twin = new MessageSocket(ours, vfioUserFraming, limits, {
@@ -223,7 +228,7 @@ function viewOf(bytes: Uint8Array): DataView {
 }
 
 /**
- * For a server with a crash journal: an answer from the client that the server's successor gets is one that nobody there
+ * For a server with a crash journal: an answer from the client that the server's successor gets is one that no one there
  * has asked for.
  */
 export const noDmaByMessages: DmaPeer = {

@@ -9,6 +9,7 @@ import {
   decodeDmaLoggingReport,
   decodeDmaLoggingStart,
   decodeDmaMapsRequest,
+  decodeErrorOf,
   decodeFeatureHeader,
   decodeFormatSelection,
   decodeImageByte,
@@ -29,6 +30,7 @@ import {
   FeatureFlag,
   formatOffersLength,
   HEADER_LENGTH,
+  MAX_EXPLANATION_LENGTH,
   MAX_IMAGE_BYTE,
   MIG_DEVICE_STATE_LENGTH,
   MIN_IMAGE_BYTE,
@@ -36,16 +38,14 @@ import {
   requireBytes,
   writeU64,
 } from '../wire/index.js';
+import { MAX_NOTE_LENGTH } from './capabilities.js';
 import type { CommandHandler, Request, ServerContext } from './command.js';
 import { requireMigration } from './migration-commands.js';
 import type { Reply } from './reply.js';
 import type { ImagesPort, ValuesPort } from './served-device.js';
 
-/** Largest note a manager may leave. */
-export const MAX_NOTE_LENGTH = 64 * 1024;
-
-/** Longest explanation of an error, characters. */
-const MAX_EXPLANATION_LENGTH = 4096;
+/** The folders of an absolute path. */
+const FOLDERS = /(?<![^\s"'(=])\/\S*\//g;
 
 interface FeatureHandlers {
   /** Only on the migration socket. */
@@ -168,11 +168,16 @@ const features = new Map<number, FeatureHandlers>([
     },
   ],
   [
+    // A relay asks as the VMM that it is to the server, for the error of one command: others' are in between.
     Feature.DEVSTATE_LAST_ERROR,
     {
-      managerOnly: true,
-      get: ({ lastError }, request, _data, reply) => {
-        replyWithBytes(reply, request, new TextEncoder().encode(lastError.slice(0, MAX_EXPLANATION_LENGTH)));
+      get: ({ lastError, role }, request, data, reply) => {
+        const { id, words } = lastError;
+        const isMeant = decodeErrorOf(request.view, data, request.end) ?? id;
+        // A VMM has no need to know folders of the host.
+        const shown = role === 'manager' ? words : words.replaceAll(FOLDERS, '');
+        const text = isMeant === id ? shown.slice(0, MAX_EXPLANATION_LENGTH) : '';
+        replyWithBytes(reply, request, new TextEncoder().encode(text));
       },
     },
   ],
@@ -277,8 +282,7 @@ const features = new Map<number, FeatureHandlers>([
     {
       managerOnly: true,
       get: ({ device }, request, data, reply) => {
-        const { first, most } = decodeDmaMapsRequest(request.view, data, request.end);
-        const maps = device.management.dmaMaps().slice(first, first + most);
+        const maps = device.management.dmaMaps(decodeDmaMapsRequest(request.view, data, request.end));
         const at = startReply(reply, request, maps.length * DMA_MAP_ENTRY_LENGTH);
         encodeDmaMapEntries(reply.view, at, maps); // not before startReply: it may have moved the reply
       },
@@ -288,8 +292,9 @@ const features = new Map<number, FeatureHandlers>([
     Feature.DEVSTATE_DMA_FILES,
     {
       managerOnly: true,
-      get: ({ device, peer }, request, _data, reply) => {
-        const { entries, files } = device.management.dmaFiles(peer.maxMsgFds);
+      get: ({ device, peer }, request, data, reply) => {
+        const asked = decodeDmaMapsRequest(request.view, data, request.end);
+        const { entries, files } = device.management.dmaFiles(peer.maxMsgFds, asked);
         const at = startReply(reply, request, entries.length * DMA_FILE_ENTRY_LENGTH);
         encodeDmaFileEntries(reply.view, at, entries);
         reply.fds = files;

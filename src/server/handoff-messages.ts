@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What goes over between a server, its successor and the manager that has one replaced by the other, as JSON. */
+/** What goes over between a server, its successor and the manager that has one replaced by the other. */
 
-import { z } from 'zod';
-import { phaseTimes, SocketName } from '../handoff/index.js';
+import * as z from 'zod';
+import { documentBytes } from '../documents/index.js';
+import { phaseTimes } from '../handoff/index.js';
+import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
 import { backlogSchema } from './backlog-bundle.js';
+import { MAX_NOTE_LENGTH } from './capabilities.js';
 
 const unsigned = z.number().int().nonnegative();
 
 const format = z.object({ uuid: z.string(), major: unsigned, minor: unsigned });
 
-/** What a manager asks a server for (DEVSTATE_HANDOFF): hand over to whoever listens at `socket`. */
+/** What a manager asks a server for (DEVSTATE_HANDOFF, JSON): hand over to the process that listens at `socket`. */
 export const handoffRequest = z.object({
   socket: z.string(),
   format,
@@ -18,7 +21,7 @@ export const handoffRequest = z.object({
 });
 export type HandoffRequest = z.infer<typeof handoffRequest>;
 
-/** What the successor is told first. Paths are absolute, as far as the giver has them. */
+/** What the successor receives first. Paths are absolute, as far as the giver has them. */
 export const handoffOffer = z.object({
   what: z.literal('device-server'),
   /** 1 for the first successor. */
@@ -49,8 +52,8 @@ export const serverDocument = z.object({
     .nullable(),
   /** Clients that wait for the VMM's place. */
   waiting: unsigned,
-  /** What a manager has left, base64. */
-  note: z.string(),
+  /** What a manager has left. */
+  note: documentBytes(MAX_NOTE_LENGTH),
   /** When the last command of the VMM had been carried out, in milliseconds of CLOCK_MONOTONIC. */
   heldAtMs: z.number(),
   device: z.unknown(),

@@ -2,7 +2,7 @@
 /** What the server asks of a device to hand it to a successor in another process, and what of the successor's device. */
 
 import type { Bundle, BundleEntry } from '../handoff/index.js';
-import type { DmaPeer } from './served-device.js';
+import type { DmaPeer } from './dma-peer.js';
 
 /** A format of the state, as it is agreed on for a handoff. */
 export interface HandoffFormat {
@@ -14,7 +14,7 @@ export interface HandoffFormat {
 /** What goes over of a device. Whoever gets it closes the fds. */
 export interface CapturedDevice {
   readonly entries: readonly BundleEntry[];
-  /** Becomes JSON. */
+  /** See `packDocument`. */
   readonly document: unknown;
 }
 
@@ -27,19 +27,19 @@ export interface HandoffPort {
   quiesce(): Promise<void>;
   /** All of it. It stays what it is. */
   capture(): Promise<CapturedDevice>;
-  /** Goes on, from wherever that has come to. Must not fail. */
+  /** Continues, from wherever that has come to. Must not fail. */
   resume(): Promise<void>;
 
-  /** Stops, for a device that nobody uses yet, and makes sure that it can load the format. @throws RequestError when it cannot */
+  /** Stops, for a device that no one uses yet, and makes sure that it can load the format. @throws RequestError when it cannot */
   rehearse(format: HandoffFormat): Promise<void>;
   /**
    * Becomes what comes out of the bundle, stopped. @param vmm undefined when there is none
-   * @throws when it cannot: all that was taken has been let go of
+   * @throws when it cannot: all that was taken has been released
    */
   adopt(bundle: Bundle, document: unknown, vmm: DmaPeer | undefined): Promise<void>;
   /** Begins, after `adopt`. */
   start(): Promise<void>;
 
-  /** The device is another process's: lets go of everything, and changes nothing that the other one has. */
-  letGo(): Promise<void>;
+  /** The device is another process's: releases everything, and changes nothing that the other one has. */
+  relinquish(): Promise<void>;
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The server's end of vfio-user. */
 
+export { MAX_NOTE_LENGTH } from './capabilities.js';
 export { CrashJournal, type CrashJournalOptions } from './crash-journal.js';
-export { MAX_NOTE_LENGTH } from './feature-command.js';
+export type { DmaPeer } from './dma-peer.js';
 export type { CapturedDevice, HandoffFormat, HandoffPort } from './handoff-port.js';
 export type {
-  DmaPeer,
   ImagesPort,
   IoFd,
   ManagementPort,

@@ -11,7 +11,7 @@
  * | before `receive` | finds the message in the socket                                   |
  * | before `commit`  | finds it in the journal, and that nothing of it has happened      |
  * | after `commit`   | brings about the effects (again), and sends what is unsent        |
- * | after `advance`  | goes on with the next                                             |
+ * | after `advance`  | continues with the next                                           |
  *
  * As many system calls a message as without a journal: the header is peeked instead of received.
  */
@@ -135,7 +135,7 @@ export class JournalledSocket {
     return position >= HEADER_LENGTH && position >= vfioUserFraming.messageLength(this.#view, 0);
   }
 
-  /** Goes on: with what a predecessor left, first. */
+  /** Continues: with what a predecessor left, first. */
   resume(): void {
     this.#paused = false;
     this.#serve();
@@ -371,7 +371,7 @@ export class JournalledSocket {
     this.#stage = Stage.receiving;
   }
 
-  /** Closes at once. `error` is what `handler.closed` is told. May be called again. */
+  /** Closes at once. `error` goes to `handler.closed`. May be called again. */
   close(error?: DevstateError): void {
     if (this.#closed) return;
     this.#closed = true;

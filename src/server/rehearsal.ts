@@ -4,26 +4,30 @@
  * the code of a handoff. The first run of any code is slow, and here no VMM waits for it.
  */
 
+import { packDocument, unpackDocument } from '../documents/index.js';
 import { Bundle, monotonicMs, parseHandoff } from '../handoff/index.js';
-import { closeAll, socketPair } from '../transport/index.js';
+import { closeAll, type Fd, socketPair } from '../transport/index.js';
 import { Command, defaultCapabilities, encodeHeader, HEADER_LENGTH, HeaderFlag } from '../wire/index.js';
+import type { Connection, FrozenConnection } from './connection.js';
 import { packConnection, unpackConnection } from './connection-bundle.js';
 import { type ServerDocument, serverDocument } from './handoff-messages.js';
-import type { SuccessorHost } from './receiver.js';
 
-export async function rehearseConnection(adoptVmm: SuccessorHost['adoptVmm']): Promise<void> {
+export async function rehearseConnection(
+  adoptVmm: (fd: Fd, frozen: FrozenConnection) => Connection,
+): Promise<void> {
   const [ours, theirs] = socketPair();
   const [again, theirsAgain] = socketPair();
   const backlog = [{ bytes: waitingMessage(), fds: [] }];
   const before = adoptVmm(ours, { negotiated: false, peer: defaultCapabilities, dma: undefined, backlog });
   const bundle = new Bundle();
   try {
-    const vmm = packConnection(await before.freeze(), () => {});
-    const document: ServerDocument = { vmm, waiting: 0, note: '', heldAtMs: monotonicMs(), device: null };
-    const read = parseHandoff(serverDocument, JSON.parse(JSON.stringify(document)), 'the rehearsal');
-    if (read.vmm !== null) adoptVmm(again, unpackConnection(read.vmm, bundle)).letGo();
+    const vmm = await packConnection(await before.freeze(), () => {});
+    const note = Uint8Array.of(0);
+    const document: ServerDocument = { vmm, waiting: 0, note, heldAtMs: monotonicMs(), device: null };
+    const read = parseHandoff(serverDocument, unpackDocument(packDocument(document)), 'the rehearsal');
+    if (read.vmm !== null) adoptVmm(again, await unpackConnection(read.vmm, bundle)).relinquish();
   } finally {
-    before.letGo();
+    before.relinquish();
     bundle.close();
     closeAll([theirs, theirsAgain]);
   }

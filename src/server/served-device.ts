@@ -11,6 +11,7 @@ import type {
   DmaLoggingStart,
   DmaMapEntry,
   DmaMapRequest,
+  DmaMapsRequest,
   DmaUnmapRequest,
   FormatSelection,
   ImagesReport,
@@ -21,6 +22,7 @@ import type {
   ValueNames,
   WireFormatOffer,
 } from '../wire/index.js';
+import type { DmaPeer } from './dma-peer.js';
 import type { HandoffPort } from './handoff-port.js';
 
 /** A sub-region whose accesses the client may signal on an fd instead of sending messages. */
@@ -51,16 +53,10 @@ export interface ServedIrq {
   readonly count: number;
 }
 
-/** The client's memory by messages (DMA_READ, DMA_WRITE): what a range without an fd is reached by. */
-export interface DmaPeer {
-  read(address: number, target: Uint8Array): Promise<void>;
-  write(address: number, source: Uint8Array): Promise<void>;
-}
-
 /** The migration region of protocol v1, as one connection sees it. */
 export interface MigrationRegionPort {
   readonly index: number;
-  /** What the client is told of it. */
+  /** What the client learns of it. */
   readonly description: ServedRegion;
   /** `offset` and `target.length` are inside the region. `target` and `data` are valid until the promise settles. */
   read(offset: number, target: Uint8Array): void | Promise<void>;
@@ -92,6 +88,8 @@ export interface MigrationPort {
   stopLogging(): void;
   /** This connection logs. */
   readonly logs: boolean;
+  /** This connection drives the migration, or logs. */
+  readonly drives: boolean;
   /** Has the device write guest memory by messages while the log is on, so that the VMM notices; or directly again. */
   writeByMessage(on: boolean): void;
   /** Writes the bitmap of the range, and clears what it reports. A promise where that takes longer. */
@@ -138,9 +136,10 @@ export interface ManagementPort {
   describe(): string;
   /** Bytes a manager has left for the next one. */
   note: Uint8Array;
-  dmaMaps(): DmaMapEntry[];
-  /** The ranges that are mapped files, and at most `limit` files; the fds stay the device's. */
-  dmaFiles(limit: number): { readonly entries: DmaFileEntry[]; readonly files: Fd[] };
+  /** The ranges that are asked for, in order of address. */
+  dmaMaps(asked: DmaMapsRequest): DmaMapEntry[];
+  /** Those of the ranges asked for that are mapped files, and at most `limit` files; the fds stay the device's. */
+  dmaFiles(limit: number, asked: DmaMapsRequest): { readonly entries: DmaFileEntry[]; readonly files: Fd[] };
   /** Guest memory through the device's DMA maps. */
   readMemory(address: number, target: Uint8Array): void | Promise<void>;
   writeMemory(address: number, source: Uint8Array): void | Promise<void>;

@@ -4,13 +4,21 @@
  * the successor of another one, and end by handing over to a successor of its own.
  */
 
-import { resolve as absolutePath } from 'node:path';
 import { DevstateError } from '../errors.js';
-import { type HandoffReport, parseHandoffJson, Takeover } from '../handoff/index.js';
+import { parseHandoffJson } from '../handoff/index.js';
 import { type Log, limitRepeats } from '../logging/index.js';
-import { closeAll, type Fd, Listener } from '../transport/index.js';
+import {
+  BUSY,
+  Desk,
+  giveWork,
+  makeRoom,
+  NextVmm,
+  type NextVmmSteps,
+  WorkReceiver,
+} from '../succession/index.js';
+import type { Fd } from '../transport/index.js';
 import { Errno, RequestError, WitnessedVmm } from '../wire/index.js';
-import type { ConfigReadsOf, HandOver, NextVmmPort } from './command.js';
+import type { ConfigReadsOf, HandOver } from './command.js';
 import {
   Connection,
   type ConnectionOptions,
@@ -18,21 +26,14 @@ import {
   VERSION_TIMEOUT_MS,
 } from './connection.js';
 import type { CrashJournal } from './crash-journal.js';
-import { giveServer, type HandedOver } from './giver.js';
-import { handoffRequest } from './handoff-messages.js';
-import type { HandoffPort } from './handoff-port.js';
-import { NextVmm } from './next-vmm.js';
-import { type AdoptedParts, ServerReceiver, type SuccessorHost } from './receiver.js';
-import type { ServedDevice } from './served-device.js';
+import { ServerWork } from './giver.js';
+import { type HandoffOffer, handoffRequest } from './handoff-messages.js';
+import { serverKind } from './receiver.js';
+import type { ServedDevice, Understudy } from './served-device.js';
 import { SocketRecords } from './socket-records.js';
 
-/** Managers that may look at once. One of them drives a migration; the others are answered too. */
-const MAX_MANAGERS = 16;
-/** Clients that may wait while the VMM's place is taken. */
-const MAX_WAITING = 16;
 /** How long managers may take to leave a server that has been handed over. */
 const LEAVE_MS = 1000;
-const BUSY = 'the server is being handed over, or ends: try again when that is over, if it has to be';
 
 export interface ServerOptions {
   readonly device: ServedDevice;
@@ -52,7 +53,7 @@ export interface ServerOptions {
    * (`TAKEOVER_VARIABLE`).
    */
   readonly takeover?: string;
-  /** Keeps the VMM's connection and the sockets for a successor after a crash, and goes on with a predecessor's. */
+  /** Keeps the VMM's connection and the sockets for a successor after a crash, and continues with a predecessor's. */
   readonly crash?: CrashJournal | undefined;
 }
 
@@ -64,24 +65,13 @@ export class Server {
   /** Connections so far: tells the lines of one peer from another's. */
   #connections = 0;
   readonly #managers = new Set<Connection>();
-  readonly #takeover: Takeover | undefined;
+  readonly #desk: Desk;
   readonly #records: SocketRecords | undefined;
-  #listener: Listener | undefined;
-  #migrationListener: Listener | undefined;
-  #waiting: Fd[] = [];
   /** The connection that has the device. */
   #vmm: Connection | undefined;
   /** All of the VMMs': beside that one an understudy's, or one that is just ending. */
   readonly #vmms = new Set<Connection>();
-  readonly #nextVmm: NextVmm;
-  #closing = false;
-  #handing: Promise<unknown> | undefined;
-  /** How often the device has been handed over. */
-  #generation = 0;
-  /** How long the takeover took, as the VMM could notice it, and when it was over. */
-  #pause: { pauseMs: number; startedAtMs: number } | undefined;
-  #handedOver = (): void => {};
-  readonly #idleWaiters: (() => void)[] = [];
+  readonly #nextVmm: NextVmm<Connection, Understudy>;
   /** Settles when the server is no more because its successor is; rejects when it should have been one, and is not. */
   readonly ended: Promise<void>;
 
@@ -90,13 +80,15 @@ export class Server {
     this.#options = options;
     this.#log = limitRepeats(options.log);
     this.#nextVmm = this.#createNextVmm();
-    const handedOver = new Promise<void>((resolve) => {
-      this.#handedOver = resolve;
-    });
     const { socketPath, migrationSocketPath, takeover, crash } = options;
+    this.#desk = this.#createDesk(socketPath, migrationSocketPath);
+    const { handedOver } = this.#desk;
     if (crash !== undefined) {
       if (takeover !== undefined)
-        throw new DevstateError('DEVSTATE_E_USAGE', 'a server with a crash journal takes over from nobody');
+        throw new DevstateError(
+          'DEVSTATE_E_USAGE',
+          'a server with a crash journal cannot take over from another process: give one of the two',
+        );
       this.#records = new SocketRecords(crash);
       if (crash.recovered) {
         this.ended = this.#recover(crash, this.#records).then(() => handedOver);
@@ -106,42 +98,46 @@ export class Server {
     }
     if (takeover === undefined) {
       this.ended = handedOver;
-      this.#listen(socketPath, migrationSocketPath);
+      this.#listen();
       crash?.ready();
       return;
     }
-    this.#takeover = this.#beSuccessor(takeover);
-    this.ended = this.#takeover.done.then(() => handedOver);
+    this.ended = this.#beSuccessor(takeover).then(() => handedOver);
     this.ended.catch(() => {});
   }
 
-  #listen(socketPath: string, migrationSocketPath: string | undefined): void {
+  #createDesk(vmm: string, manager: string | undefined): Desk {
+    const isIdle = (): boolean => this.#vmms.size === 0 && this.#managers.size === 0;
+    return new Desk(
+      { vmm, manager },
+      {
+        acceptVmm: (fd) => this.#acceptVmm(fd),
+        acceptManager: (fd) => this.#acceptManager(fd),
+        acceptControl: (fd) => fd.close(),
+        get isIdle() {
+          return isIdle();
+        },
+        log: this.#log,
+      },
+    );
+  }
+
+  #listen(): void {
     try {
-      this.#listener = Listener.listen(socketPath, (fd) => this.#acceptVmm(fd));
-      if (migrationSocketPath !== undefined)
-        this.#migrationListener = Listener.listen(migrationSocketPath, (fd) => this.#acceptManager(fd));
-      this.#records?.listening(this.#listener, this.#migrationListener);
+      this.#desk.listen(({ vmm, manager }) => this.#records?.listening(vmm, manager));
     } catch (error) {
-      this.#listener?.close();
-      this.#migrationListener?.close();
-      // Nobody asked by a message: it is the command line that is told.
+      // No message asked for it: the command line reports it.
       if (!(error instanceof RequestError)) throw error;
       const message = `the sockets cannot be kept for a crash: ${error.message}; let the supervisor keep more (devstate run --max-fds, FileDescriptorStoreMax=)`;
       throw new DevstateError('DEVSTATE_E_USAGE', message, { cause: error });
     }
   }
 
-  /** Goes on where a server stood that was killed. */
+  /** Continues where a server stood that was killed. */
   async #recover(crash: CrashJournal, records: SocketRecords): Promise<void> {
-    const { device, socketPath, migrationSocketPath } = this.#options;
+    const { device } = this.#options;
     const { listener, migrationListener, vmm } = records.recover();
-    this.#listener = this.#adopt(listener, (fd) => this.#acceptVmm(fd), socketPath);
-    if (migrationListener !== undefined)
-      this.#migrationListener = this.#adopt(
-        migrationListener,
-        (fd) => this.#acceptManager(fd),
-        migrationSocketPath,
-      );
+    this.#desk.relisten({ vmm: listener, manager: migrationListener, control: undefined });
     if (vmm !== undefined) {
       this.#vmm = this.#connect('vmm', vmm.fd, device, vmm.frozen);
       this.#vmms.add(this.#vmm);
@@ -152,70 +148,87 @@ export class Server {
     await device.recovery?.start();
     crash.store.flush();
     this.#vmm?.thaw();
-    for (const accepting of [this.#listener, this.#migrationListener]) accepting?.resume();
-    this.#log('info', `went on after a crash, at transaction ${crash.journal.committed}`);
+    this.#desk.resume();
+    this.#log('info', `continued after a crash, at transaction ${crash.journal.committed}`);
     crash.ready();
   }
 
-  #adopt(fd: Fd, onConnection: (fd: Fd) => void, path: string | undefined): Listener {
-    const listener = Listener.adopt(fd, onConnection, path);
-    listener.pause();
-    return listener;
-  }
-
-  #beSuccessor(directory: string): Takeover {
-    const { device, socketPath, migrationSocketPath } = this.#options;
-    if (device.handoff === undefined)
+  #beSuccessor(directory: string): Promise<void> {
+    const { management, handoff } = this.#options.device;
+    if (handoff === undefined)
       throw new DevstateError('DEVSTATE_E_USAGE', 'this device cannot be handed over');
-    const acceptManager = (fd: Fd): void => this.#acceptManager(fd);
-    const host: SuccessorHost = {
-      device: device.handoff,
-      socketPath: absolutePath(socketPath),
-      migrationSocketPath: migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
-      acceptVmm: (fd) => this.#acceptVmm(fd),
-      acceptManager,
+    const kind = serverKind({
+      device: handoff,
+      paths: this.#paths,
       adoptVmm: (fd, frozen) => this.#connect('vmm', fd, undefined, frozen),
-      installed: (parts) => this.#install(parts),
-    };
-    const receiver = (): ServerReceiver => new ServerReceiver(host);
-    return new Takeover(directory, { acceptManager, receiver }, (level, message) =>
-      this.#log(level, message),
-    );
+      installed: (vmm, note) => {
+        this.#vmm = vmm;
+        management.note = note;
+        if (vmm === undefined) this.#serveNext();
+        else this.#vmms.add(vmm);
+      },
+    });
+    const receiver = () => new WorkReceiver(this.#desk, kind);
+    return this.#desk.awaitPredecessor(directory, receiver, (fd) => this.#acceptManager(fd));
   }
 
-  #install(parts: AdoptedParts): void {
-    this.#listener = parts.listener;
-    this.#migrationListener = parts.migrationListener;
-    this.#vmm = parts.vmm;
-    if (parts.vmm !== undefined) this.#vmms.add(parts.vmm);
-    this.#waiting = parts.waiting;
-    this.#options.device.management.note = parts.note;
-    this.#generation = parts.generation;
-    this.#pause = { pauseMs: parts.pauseMs, startedAtMs: parts.startedAtMs };
-    if (this.#vmm === undefined) this.#serveNext();
+  /** As clients of the server, and its successor, know it. */
+  get #paths(): Pick<HandoffOffer, 'socketPath' | 'migrationSocketPath'> {
+    const { vmm, manager } = this.#desk.paths;
+    return { socketPath: vmm, migrationSocketPath: manager ?? null };
   }
 
-  #createNextVmm(): NextVmm {
-    const server = this;
-    return new NextVmm({
-      device: this.#options.device,
+  #createNextVmm(): NextVmm<Connection, Understudy> {
+    const vmm = (): Connection | undefined => this.#vmm;
+    const { device } = this.#options;
+    return new NextVmm<Connection, Understudy>({
       get vmm() {
-        return server.#vmm;
+        return vmm();
       },
-      set vmm(vmm) {
-        server.#vmm = vmm;
+      get isNegotiated() {
+        return vmm()?.isNegotiated === true;
       },
-      serve: (fd, device) => this.#connectVmm(fd, device),
+      get usesIntx() {
+        return device.management.intxAssigned;
+      },
+      get resets() {
+        return device.management.resets;
+      },
+      requireMayBeFollowed: () => {},
+      openUnderstudy: () => openUnderstudy(device),
+      serveUnderstudy: (fd, understudy) => this.#connectVmm(fd, understudy),
+      hasAgreed: (second) => second.isNegotiated,
+      // The end of its VMM has cleared it.
+      vacate: () => {},
+      prepareExchange: () => {},
+      exchange: (understudy, up, down) => {
+        understudy.exchange();
+        down?.redirect(understudy);
+        up?.redirect(device);
+        this.#vmm = up;
+      },
+      // Its VMM may have left long ago, and then nothing else clears it.
+      closeUnderstudy: (understudy) => void understudy.disconnected(),
+      release: () => this.#release(),
       settled: () => this.#vmmSettled(),
-      log: (message) => this.#log('info', message),
+      log: (level, message) => this.#log(level, message),
     });
   }
 
-  #acceptVmm(fd: Fd): void {
-    if (this.#nextVmm.accept(fd)) return;
-    if (this.#vmm === undefined && !this.#nextVmm.underWay) this.#serveVmm(fd);
-    else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(fd);
-    else fd.close();
+  async #release(): Promise<void> {
+    try {
+      await this.#options.device.disconnected();
+    } catch (error) {
+      this.#log('info', `after the VMM left: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
+  /** @returns false when it has to wait */
+  #acceptVmm(fd: Fd): boolean {
+    if (this.#nextVmm.accept(fd)) return true;
+    if (this.#vmm !== undefined || this.#nextVmm.underWay) return false;
+    this.#serveVmm(fd);
+    return true;
   }
 
   #serveVmm(fd: Fd): void {
@@ -234,7 +247,7 @@ export class Server {
   }
 
   #serveNext(): void {
-    const next = this.#waiting.shift();
+    const next = this.#desk.takeWaiting();
     if (next !== undefined) this.#serveVmm(next);
   }
 
@@ -256,7 +269,9 @@ export class Server {
         versionTimeoutMs: this.#options.versionTimeoutMs ?? VERSION_TIMEOUT_MS,
         log: (level, message) => this.#log(level, message, peer),
         crash: isManager ? undefined : this.#options.crash,
-        ...(isManager ? this.#managerOptions : { keeps: (of) => this.#nextVmm.keeps(of) }),
+        ...(isManager
+          ? this.#managerOptions
+          : { keeps: (of) => this.#nextVmm.follows && of === this.#options.device }),
         closed: () => (isManager ? this.#managerLeft(connection) : this.#vmmLeft(connection)),
       },
       frozen,
@@ -268,7 +283,7 @@ export class Server {
   get #managerOptions(): Partial<ConnectionOptions> {
     const { device } = this.#options;
     const handOver: HandOver = (request) => this.#handOver(request);
-    const nextVmm: NextVmmPort = {
+    const nextVmm: NextVmmSteps = {
       status: () => this.#nextVmm.status(),
       request: (text) => this.#requestNextVmm(text),
     };
@@ -284,7 +299,7 @@ export class Server {
   }
 
   async #requestNextVmm(text: string): Promise<void> {
-    if (this.#handing !== undefined || this.#closing) throw new RequestError(Errno.EBUSY, BUSY);
+    if (this.#desk.isHandingOver || this.#desk.isClosing) throw new RequestError(Errno.EBUSY, BUSY);
     await this.#nextVmm.request(text);
   }
 
@@ -293,71 +308,42 @@ export class Server {
     this.#log('info', had ? 'the VMM has left' : 'a VMM that does not have the device has left');
     this.#vmms.delete(connection);
     if (had) this.#vmm = undefined;
-    this.#nextVmm.left(connection);
-    if (had && !this.#nextVmm.underWay) this.#vmmSettled();
-    this.#settleIdle();
+    const isKept = this.#nextVmm.left(connection);
+    if (had && !isKept && !this.#nextVmm.underWay) this.#vmmSettled();
+    this.#desk.clientLeft();
   }
 
   /** Who has the device is settled: a VMM or, if there is none, the next that comes. */
   #vmmSettled(): void {
     if (this.#vmm === undefined) {
-      if (!this.#closing) this.#records?.vmmLeft();
+      if (!this.#desk.isClosing) this.#records?.vmmLeft();
       this.#options.vmmLeft?.();
       this.#serveNext();
     }
-    this.#settleIdle();
+    this.#desk.clientLeft();
   }
 
   #acceptManager(fd: Fd): void {
-    if (this.#managers.size >= MAX_MANAGERS) fd.close();
-    else this.#managers.add(this.#connect('manager', fd));
+    if (makeRoom(this.#managers, fd)) this.#managers.add(this.#connect('manager', fd));
   }
 
   #managerLeft(connection: Connection): void {
     this.#managers.delete(connection);
-    if (this.#managers.size === 0) this.#takeover?.giveUp('the manager has left');
-    this.#settleIdle();
+    if (this.#managers.size === 0) this.#desk.managerLeft();
+    this.#desk.clientLeft();
   }
 
   /** DEVSTATE_HANDOFF; see `HandOver`. */
   async #handOver(text: string): Promise<string> {
-    if (text === '') return JSON.stringify(this.#status);
+    if (text === '') return JSON.stringify(this.#desk.status);
     const request = parseHandoffJson(handoffRequest, text, 'the request');
     if (this.#nextVmm.underWay)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'another VMM is about to have the device');
-    if (this.#handing !== undefined || this.#closing || this.#listener === undefined)
-      throw new DevstateError('DEVSTATE_E_HANDOFF', BUSY);
-    const { handoff } = this.#options.device;
-    if (handoff === undefined)
+    const { handoff: device, management } = this.#options.device;
+    if (device === undefined)
       throw new DevstateError('DEVSTATE_E_HANDOFF', 'the device cannot be handed over');
-    const parts = this.#parts(this.#listener, this.#migrationListener, handoff);
-    const handing = giveServer(parts, request);
-    this.#handing = handing.catch(() => {});
-    try {
-      const report: HandoffReport = await handing;
-      await this.#letGo();
-      this.#log('info', `handed over to process ${report.pid}`);
-      return JSON.stringify(report);
-    } finally {
-      this.#handing = undefined;
-    }
-  }
-
-  /** What a manager is told that asks for nothing. */
-  get #status(): unknown {
-    return {
-      generation: this.#generation,
-      serving: this.#listener !== undefined,
-      ...this.#pause,
-    };
-  }
-
-  /** Seen as it is at each moment: a VMM may come or go until the freeze. */
-  #parts(listener: Listener, migrationListener: Listener | undefined, device: HandoffPort): HandedOver {
-    const { socketPath, migrationSocketPath } = this.#options;
     const vmm = (): Connection | undefined => this.#vmm;
-    const management = this.#options.device.management;
-    return {
+    const given = {
       device,
       get vmm() {
         return vmm();
@@ -365,57 +351,51 @@ export class Server {
       get note() {
         return management.note;
       },
-      listener,
-      migrationListener,
-      socketPath: absolutePath(socketPath),
-      migrationSocketPath: migrationSocketPath === undefined ? undefined : absolutePath(migrationSocketPath),
-      waiting: this.#waiting,
-      generation: this.#generation + 1,
     };
+    const work = new ServerWork(given, request, this.#paths);
+    const report = await this.#desk.handOver(
+      () => giveWork(this.#desk, work, request),
+      () => this.#relinquish(),
+    );
+    return JSON.stringify(report);
   }
 
   /** Everything is the successor's now. */
-  async #letGo(): Promise<void> {
-    this.#closing = true;
-    for (const listener of [this.#listener, this.#migrationListener]) listener?.close({ keepPath: true });
-    closeAll(this.#waiting.splice(0));
-    this.#vmm?.letGo();
+  async #relinquish(): Promise<{ left: Promise<void> }> {
+    this.#vmm?.relinquish();
     this.#vmms.clear();
     this.#vmm = undefined;
-    await this.#options.device.handoff?.letGo();
+    await this.#options.device.handoff?.relinquish();
     // The manager that asked for it reads the report and leaves.
-    const late = setTimeout(() => this.#closeManagers(), LEAVE_MS);
-    void this.#untilIdle().then(() => {
-      clearTimeout(late);
-      this.#handedOver();
-    });
+    const late = setTimeout(
+      () => this.#closeManagers('another process serves the device now; connect again'),
+      LEAVE_MS,
+    );
+    return { left: this.#desk.untilIdle().then(() => clearTimeout(late)) };
   }
 
-  #closeManagers(): void {
-    for (const manager of this.#managers) manager.close();
-  }
-
-  #untilIdle(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#idleWaiters.push(resolve);
-      this.#settleIdle();
-    });
-  }
-
-  #settleIdle(): void {
-    if (!this.#closing || this.#vmms.size > 0 || this.#managers.size > 0) return;
-    for (const resolve of this.#idleWaiters.splice(0)) resolve();
+  #closeManagers(why: string): void {
+    for (const manager of this.#managers) manager.sendAway(why);
   }
 
   /** Stops listening, ends every connection, and settles when the device has been told. A handoff under way ends first. */
   async close(): Promise<void> {
-    await this.#handing;
-    await this.#takeover?.stop();
-    this.#closing = true;
-    for (const listener of [this.#listener, this.#migrationListener]) listener?.close();
-    closeAll(this.#waiting.splice(0));
+    await this.#desk.close();
+    const isKept = this.#nextVmm.follows;
     for (const vmm of this.#vmms) vmm.close();
-    this.#closeManagers();
-    await this.#untilIdle();
+    // No VMM comes any more for what the device has kept for one.
+    if (isKept) {
+      this.#nextVmm.close();
+      await this.#release();
+    }
+    this.#closeManagers('it was asked to end');
+    await this.#desk.untilIdle();
   }
+}
+
+/** @throws RequestError ENOTSUP */
+function openUnderstudy(device: ServedDevice): Understudy {
+  if (device.openUnderstudy === undefined)
+    throw new RequestError(Errno.ENOTSUP, 'the VMMs of this device can only come one after the other');
+  return device.openUnderstudy();
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The sockets of a server with a crash journal: which kept fd is which, and what was agreed on with the VMM. */
 
-import { z } from 'zod';
+import * as z from 'zod';
 import { journalError } from '../journal/index.js';
 import type { Fd, Listener } from '../transport/index.js';
 import { capabilitiesSchema, defaultCapabilities } from '../wire/index.js';

@@ -148,7 +148,7 @@ t.test('back to the first, after each step', (t) => backToTheFirst(t, boot, 2));
 t.test('who leaves, and when', async (t) => {
   await whoHasTheDevice(t, boot);
 
-  t.test('the first, and nobody comes within the time', async (t) => {
+  t.test('the first, and no VMM comes within the time', async (t) => {
     const { bed, first, manager, scratch } = await boot(t);
     await manager.setNextVmm({ action: 'await', timeoutMs: 30 });
     first.close();

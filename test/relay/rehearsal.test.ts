@@ -18,7 +18,7 @@ const options = {
 t.test('the rehearsed session arrives with everything that a session has', (t) =>
   withoutLeak(t, async () => {
     const documents: ReadSession[] = [];
-    rehearseSession((fd, from) => {
+    await rehearseSession((fd, from) => {
       if (from !== undefined) documents.push(from.document);
       return new Session(fd, options, from);
     });

@@ -7,12 +7,14 @@ import {
   Command,
   DmaMapFlag,
   Errno,
+  Feature,
   IrqSetFlag,
   MigrationFlag,
   MigrationState,
   PciIrq,
   PciRegion,
   RegionInfoFlag,
+  RequestError,
 } from '../../src/wire/index.js';
 import { eventfd, MemoryPeer, memfd, signals } from '../support/memory.js';
 import { MSIX_VECTORS, Register, SCRATCH_ID } from '../support/scratch-device.js';
@@ -165,6 +167,51 @@ t.test('a manager migrates a device whose server has no migration socket', async
     'managers play no guest',
   );
   t.equal(await outcome(a.client.request(Command.DMA_MAP, [], () => {})), Errno.EINVAL);
+});
+
+t.test('a manager learns why the server behind the relay refuses, and why it is sent away', async (t) => {
+  const bed = new RelayBed(t, { holdMs: 50 });
+  await t.rejects(bed.manager(), {
+    message: /closed the connection: no VMM is connected to the relay; start it/,
+  });
+  const { scratch, server } = bed.serveScratch();
+  const vmm = await bed.vmm();
+  const [first, second] = [await bed.manager(), await bed.manager()];
+  await t.rejects(first.writeData(new Uint8Array(8)), {
+    errno: Errno.EINVAL,
+    message: /refuses MIG_DATA_WRITE: EINVAL: no migration data in RUNNING/,
+  });
+  scratch.hook = (step) => {
+    if (step.startsWith('quiesce')) throw new RequestError(Errno.EIO, 'no lock of /var/lib/disks/one.img');
+  };
+  const refused = { message: /refuses DEVICE_FEATURE: EIO: no lock of one\.img/ };
+  await t.rejects(first.setState(STOP_COPY), refused, 'folders of the host are not for a VMM');
+  // Errors of others come in between, and are not told as this one's.
+  const failing = first.client.request(Command.MIG_DATA_READ, [new Uint8Array(8)], () => {});
+  await t.rejects(failing);
+  t.equal(await outcome(vmm.regionRead(5, 0, new Uint8Array(4))), Errno.EINVAL);
+  const words = new TextDecoder().decode(await first.getFeature(Feature.DEVSTATE_LAST_ERROR, 16384));
+  t.equal(words, '', 'the last error at the server is that of the VMM');
+  await server.close();
+  await Promise.all([first.client.closed(), second.client.closed()]);
+  for (const manager of [first, second])
+    await t.rejects(manager.state(), {
+      code: 'DEVSTATE_E_CONNECTION_CLOSED',
+      message: new RegExp(`closed the connection: the device server at ${bed.serverPath} is gone`),
+    });
+});
+
+t.test('a relay makes room for a manager, and says why it does not', async (t) => {
+  const bed = new RelayBed(t);
+  bed.serveScratch();
+  await bed.vmm();
+  const driver = await bed.manager();
+  await driver.setState(STOP_COPY);
+  const silent = await Promise.all(Array.from({ length: 15 }, () => bed.manager()));
+  await t.rejects(bed.manager(), { message: /16 managers are connected and at work; end one/ });
+  await until(async () => (await outcome(bed.manager())) === 0);
+  t.ok(silent.some(({ client }) => client.farewell?.includes('silent the longest')));
+  t.equal(await driver.state(), STOP_COPY);
 });
 
 t.test('a server that dies is replaced by the next one at its path', async (t) => {

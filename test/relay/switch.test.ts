@@ -77,7 +77,7 @@ t.test('a server on another image does not take the state', async (t) => {
   await driver.flush();
   // Two servers lock the other image now: with the check left out it is the lock that ends this.
   await t.rejects(relay.switchTo(next.socketPath, true, { imageUnchecked: true }), {
-    message: /goes on/,
+    message: /continues/,
   });
   await driver.flush();
 });
@@ -160,7 +160,7 @@ t.test('without state', async (t) => {
   t.equal(bed.relay.serverPath, path, 'and the next one is looked for where the last one was');
 });
 
-t.test('whatever fails, the old server goes on', async (t) => {
+t.test('whatever fails, the old server continues', async (t) => {
   const { bed, old, vmm, state, path, whole, serveNext } = await scratches(t, 400);
   const attempt = async (what: string, pattern: RegExp): Promise<void> => {
     await t.rejects(bed.relay.switchTo(path, true), { message: pattern }, what);
@@ -171,12 +171,12 @@ t.test('whatever fails, the old server goes on', async (t) => {
   await vmm.deviceInfo();
   const steady = resources();
   let wake: () => void = () => {};
-  await attempt('nobody is there', /cannot connect/);
+  await attempt('no server is there', /cannot connect/);
 
   const cases: [string, RegExp, (next: ReturnType<typeof serveNext>) => void][] = [
     [
       'it refuses the state',
-      /goes on/,
+      /continues/,
       ({ scratch }) => {
         scratch.hook = whenLoading(() => {
           throw new Error('no');
@@ -185,7 +185,7 @@ t.test('whatever fails, the old server goes on', async (t) => {
     ],
     [
       'it does not run',
-      /goes on/,
+      /continues/,
       ({ scratch }) => {
         scratch.hook = (step) => {
           if (step === 'resume') throw new Error('no');
@@ -194,7 +194,7 @@ t.test('whatever fails, the old server goes on', async (t) => {
     ],
     [
       'it hangs',
-      /longer than the 280 ms that the VMM can wait; the old server goes on/,
+      /longer than the 280 ms that the VMM can wait; the old server continues/,
       ({ scratch }) => {
         scratch.hook = whenLoading(
           () =>
@@ -206,7 +206,7 @@ t.test('whatever fails, the old server goes on', async (t) => {
     ],
     [
       'it dies in the middle',
-      /goes on/,
+      /continues/,
       ({ scratch, server }) => {
         scratch.hook = whenLoading(() => void server.close());
       },
@@ -222,7 +222,7 @@ t.test('whatever fails, the old server goes on', async (t) => {
     ],
     [
       'the old one cannot save',
-      /goes on/,
+      /continues/,
       () => {
         old.scratch.hook = (step) => {
           if (step === 'save final') throw new Error('no');
@@ -231,7 +231,7 @@ t.test('whatever fails, the old server goes on', async (t) => {
     ],
     [
       'the old one does not stop',
-      /goes on/,
+      /continues/,
       () => {
         old.scratch.hook = (step) => {
           if (step === 'quiesce') throw new Error('no');
@@ -323,7 +323,7 @@ t.test('what the VMM maps while the new server prepares reaches both', async (t)
       : undefined;
   const switched = bed.relay.switchTo(path, true);
   await until(() => next.scratch.calls.includes('commit'));
-  t.ok(bed.relay.isAttached, 'the VMM goes on meanwhile');
+  t.ok(bed.relay.isAttached, 'the VMM continues meanwhile');
   await map(0x20000);
   await vmm.dmaUnmap({ flags: 0, address: 0x10000, size: 4096 });
   await vmm.assignEventfds(PciIrq.MSIX, [irq]);
@@ -396,6 +396,11 @@ t.test('what is no relay is found out before anything is begun', async (t) => {
     closes: (client: Socket) => client.end(),
     'closes with something unread': (client: Socket) => client.destroy(),
     'says something else': (client: Socket) => client.write('HTTP/1.1 400 Bad Request\r\n\r\n'),
+    'is a relay of before, which read lines': (client: Socket) =>
+      client.on('data', (bytes) => {
+        if (bytes.includes('\n'))
+          client.write('{"error":{"code":"DEVSTATE_E_USAGE","message":"it is no JSON"}}\n');
+      }),
   };
   for (const [name, answer] of Object.entries(answers)) {
     const path = join(folder, 'other');

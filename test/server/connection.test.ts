@@ -2,7 +2,7 @@
 /** What holds for all commands: order, silence when no reply is wanted, waiting, and who is served when. */
 
 import t from 'tap';
-import { Client } from '../../src/client/index.js';
+import { Client, type MigrationClient } from '../../src/client/index.js';
 import { closeAll } from '../../src/transport/index.js';
 import { Command, Errno, FeatureFlag, HeaderFlag, MigrationState } from '../../src/wire/index.js';
 import { hex } from '../support/hex.js';
@@ -183,7 +183,7 @@ t.test('an unmap waits for the transfer under way', async (t) => {
   await client.version();
   const manager = await served.manager();
   await client.call(Command.DMA_MAP, dmaMap(0, 0x1000));
-  // The transfer is a manager's, so that the VMM's own commands go on.
+  // The transfer is a manager's, so that the VMM's own commands continue.
   const reading = manager.readMemory(0, new Uint8Array(8));
   const request = await client.receive();
   t.equal(request?.command, Command.DMA_READ);
@@ -228,7 +228,7 @@ t.test('the twin socket', async (t) => {
   t.equal((await none.version({ twinSocket: true, maxMsgFds: 0 })).fds.length, 0, 'not for who takes no fds');
 });
 
-t.test('a reply that nobody asked for ends the connection', async (t) => {
+t.test('a reply that was not asked for ends the connection', async (t) => {
   const served = serveScratch(t);
   for (const flags of [HeaderFlag.TYPE_REPLY, HeaderFlag.TYPE_REPLY | HeaderFlag.ERROR]) {
     const client = await served.raw();
@@ -296,7 +296,7 @@ t.test('a reset that fails does not keep the next VMM out', async (t) => {
   const next = await served.vmm();
   served.scratch.hook = () => {};
   await next.dmaMap({ flags: 3, offset: 0, address: 0, size: 0x1000 }, fd);
-  t.match(served.log.join('\n'), /stuck/, 'the operator is told');
+  t.match(served.log.join('\n'), /stuck/, 'the log says so');
 });
 
 t.test('a client that says nothing is sent away, and those who wait are served', async (t) => {
@@ -325,8 +325,40 @@ t.test('several managers look, one drives', async (t) => {
   await second.setState(STOP);
   const many = await Promise.all(Array.from({ length: 15 }, () => served.manager()));
   t.equal(await many[14]!.state(), STOP);
-  t.match(await outcome(served.manager()), /^DEVSTATE_E_/, 'sixteen, and no more');
+  await t.rejects(
+    served.manager(),
+    { code: 'DEVSTATE_E_CONNECTION_CLOSED', message: /16 managers are connected and at work; end one/ },
+    'sixteen, and no more',
+  );
 });
+
+t.test(
+  'silent managers make room for another one, the longest silent first, the one that drives never',
+  async (t) => {
+    const served = serveScratch(t);
+    const driver = await served.manager();
+    await driver.setState(PRE_COPY);
+    const silent = await Promise.all(Array.from({ length: 15 }, () => served.manager()));
+    const last = silent.pop()!;
+    const active = setInterval(() => void last.state().catch(() => {}), 20);
+    t.teardown(() => clearInterval(active));
+    let another: MigrationClient | undefined;
+    await until(async () => {
+      another = await served.manager().catch(() => undefined);
+      return another !== undefined;
+    });
+    t.equal(await another!.state(), PRE_COPY);
+    await Promise.race(silent.map(({ client }) => client.closed()));
+    const gone = silent.filter(({ client }) => client.isClosed);
+    t.equal(gone.length, 1);
+    await t.rejects(gone[0]!.state(), {
+      code: 'DEVSTATE_E_CONNECTION_CLOSED',
+      message: /silent the longest of 16 managers.*connect again/,
+    });
+    t.equal(await driver.state(), PRE_COPY, 'the one that drives');
+    t.equal(await last.state(), PRE_COPY, 'the one that asks');
+  },
+);
 
 t.test('many devices in one process', async (t) => {
   const all = Array.from({ length: 10 }, (_, i) => ({ i, served: serveScratch(t, { parameter: i }) }));

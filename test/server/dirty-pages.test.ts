@@ -60,7 +60,7 @@ for (const protocol of ['v1', 'v2'] as const) {
     t.strictSame(await report(0, 16 * PAGE), [7], 'what the device holds for writing stays dirty');
     t.strictSame(await report(0, 16 * PAGE), [7]);
     await pin.release();
-    t.strictSame(await report(0, 16 * PAGE), [7], 'once more when it is let go of');
+    t.strictSame(await report(0, 16 * PAGE), [7], 'once more when it is released');
     t.strictSame(await report(0, 16 * PAGE), []);
     await migration.stopLogging();
     await migration.stopLogging();

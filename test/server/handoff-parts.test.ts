@@ -5,9 +5,10 @@ import { mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { Client } from '../../src/client/index.js';
-import { type Device, DeviceRuntime, type StateRecord } from '../../src/device/index.js';
+import type { Device, StateRecord } from '../../src/device/index.js';
 import { SampleDevice } from '../../src/devices/sample/index.js';
 import { type HandoffReport, takeoverPaths } from '../../src/handoff/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { Server } from '../../src/server/index.js';
 import { closeAll } from '../../src/transport/index.js';
 import {
@@ -244,7 +245,7 @@ t.test('without a VMM, and with clients that wait', async (t) => {
   t.ok(two.scratch.calls.includes('reset disconnected'), 'the next VMM finds a device that was reset');
 });
 
-t.test('the old server goes on', async (t) => {
+t.test('the old server continues', async (t) => {
   await t.test('when its VMM leaves on the way', async (t) => {
     const old = serveScratch(t);
     const vmm = await old.vmm();
@@ -268,7 +269,7 @@ t.test('the old server goes on', async (t) => {
     for (const state of [MigrationState.PRE_COPY, MigrationState.STOP]) {
       await manager.setState(state);
       const { takeover } = successorOf(t, old);
-      const message = /phase freeze: the device is being migrated.*; the old server goes on/;
+      const message = /phase freeze: the device is being migrated.*; the old server continues/;
       await t.rejects(handOver(old, takeover), { code: 'DEVSTATE_E_HANDOFF', message });
     }
     manager.close();
@@ -282,7 +283,7 @@ t.test('the old server goes on', async (t) => {
     old.scratch.state.practice = () => {
       throw new Error('out of practice');
     };
-    const message = /phase prepare: .*out of practice; the old server goes on/;
+    const message = /phase prepare: .*out of practice; the old server continues/;
     await t.rejects(handOver(old, successorOf(t, old).takeover), { message });
     old.scratch.state.practice = () => [];
     await handOver(old, successorOf(t, old).takeover);
@@ -304,7 +305,7 @@ t.test('the old server goes on', async (t) => {
     let release: () => void = () => {};
     old.scratch.hook = (step) =>
       step === 'quiesce' ? new Promise<void>((resolve) => (release = resolve)) : undefined;
-    const message = /phase freeze: not done within 50 ms; the old server goes on/;
+    const message = /phase freeze: not done within 50 ms; the old server continues/;
     await t.rejects(handOver(old, successorOf(t, old).takeover, { freeze: 50 }), { message });
     await vmm.regionWrite(2, 0, Uint8Array.of(3));
     t.notOk(old.scratch.calls.includes('resume'), 'the device has not stopped yet');

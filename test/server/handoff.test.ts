@@ -31,7 +31,7 @@ t.test('a successor whose manager leaves, or whose giver never comes, ends', asy
   t.match(await manager.handoffStatus(), { generation: 0, serving: false });
   manager.close();
   await t.rejects(server.ended, { code: 'DEVSTATE_E_HANDOFF', message: /the manager has left/ });
-  // Had the manager been killed, nobody else would remove it.
+  // Had the manager been killed, no one else would remove it.
   await until(() => !existsSync(takeover));
 });
 

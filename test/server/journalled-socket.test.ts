@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A connection with a crash journal, over a real socket: where one socket stops, its successor goes on. */
+/** A connection with a crash journal, over a real socket: where one socket stops, its successor continues. */
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -195,7 +195,7 @@ t.test('a reply that the peer reads slowly, sent by several processes', async (t
   t.equal(answers, 0, 'carried out once');
 });
 
-t.test('fds: kept before the message is taken, given again with it, and let go of afterwards', async (t) => {
+t.test('fds: kept before the message is taken, given again with it, and released afterwards', async (t) => {
   const rig = new Rig(t);
   const eventfds = [1, 2].map((value) => new Fd(check(native.eventfdCreate(value), 'make an eventfd')));
   t.teardown(() => {
@@ -222,7 +222,7 @@ t.test('fds: kept before the message is taken, given again with it, and let go o
   t.same(names(), ['journal']);
 });
 
-t.test('more fds than the supervisor keeps: the message is refused, the connection goes on', async (t) => {
+t.test('more fds than the supervisor keeps: the message is refused, the connection continues', async (t) => {
   const rig = new Rig(t, 2);
   const { seen } = rig.next(answer);
   const fds = [1, 2].map((value) => new Fd(check(native.eventfdCreate(value), 'make an eventfd')));

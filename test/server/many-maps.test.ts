@@ -6,16 +6,13 @@ import t, { type Test } from 'tap';
 import { Client } from '../../src/client/index.js';
 import { check, native } from '../../src/native/index.js';
 import { Fd } from '../../src/transport/index.js';
-import { DmaMapFlag, DmaUnmapFlag, Errno } from '../../src/wire/index.js';
+import { DmaUnmapFlag, Errno } from '../../src/wire/index.js';
 import { Succession } from '../guest-driver/successors.js';
+import { address, MOST, mapAll, PAGE, READ_WRITE } from '../support/many-maps.js';
 import { outcome, resources, serveScratch } from '../support/served.js';
 
-const PAGE = 4096;
 const PAGES = 256;
-const MOST = 65_535;
 const BATCH = 512;
-const FLAGS = DmaMapFlag.READ | DmaMapFlag.WRITE;
-const address = (index: number): number => (index + 1) * 2 * PAGE;
 const ALL = { flags: DmaUnmapFlag.ALL, address: 0, size: 0 };
 
 /** A memory file whose pages begin with their number. */
@@ -27,19 +24,6 @@ function numberedPages(t: Test): Fd {
   return fd;
 }
 
-/** Maps page `i % PAGES` at `address(i)`, for each i in order. */
-async function mapAll(vmm: Client, fdOf: (index: number) => Fd): Promise<void> {
-  for (let at = 0; at < MOST; at += BATCH) {
-    const batch = Array.from({ length: Math.min(BATCH, MOST - at) }, (_, i) => {
-      const index = at + i;
-      const request = { flags: FLAGS, offset: (index % PAGES) * PAGE, address: address(index), size: PAGE };
-      const fd = fdOf(index);
-      return vmm.dmaMap(request, fd).finally(() => fd.close());
-    });
-    await Promise.all(batch);
-  }
-}
-
 for (const way of ['one fd', 'an fd each'] as const) {
   t.test(`65,535 ranges by ${way}`, async (t) => {
     const served = serveScratch(t);
@@ -48,15 +32,15 @@ for (const way of ['one fd', 'an fd each'] as const) {
     const vmm = await served.vmm();
     // Opened again, it is another open file of the same memory.
     const another = (): Fd => new Fd(openSync(`/proc/self/fd/${fd.number}`, 'r+'));
-    await mapAll(vmm, way === 'one fd' ? () => fd.duplicate() : another);
+    await mapAll(vmm, PAGES, way === 'one fd' ? () => fd.duplicate() : another);
     t.ok(resources().maps < before.maps + 4, `one mapping serves all (${resources().maps})`);
-    const one = { flags: FLAGS, offset: 0, address: address(MOST), size: PAGE };
+    const one = { flags: READ_WRITE, offset: 0, address: address(MOST), size: PAGE };
     t.equal(await outcome(vmm.dmaMap(one, fd)), Errno.ENOSPC, 'one more is refused');
 
     const manager = await served.manager();
     const maps = await manager.dmaMaps();
     t.equal(maps.length, MOST);
-    t.same(maps.at(-1), { address: address(MOST - 1), size: PAGE, flags: FLAGS });
+    t.same(maps.at(-1), { address: address(MOST - 1), size: PAGE, flags: READ_WRITE });
     const byte = new Uint8Array(1);
     for (const index of [0, 1, 300, 40_000, MOST - 1]) {
       await manager.readMemory(address(index), byte);
@@ -86,7 +70,7 @@ t.test('65,535 ranges go to a successor', async (t) => {
   const fd = numberedPages(t);
   const vmm = await Client.connect(succession.socketPath);
   t.teardown(() => vmm.close());
-  await mapAll(vmm, () => fd.duplicate());
+  await mapAll(vmm, PAGES, () => fd.duplicate());
   const next = succession.successor('birch');
   const report = await succession.handOver(next.takeover, 'org.devstate.nvme', {
     adopt: 20_000,
@@ -100,12 +84,12 @@ t.test('65,535 ranges go to a successor', async (t) => {
   await manager.readMemory(address(40_001), byte);
   t.equal(byte[0], 40_001 % PAGES);
   t.equal(
-    await outcome(vmm.dmaMap({ flags: FLAGS, offset: 0, address: address(MOST), size: PAGE }, fd)),
+    await outcome(vmm.dmaMap({ flags: READ_WRITE, offset: 0, address: address(MOST), size: PAGE }, fd)),
     Errno.ENOSPC,
   );
 });
 
-t.test('files of which the process can hold no more are refused, and the server goes on', async (t) => {
+t.test('files of which the process can hold no more are refused, and the server continues', async (t) => {
   const served = serveScratch(t);
   const vmm = await served.vmm();
   const sparse = new Fd(check(native.memfdCreate('sparse'), 'memory'));
@@ -116,12 +100,12 @@ t.test('files of which the process can hold no more are refused, and the server 
   for (let at = 0; at < 40_000; at += BATCH) {
     const batch = Array.from({ length: BATCH }, (_, i) => {
       const border = (at + i + 1) * 2 ** 30;
-      const request = { flags: FLAGS, offset: border - PAGE, address: border - PAGE, size: 2 * PAGE };
+      const request = { flags: READ_WRITE, offset: border - PAGE, address: border - PAGE, size: 2 * PAGE };
       return outcome(vmm.dmaMap(request, sparse));
     });
     for (const result of await Promise.all(batch)) results.set(result, (results.get(result) ?? 0) + 1);
   }
   t.same([...results.keys()].sort(), [0, Errno.ENOMEM], JSON.stringify([...results]));
   await vmm.dmaUnmap(ALL);
-  await vmm.dmaMap({ flags: FLAGS, offset: 0, address: 0, size: PAGE }, sparse);
+  await vmm.dmaMap({ flags: READ_WRITE, offset: 0, address: 0, size: PAGE }, sparse);
 });

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The migration region over a socket: what a client is told of it, who has it, and that it is a client's own. */
+/** The migration region over a socket: what a client learns of it, who has it, and that it is a client's own. */
 
 import t from 'tap';
 import { RegionMigrationClient } from '../../src/client/index.js';
-import { DeviceRuntime, type MigrationProtocols, type RuntimeOptions } from '../../src/device/index.js';
 import { native, Protection } from '../../src/native/index.js';
+import { DeviceRuntime, type MigrationProtocols, type RuntimeOptions } from '../../src/runtime/index.js';
 import {
   Command,
   DeviceState,
@@ -61,7 +61,7 @@ t.test('what is served by which protocol, at both sockets', async (t) => {
   }
 });
 
-t.test('what a client is told of it', async (t) => {
+t.test('what a client learns of it', async (t) => {
   const trapped = await serveScratch(t, { migration: 'v1' }).vmm();
   t.match(await trapped.regionInfo(9), {
     index: 9,
@@ -173,14 +173,14 @@ t.test('several registers in one message', async (t) => {
     state(DeviceState.STOP_COPY),
     state(DeviceState.STOP),
   ]);
-  t.strictSame(served.scratch.takeCalls(), ['quiesce', 'handOver'], 'one after the other');
+  t.strictSame(served.scratch.takeCalls(), ['quiesce', 'releaseExclusive'], 'one after the other');
   t.equal(await outcome(client.regionWriteMulti([state(DeviceState.RUNNING), state(7)])), Errno.EINVAL);
   const bytes = new Uint8Array(4);
   await client.regionRead(9, 0, bytes);
   t.equal(bytes[0], DeviceState.RUNNING, 'up to the one that is refused');
 });
 
-t.test('a state write that nobody waits for is carried out before what follows', async (t) => {
+t.test('a state write that no client waits for is carried out before what follows', async (t) => {
   const served = serveScratch(t, { migration: 'v1' });
   const raw = await served.raw();
   await raw.version();

@@ -160,7 +160,7 @@ t.test('back to the first, after each step', (t) => backToTheFirst(t, boot, 1));
 t.test('who leaves, and when', async (t) => {
   await whoHasTheDevice(t, boot);
 
-  t.test('the first, and nobody comes within the time', async (t) => {
+  t.test('the first, and no VMM comes within the time', async (t) => {
     const { bed, first, manager, scratch } = await boot(t);
     await manager.setNextVmm({ action: 'await', timeoutMs: 30 });
     first.close();
@@ -226,7 +226,7 @@ t.test('what cannot be', async (t) => {
 
   const alone = serveScratch(t);
   const other = await alone.manager();
-  t.equal(await outcome(other.setNextVmm(AWAIT)), Errno.ENOTCONN, 'nobody can be followed');
+  t.equal(await outcome(other.setNextVmm(AWAIT)), Errno.ENOTCONN, 'there is no VMM to be followed');
   const plain = new Served(t, new PlainServed([]));
   t.notOk(await (await plain.manager()).canFollow());
 });

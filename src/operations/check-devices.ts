@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Whether the state of one device could go on in another, asked of both; nothing is changed. */
+/** Whether the state of one device could be loaded into another, asked of both, and what pause that would take; nothing is changed. */
 
 import { type Stats, statSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
@@ -9,6 +9,8 @@ import type { MigrationProtocol } from '../migration/index.js';
 import { MigrationFlag } from '../wire/index.js';
 import type { ProtocolChoice } from './device-socket.js';
 import { proveImages, proveOwner } from './identity/index.js';
+import { foreseePause } from './migrate/foresee.js';
+import { DEFAULT_DOWNTIME_MS, type ExpectedPause } from './migrate/types.js';
 import { deviceAddress, type OpenEnd, openMigrationEnd, requireSocket } from './migration-end.js';
 import {
   askPeer,
@@ -36,6 +38,8 @@ export interface CheckDevicesOptions extends FormatOptions {
   readonly destQmp?: string | undefined;
   /** Ids of devices whose images at both ends are kept the same by other means than being one file. */
   readonly imageUnchecked?: readonly string[];
+  /** The pause that a migration would aim at, ms. Default: what `migrate` aims at. */
+  readonly downtimeMs?: number;
 }
 
 /** What one end says of itself. */
@@ -71,7 +75,14 @@ export interface CheckDevicesResult {
   readonly source: CheckedPeer;
   readonly dest: CheckedPeer;
   readonly negotiation: NegotiationSummary;
+  /** What the pause of a migration would be, measured at the source; null if that could not be done. */
+  readonly expected: ExpectedPause | null;
+  /** Why not; null if it was. */
+  readonly notExpected: string | null;
 }
+
+/** What the device is called where QEMU's id of it was not given. */
+const UNNAMED = 'source';
 
 /** @throws DEVSTATE_E_USAGE for one device in both places, or a QMP socket without an id, DEVSTATE_E_QMP_CONNECT, DEVSTATE_E_QTEST, DEVSTATE_E_CONNECT, DEVSTATE_E_NOT_MIGRATABLE; what does not fit is in the result */
 export async function checkDevices(options: CheckDevicesOptions): Promise<CheckDevicesResult> {
@@ -84,6 +95,15 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
       const { plan } = planned;
       // First what was mixed up: it may be why the rest does not fit.
       const reasons = [...(await proveEnds(source, dest, options)), ...planReasons(planned)];
+      const foresight =
+        reasons.length > 0
+          ? { why: 'the two do not fit together' }
+          : await foreseePause(
+              options.device ?? UNNAMED,
+              source.device,
+              dest.device,
+              options.downtimeMs ?? DEFAULT_DOWNTIME_MS,
+            );
       return {
         compatible: reasons.length === 0,
         reasons,
@@ -91,6 +111,8 @@ export async function checkDevices(options: CheckDevicesOptions): Promise<CheckD
         source: describePeer(plan.source, source),
         dest: describePeer(plan.destination, dest),
         negotiation: summarisePlan(plan),
+        expected: 'expected' in foresight ? foresight.expected : null,
+        notExpected: 'why' in foresight ? foresight.why : null,
       };
     } finally {
       dest.device.close();

@@ -7,7 +7,7 @@ import { DevstateError } from '../errors.js';
 import { whySystem } from '../native/index.js';
 import { openForAppending } from './files/target.js';
 
-/** Most of its output that is told, bytes: the last of it. */
+/** Most of its output that is reported, bytes: the last of it. */
 const MAX_WORDS = 600;
 
 export class DetachedProcess {

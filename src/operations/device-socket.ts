@@ -19,7 +19,7 @@ export type ProtocolChoice = MigrationProtocol | 'auto';
 export interface DeviceSocketOptions {
   /** Default: `auto`. */
   readonly protocol?: ProtocolChoice;
-  /** Of v1: do not map the data section, even if the server lets us. Some offer it and do not notice what is done there. */
+  /** For v1: do not map the data section, even if the server lets us. Some offer it and do not notice what is done there. */
   readonly trap?: boolean;
 }
 

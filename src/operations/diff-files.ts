@@ -144,7 +144,7 @@ function addLeaves(leaves: Map<string, FieldValue>, path: string, value: FieldVa
 
 /**
  * What tells the items of a list apart: their `id`, if each has one, so that one more is not a difference in all. Several
- * of one id are told apart by what they are, not by their order: one feature with a value for each of its selectors.
+ * of one id are distinguished by what they are, not by their order: one feature with a value for each of its selectors.
  */
 function namesOf(items: readonly FieldValue[]): string[] {
   const ids = items.map((item) => (isMap(item) ? item.id : undefined));

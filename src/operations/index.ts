@@ -25,14 +25,16 @@ export {
 } from './list-formats.js';
 export { type LoadOptions, load } from './load.js';
 export { type MigrateHooks, migrate } from './migrate/migrate.js';
-export type {
-  DevicePair,
-  Downtime,
-  MigratedDevice,
-  MigrateOptions,
-  MigrateProgress,
-  MigrateResult,
-  Phase,
+export {
+  DEFAULT_DOWNTIME_MS,
+  type DevicePair,
+  type Downtime,
+  type ExpectedPause,
+  type MigratedDevice,
+  type MigrateOptions,
+  type MigrateProgress,
+  type MigrateResult,
+  type Phase,
 } from './migrate/types.js';
 export { type DeviceAddress, deviceAddress } from './migration-end.js';
 export { type RecoverOptions, type RecoverResult, recover } from './recover.js';

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Loads a device's state from a file. What is not a whole and intact blob never reaches the device, unless that has no
- * formats: then what is no blob may be what another such device has saved.
+ * formats: then bytes that are recognised as nothing else may be what another such device has saved.
  */
 
 import type { MigrationEnd } from '../migration/index.js';
@@ -12,13 +12,16 @@ import type { OwnerOptions } from './identity/index.js';
 import { type DeviceAddress, openMigrationEnd, requireOwnedEnd } from './migration-end.js';
 import { openSavedState } from './saved-state.js';
 import { askPeer, type FormatOptions } from './state-plan.js';
-import { createSink, type StateSink } from './state-transfer.js';
+import type { StateSink } from './state-sink.js';
+import { createSink } from './state-transfer.js';
 
 export type LoadOptions = DeviceAddress & LoadSettings;
 
 export interface LoadSettings extends FormatOptions, DeviceSocketOptions, OwnerOptions {
   /** The blob; `-` for stdin. */
   readonly input: string;
+  /** Give a device that does not say which formats it has the bytes as they are, whatever they are. Default: false. */
+  readonly raw?: boolean;
   /** What the device does afterwards. */
   readonly afterwards: 'run' | 'stop';
 }

@@ -5,7 +5,16 @@
  */
 
 import { DevstateError } from '../errors.js';
-import { endReplace, isSameQemu, QmpClient, Qtest, queryMigration, queryRunState } from '../qemu/index.js';
+import {
+  connectedSockets,
+  endReplace,
+  isSameQemu,
+  listVfioUserDevices,
+  QmpClient,
+  Qtest,
+  queryMigration,
+  queryRunState,
+} from '../qemu/index.js';
 import { WitnessedVmm } from '../wire/index.js';
 import { openDeviceSocket } from './device-socket.js';
 import { proveClaims, takeCensus, unknownWithout } from './identity/index.js';
@@ -13,7 +22,7 @@ import { connectIfThere, quit } from './migrate/destination-vm.js';
 import { returnToFirst } from './migrate/next-vmm.js';
 import { type ChangedSettings, readNote } from './migrate/note.js';
 import { putBackAt } from './migrate/qemu-settings.js';
-import { restoreSource } from './migrate/rollback.js';
+import { restoreSource, type SourceChanges } from './migrate/rollback.js';
 import { replayIfSilenced } from './migrate/view.js';
 import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
 
@@ -25,6 +34,8 @@ export interface RecoverOptions {
   readonly devices: readonly { readonly id: string; readonly source: string }[];
   /** vfio-user devices that did not migrate with the VM: by id, or by QOM path for one without. */
   readonly without?: readonly string[];
+  /** Go back although the VM may have run at a destination that cannot be asked: what it did there is lost. */
+  readonly giveUpDestination?: boolean;
   /** Ids of devices whose servers cannot prove that they are this VM's, and need not. */
   readonly unproven?: readonly string[];
 }
@@ -70,8 +81,9 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
       return await resultOf(qmp, found);
     }
     const settings = found.map(({ note }) => note?.settings).find((one) => one !== undefined);
-    const destination = await connectDestination(options, qmp, settings);
+    const destination = await connectDestination(options, qmp, found, settings);
     close.push(() => destination?.close());
+    if (destination === undefined) requireNotRun(found, options);
     await requireHere(qmp, found);
     await requireUnclaimed(found, options.destQmp !== undefined);
     if (destination !== undefined) await quit(destination, QUIT_TIMEOUT_MS);
@@ -82,10 +94,17 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
         await replayIfSilenced({ qmp, qtest }, { id, view: note.view }, signal);
     }
 
-    const devices = found.map(({ id, source, note }) => ({ id, source, view: note?.view }));
     // Without a view QEMU's migration has not completed, and a VM that it stopped runs again when it is cancelled.
     const resumable = found.some(({ note }) => note?.view !== undefined && note.running);
-    const restored = await restoreSource({ qmp, qtest, devices, resumable, cancel: true, settings });
+    const changes = changesIn(found, settings);
+    const restored = await restoreSource({
+      qmp,
+      qtest,
+      devices: found,
+      changes,
+      resumable,
+      isUndone: false,
+    });
     const problems = [...restored.problems, ...restored.remarks];
     if (problems.length > 0) {
       throw new DevstateError(
@@ -99,6 +118,14 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
   } finally {
     for (const end of close.reverse()) end();
   }
+}
+
+/** What the notes say of the state that was reached; what they do not say may have been done. */
+function changesIn(found: readonly LeftDevice[], settings: ChangedSettings | undefined): SourceChanges {
+  const silenced = new Map(
+    found.flatMap(({ id, note }) => (note?.view === undefined ? [] : [[id, note.view] as const])),
+  );
+  return silenced.size === 0 ? { tag: 'migrating', settings } : { tag: 'stopped', settings, silenced };
 }
 
 async function resultOf(qmp: QmpClient, found: readonly LeftDevice[]): Promise<RecoverResult> {
@@ -131,6 +158,19 @@ function requireOwnNote({ id, source, note }: LeftDevice, { devices }: RecoverOp
     const message = `${missing.join(', ')} migrated with ${id}: name all of them, --device ID,source=PATH`;
     throw new DevstateError('DEVSTATE_E_USAGE', message);
   }
+}
+
+/**
+ * The destination is gone, or is not named, and only it could tell whether it has run the VM.
+ * @throws DEVSTATE_E_INCOMPATIBLE when it may have
+ */
+function requireNotRun(found: readonly LeftDevice[], { giveUpDestination = false }: RecoverOptions): void {
+  if (giveUpDestination || !found.some(({ note }) => note?.mayRunThere === true)) return;
+  const what =
+    'the VM may have run at the destination and written to its disks, and no QEMU is there to be asked';
+  const way = 'name it with --dest-qmp if it is elsewhere';
+  const message = `${what}: ${way}. To go back all the same, to the VM as it was when it left, on disks as they are now: --give-up-destination`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }
 
 /** The last note is cleared when the VM runs at the destination, the first is written before QEMU's migration completes. */
@@ -180,7 +220,11 @@ async function requireProven(
  * That a QEMU which is to be ended is one that a VM was migrated to, or was to be.
  * @throws DEVSTATE_E_INCOMPATIBLE
  */
-async function requireDestination(source: QmpClient, destination: QmpClient): Promise<void> {
+async function requireDestination(
+  source: QmpClient,
+  destination: QmpClient,
+  found: readonly LeftDevice[],
+): Promise<void> {
   const signal = AbortSignal.timeout(PROOF_TIMEOUT_MS);
   const refuse = (why: string): never => {
     const message = `${destination.path} is not the destination's QEMU: ${why}; nothing was changed. Name the QEMU that the VM was to arrive in`;
@@ -188,6 +232,16 @@ async function requireDestination(source: QmpClient, destination: QmpClient): Pr
   };
   if (await isSameQemu(source, destination, { signal }))
     refuse(`it is the source's, which is reached by ${source.path} too`);
+  const known = found.find(({ note }) => note?.destination !== undefined)?.note?.destination ?? {};
+  const sockets = await connectedSockets(destination, await listVfioUserDevices(destination, { signal }), {
+    signal,
+  });
+  for (const [id, socket] of Object.entries(known)) {
+    if (sockets[id] === socket) continue;
+    const has =
+      sockets[id] === undefined ? 'it has no such device' : `here it is connected to ${sockets[id]}`;
+    refuse(`the VM was to arrive where device ${id} is connected to ${socket}, and ${has}`);
+  }
   const { status } = await queryRunState(destination, { signal });
   if (status === 'inmigrate') return;
   const migration = await queryMigration(destination, { signal });
@@ -202,13 +256,14 @@ async function requireDestination(source: QmpClient, destination: QmpClient): Pr
 async function connectDestination(
   { destQmp }: RecoverOptions,
   source: QmpClient,
+  found: readonly LeftDevice[],
   settings: ChangedSettings | undefined,
 ): Promise<QmpClient | undefined> {
   if (destQmp === undefined) return undefined;
   const qmp = await connectIfThere(destQmp, AbortSignal.timeout(QUIT_TIMEOUT_MS));
-  if (qmp === undefined) return undefined; // nobody there: it cannot run anything
+  if (qmp === undefined) return undefined; // no QEMU answers: it cannot run anything
   try {
-    await requireDestination(source, qmp);
+    await requireDestination(source, qmp, found);
     const { status } = await queryRunState(qmp);
     if (NOT_RUN_YET.includes(status)) return qmp;
     await putBackAt('destination', qmp, settings);

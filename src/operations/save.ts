@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Saves a device's state to a file. The device stops for it, and by default runs on. */
 
+import { MigrationClient } from '../client/index.js';
 import { DevstateError } from '../errors.js';
 import { findFormat, isSameName, isUuid, parseUuid } from '../formats/index.js';
 import type { MigrationEnd } from '../migration/index.js';
-import { MigrationFlag, MigrationState } from '../wire/index.js';
+import { MIN_IMAGE_BYTE, MigrationFlag, MigrationState } from '../wire/index.js';
 import type { DeviceSocketOptions } from './device-socket.js';
 import { type OutputFile, withOutput } from './files/output.js';
 import type { OwnerOptions } from './identity/index.js';
@@ -37,7 +38,7 @@ export interface SaveSettings extends DeviceSocketOptions, OwnerOptions {
   readonly precopy?: boolean;
   /** What the device does afterwards. */
   readonly afterwards: 'run' | 'stop';
-  /** Gives up: the device goes on as it was, and nothing is written. */
+  /** Gives up: the device continues as it was, and nothing is written. */
   readonly signal?: AbortSignal;
 }
 
@@ -64,7 +65,10 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
     const wrapping = wrappingOf(peer, options);
     if (wrapping === undefined) await select(device, peer, options);
     const before = await device.state();
-    if (before === MigrationState.RESUMING) {
+    if (
+      before === MigrationState.RESUMING ||
+      (before === MigrationState.RUNNING && (await isEmpty(device)))
+    ) {
       const message = 'the device waits for a state (--incoming): it has none of its own to save';
       throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
     }
@@ -93,6 +97,7 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
           written: wrapping !== undefined || hasEnvelope(peer) ? 'blob' : 'device-stream',
           force: options.force,
           warn: options.warn,
+          signal,
         });
       const bytes = await unlessReset(attempt, () => isGiven);
       return { bytes, precopyBytes: saving.precopyBytes, stoppedMs };
@@ -105,6 +110,13 @@ export async function save(options: SaveOptions): Promise<SaveResult> {
   } finally {
     device.close();
   }
+}
+
+/** Whether a device is a migration's destination still: the image is its source's until it has loaded a state. */
+async function isEmpty(device: MigrationEnd): Promise<boolean> {
+  if (!(device instanceof MigrationClient)) return false;
+  const images = (await device.images(MIN_IMAGE_BYTE)) ?? [];
+  return images.some(({ locked }) => !locked);
 }
 
 /** The guest, or another client of the VMM, has reset the device: what was saved of it has no end. */

@@ -7,12 +7,12 @@ import {
   type EnvelopeHeader,
   EnvelopeRecord,
   findFormat,
+  formatVersionText,
   hasMagic,
+  SIGNATURE_LENGTH,
 } from '../formats/index.js';
+import { noDeviceState, WrongFile } from './files/wrong-file.js';
 import { type FormatOptions, planReasons, planState, type StatePeer, type StatePlan } from './state-plan.js';
-
-/** Bytes that show whether this is a blob: up to the end of its magic. */
-const BEGINNING_LENGTH = 24;
 
 export interface SavedState {
   /** The next bytes. @throws DEVSTATE_E_ENVELOPE_…, DEVSTATE_E_INCOMPATIBLE */
@@ -23,9 +23,20 @@ export interface SavedState {
   readonly plan: StatePlan | undefined;
 }
 
-/** What does not fit the device `peer` is refused, if that says what fits. */
-export function openSavedState(peer: StatePeer, options: FormatOptions): SavedState {
-  return peer.interface === 'opaque' ? new ForeignState(peer, options) : new SavedBlob(peer, options);
+export interface SavedStateOptions extends FormatOptions {
+  /** Give the device the bytes as they are, whatever they are: for one that does not say which formats it has. */
+  readonly raw?: boolean;
+}
+
+/**
+ * What does not fit the device `peer` is refused, if that says what fits.
+ * @throws DEVSTATE_E_USAGE for `raw` and a device that says which formats it has
+ */
+export function openSavedState(peer: StatePeer, options: SavedStateOptions): SavedState {
+  const { raw = false } = options;
+  if (peer.interface === 'opaque') return new (raw ? RawState : ForeignState)(peer, options);
+  if (!raw) return new SavedBlob(peer, options);
+  throw new DevstateError('DEVSTATE_E_USAGE', 'the device says which formats it has: leave --raw out');
 }
 
 class SavedBlob implements SavedState {
@@ -50,8 +61,8 @@ class SavedBlob implements SavedState {
 }
 
 /**
- * For a device that does not say what it takes: it is given everything as it is, or as it was before it was wrapped. What
- * is a blob must be whole, though.
+ * For a device that does not say what it takes: it is given what such a device has saved, as it is, or as it was before it
+ * was wrapped. What is recognised as anything else is refused.
  */
 class ForeignState implements SavedState {
   plan: StatePlan | undefined;
@@ -59,12 +70,18 @@ class ForeignState implements SavedState {
   readonly #options: FormatOptions;
   /** The first record of a blob shows whether it wraps a stream or is one. */
   readonly #decoder = new EnvelopeDecoder({
+    onHeader: (header) => {
+      this.#header = header;
+    },
     onRecord: ({ type }) => {
-      this.plan ??= this.#newPlan(type === EnvelopeRecord.opaque);
+      if (type !== EnvelopeRecord.opaque) throw this.#unwrapped();
+      this.plan ??= rawPlan(this.#peer, this.#options, true);
     },
   });
-  #beginning: Uint8Array | undefined = new Uint8Array(0);
-  #isBlob = true;
+  #header: EnvelopeHeader | undefined;
+  /** Undefined once it was looked at. */
+  #beginning: Buffer | undefined = Buffer.alloc(0);
+  #isBlob = false;
 
   constructor(peer: StatePeer, options: FormatOptions) {
     this.#peer = peer;
@@ -77,28 +94,60 @@ class ForeignState implements SavedState {
       return;
     }
     this.#beginning = Buffer.concat([this.#beginning, bytes]);
-    if (this.#beginning.length >= BEGINNING_LENGTH) this.#begin(this.#beginning);
+    if (this.#beginning.length >= SIGNATURE_LENGTH) this.#begin(this.#beginning);
   }
 
   #begin(beginning: Uint8Array): void {
     this.#beginning = undefined;
     this.#isBlob = hasMagic(beginning);
-    if (this.#isBlob) this.#decoder.push(beginning);
-    else this.plan = this.#newPlan(false);
+    if (this.#isBlob) {
+      this.#decoder.push(beginning);
+      return;
+    }
+    if (beginning.length === 0)
+      throw new WrongFile('DEVSTATE_E_ENVELOPE_TRUNCATED', 'is empty: save or copy the state again');
+    const what = noDeviceState(beginning);
+    if (what !== undefined) {
+      const message = `is ${what}, not a device state: name the file that devstate save has written, or give --raw if the device has saved that`;
+      throw new WrongFile('DEVSTATE_E_ENVELOPE_MAGIC', message);
+    }
+    this.plan = rawPlan(this.#peer, this.#options, false);
   }
 
-  #newPlan(wrapped: boolean): StatePlan {
-    const source = { interface: 'opaque', offers: [], model: undefined } as const;
-    return { ...requirePlan(source, this.#peer, this.#options), wrapped };
+  /** A blob that is what a device with formats has saved. */
+  #unwrapped(): DevstateError {
+    const { format, version } = this.#header!;
+    const what = `the state is of format ${findFormat(format)?.name ?? format} ${formatVersionText(version)}`;
+    const message = `${what}, and the device does not say which formats it takes: load it into a device that has this format, or give --raw if this device takes it`;
+    return new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
   }
 
   finish(): void {
     const beginning = this.#beginning;
-    if (beginning !== undefined && beginning.length > 0) this.#begin(beginning);
+    if (beginning !== undefined) this.#begin(beginning);
     if (!this.#isBlob) return;
     this.#decoder.finish();
-    this.plan ??= this.#newPlan(false);
+    if (this.plan === undefined) throw this.#unwrapped();
   }
+}
+
+/** Whatever comes goes to the device as it is. */
+class RawState implements SavedState {
+  readonly plan: StatePlan;
+
+  constructor(peer: StatePeer, options: FormatOptions) {
+    this.plan = rawPlan(peer, options, false);
+  }
+
+  push(): void {}
+
+  finish(): void {}
+}
+
+/** @throws DEVSTATE_E_INCOMPATIBLE */
+function rawPlan(peer: StatePeer, options: FormatOptions, wrapped: boolean): StatePlan {
+  const source = { interface: 'opaque', offers: [], model: undefined } as const;
+  return { ...requirePlan(source, peer, options), wrapped };
 }
 
 /** @throws DEVSTATE_E_INCOMPATIBLE with every reason */

@@ -4,7 +4,7 @@
  *
  * Four kinds of peer: one with formats, one that gives values one by one, a driver of the kernel, whose stream shows by
  * nothing but the driver what it is, and one that does none of it (any vfio-user server): its stream is passed on as it
- * is, to a peer of the same kind, and nobody can say whether it fits.
+ * is, to a peer of the same kind, and it is unknown whether it fits.
  */
 
 import { converters as knownConverters } from '../devices/catalogue.js';
@@ -36,7 +36,7 @@ export interface StatePeer {
   readonly model: DeviceModel | undefined;
   /** All that a device says of itself. */
   readonly description?: EndDescription | undefined;
-  /** Of a peer whose interface is `values`. */
+  /** The values of a peer whose interface is `values`. */
   readonly values?: ValueAccess;
 }
 
@@ -128,7 +128,7 @@ export function planState(
     const [here, there] = isOpaque[0] === true ? ['source', 'destination'] : ['destination', 'source'];
     if (isOpaque.includes(false)) {
       reasons.push(
-        `the ${here} does not say which formats it has, so nobody can tell whether it fits the ${there}`,
+        `the ${here} does not say which formats it has, so it is unknown whether its state fits the ${there}: put servers of one kind, or a relay before the server, at both ends`,
       );
     } else if (options.format !== undefined && options.format !== 'auto') {
       reasons.push(`${options.format} was asked for, but neither end says which formats it has`);

@@ -21,7 +21,7 @@ function bufferFor(source: MigrationEnd, destination: MigrationEnd = source): Ui
 /**
  * Moves what the source has to give now: in pre-copy one round, in STOP_COPY all the rest. The next chunk is read while
  * the last one is written.
- * @param whole chunks of v1 are not to be divided: nobody knows what is in them
+ * @param whole chunks of v1 are not to be divided: what is in them is unknown
  * @returns bytes moved
  */
 export async function transferState(
@@ -40,7 +40,7 @@ export async function transferState(
     total += size;
     [reading, writing] = [writing, reading];
     written = writeState(destination, writing.subarray(0, size), whole && source.protocol === 'v1');
-    // Looked at in the next turn, if there is one: until then its failure is nobody's.
+    // Looked at in the next turn, if there is one: until then no one handles its failure.
     written.catch(() => {});
   }
 }

@@ -7,17 +7,11 @@ import { BlobConverter, type Converter } from '../formats/index.js';
 import type { MigrationEnd } from '../migration/index.js';
 import { PRODUCER } from '../version.js';
 import type { StatePeer, StatePlan } from './state-plan.js';
+import type { StateSink } from './state-sink.js';
 import { readState, transferState, writeState } from './state-stream.js';
 import { readValuesAsBlob, ValuesWriter } from './state-values.js';
 import { unlessAborted } from './waiting.js';
 import { UnwrappingSink } from './wrapped-state.js';
-
-/** Where the stream goes, once it is in the destination's format. */
-export interface StateSink {
-  write(bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
-  /** All has been written. */
-  finish(signal?: AbortSignal): Promise<void>;
-}
 
 /** A transfer, made before the device is asked for its first byte. */
 export interface StateTransfer {
@@ -102,7 +96,7 @@ function streamSink(destination: MigrationEnd): StateSink {
 class ConvertingSink implements StateSink {
   readonly #sink: StateSink;
   readonly #converter: BlobConverter | undefined;
-  /** What the converter has put out and nobody has taken yet. */
+  /** What the converter has put out and no one has taken yet. */
   readonly #output: Uint8Array[] = [];
   #bytes = 0;
 

@@ -31,6 +31,17 @@ export function within<T>(ms: number, work: Promise<T>): Promise<T> {
   return unlessAborted(work, timeout.signal).finally(() => clearTimeout(timer));
 }
 
+/**
+ * Like Promise.all, but settles when all have: what is undone after a failure must not be under way any more.
+ * @throws the first error in order
+ */
+export async function together<T extends readonly unknown[]>(
+  work: readonly [...{ [K in keyof T]: Promise<T[K]> }],
+): Promise<T> {
+  await Promise.allSettled(work);
+  return (await Promise.all(work)) as unknown as T;
+}
+
 export function delay(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }

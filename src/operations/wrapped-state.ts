@@ -18,8 +18,8 @@ import {
 } from '../formats/index.js';
 import type { MigrationEnd } from '../migration/index.js';
 import { PRODUCER } from '../version.js';
+import type { StateSink } from './state-sink.js';
 import { writeState } from './state-stream.js';
-import type { StateSink } from './state-transfer.js';
 import { unlessAborted } from './waiting.js';
 
 /** What is known of a stream that does not say it itself. */

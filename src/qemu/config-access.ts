@@ -10,7 +10,7 @@
  *
  * A q35 has an ECAM too, but its place is the guest's to choose, and to change. The ports are always there.
  */
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../errors.js';
 import { type Cancellable, type Child, childrenOf, property } from './object-model.js';
 import type { QmpClient } from './qmp.js';
@@ -31,6 +31,14 @@ export interface ConfigEcam {
 }
 
 export type ConfigAccess = ConfigPorts | ConfigEcam;
+
+/** Bytes of an ECAM for each bus. */
+export const ECAM_BUS_SIZE = 2 ** 20;
+
+/** How many buses the way reaches. */
+export function busCount(config: ConfigAccess): number {
+  return config.kind === 'ecam' ? Math.min(256, config.size / ECAM_BUS_SIZE) : 256;
+}
 
 interface HostBridge {
   /** Path in QEMU's object model. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What becomes of a VM while a manager works on it, whoever brings it about: the guest, or another client of its QEMU.
+ * What becomes of a VM while a manager works on it, no matter who causes it: the guest, or another client of its QEMU.
  *
  *     STOP, RESUME           the CPUs: stopped by QEMU's own migration, or by somebody else, which only query-status tells
  *     SUSPEND, WAKEUP        the guest sleeps (S3); QEMU takes such a VM for one that runs
@@ -8,10 +8,10 @@
  *     SHUTDOWN, GUEST_PANICKED, and a run state in which no VM runs on: it has ended
  *     DEVICE_DELETED         a device is not part of it any more
  *
- * Events and answers of one QMP connection come in the order in which things happened: whoever has an answer has seen
+ * Events and answers of one QMP connection come in the order in which things happened: a client that has an answer has seen
  * every event from before it.
  */
-import { z } from 'zod';
+import * as z from 'zod';
 import type { QmpClient, QmpEvent } from './qmp.js';
 
 interface Cancellable {
@@ -54,7 +54,7 @@ const CAUSES: Readonly<Record<string, string>> = {
   'guest-shutdown': 'the guest powered off',
   'guest-reset': 'the guest rebooted, and its QEMU ends then (-no-reboot)',
   'guest-panic': 'the guest panicked',
-  'host-qmp-quit': 'QEMU was told to quit',
+  'host-qmp-quit': 'QEMU was asked to quit',
   'host-qmp-system-reset': 'the VM was reset, and its QEMU ends then (-no-reboot)',
   'host-signal': 'QEMU was ended by a signal',
   'host-error': 'QEMU ended because of an error',
@@ -160,7 +160,7 @@ export class GuestWatch {
     const asked = this.look().then(
       () => {},
       () => {
-        // The connection is lost, which whoever needs QEMU finds out.
+        // The connection is lost, which the next command to QEMU finds out.
       },
     );
     this.#asking = Promise.all([this.#asking, asked]).then(() => {});

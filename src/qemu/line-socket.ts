@@ -21,7 +21,7 @@ export class LineSocket {
     lines.onLine = (line) => this.onLine(line);
     lines.onOverflow = () => this.onOverflow();
     const handler = {
-      // Nobody here expects descriptors: they are closed.
+      // No one here expects descriptors: they are closed.
       data: (bytes: Uint8Array) => lines.push(Buffer.from(bytes)),
       ended: () => this.#end('it closed the connection'),
       lost: (error: unknown) => this.#end(error instanceof Error ? error.message : String(error), error),

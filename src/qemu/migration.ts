@@ -12,7 +12,7 @@
  *
  * Both sides need the return path: without it a source takes a failed destination for a completed migration.
  */
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../errors.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
 import { takesArgument } from './qmp-schema.js';
@@ -32,9 +32,13 @@ const RunState = z.object({ status: z.string(), running: z.boolean() });
 /** Whether the VM's CPUs run, and QEMU's name of the state it is in. */
 export type RunState = z.infer<typeof RunState>;
 
+const SocketAddress = z.looseObject({ type: z.string() });
+
 const MigrationInfo = z.object({
   status: z.string().default('none'),
   'error-desc': z.string().optional(),
+  'socket-address': z.array(SocketAddress).default([]),
+  'blocked-reasons': z.array(z.string()).default([]),
   'total-time': z.number().default(0),
   downtime: z.number().optional(),
   'expected-downtime': z.number().optional(),
@@ -56,6 +60,10 @@ export interface MigrationProgress {
   readonly status: MigrationStatus;
   /** QEMU's own words, if it failed. */
   readonly error: string | undefined;
+  /** Where it waits for a migration, if it does and says so: `unix:/run/vm/migration`. */
+  readonly listensAt: readonly string[];
+  /** Why the QEMU cannot be migrated now, in its own words. */
+  readonly blocked: readonly string[];
   readonly totalMs: number;
   /** Downtime as QEMU counts it, which ends before the destination runs; once completed. */
   readonly downtimeMs: number | undefined;
@@ -73,6 +81,14 @@ export interface MigrationProgress {
   };
 }
 
+/** Ways of migrating that cannot be taken here: they want a file, or run the VM there before its devices are ready. */
+export const OTHER_WAYS: WantedSettings['capabilities'] = {
+  'background-snapshot': false,
+  'mapped-ram': false,
+  'postcopy-ram': false,
+  'x-colo': false,
+};
+
 /** What the QEMU needs that the VM leaves. */
 export function sourceSettings(options: {
   /** Bound for QEMU's own part of the pause, in ms: it switches over once it expects to keep it. */
@@ -82,7 +98,7 @@ export function sourceSettings(options: {
 }): WantedSettings {
   const rate = options.bytesPerSecond === undefined ? {} : { 'max-bandwidth': options.bytesPerSecond };
   return {
-    capabilities: { events: true, 'return-path': true, 'pause-before-switchover': true },
+    capabilities: { ...OTHER_WAYS, events: true, 'return-path': true, 'pause-before-switchover': true },
     parameters: { mode: 'normal', 'downtime-limit': downtimeLimit(options.downtimeMs), ...rate },
   };
 }
@@ -94,7 +110,7 @@ export function downtimeLimit(ms: number): number {
 
 /** What the QEMU needs that the VM comes to. */
 export function destinationSettings(): WantedSettings {
-  return { capabilities: { events: true, 'return-path': true }, parameters: {} };
+  return { capabilities: { ...OTHER_WAYS, events: true, 'return-path': true }, parameters: {} };
 }
 
 /** Makes the destination listen at `uri` (e.g. `unix:/run/vm/migration` or `tcp:0:4444`). */
@@ -146,6 +162,8 @@ export async function queryMigration(qmp: QmpClient, options: Cancellable = {}):
   return {
     status: info.status,
     error: info['error-desc'],
+    listensAt: info['socket-address'].map(addressText),
+    blocked: info['blocked-reasons'],
     totalMs: info['total-time'],
     downtimeMs: info.downtime,
     expectedDowntimeMs: info['expected-downtime'],
@@ -159,6 +177,12 @@ export async function queryMigration(qmp: QmpClient, options: Cancellable = {}):
       megabitsPerSecond: info.ram?.mbps ?? 0,
     },
   };
+}
+
+/** As a URI has it. */
+function addressText({ type, ...where }: z.infer<typeof SocketAddress>): string {
+  const { host, port, path } = where;
+  return `${type}:${path ?? [host, port].filter((part) => part !== undefined).join(':')}`;
 }
 
 /** Whether and how the VM runs. */
@@ -181,7 +205,7 @@ export async function resumeVm(qmp: QmpClient, options: Cancellable = {}): Promi
  * missed, however short it lasts.
  */
 export class MigrationWatch {
-  /** Every status so far, in order. */
+  /** Every status so far, in order; since {@link begin}, of one migration. */
   readonly history: MigrationStatus[] = [];
   /** Called with every status when it is reached. */
   onStatus: ((status: MigrationStatus) => void) | undefined;
@@ -201,6 +225,15 @@ export class MigrationWatch {
       } else if (event.name === 'STOP') this.stopped = event;
       else if (event.name === 'RESUME') this.resumed = event;
     });
+  }
+
+  /**
+   * When QEMU has answered the command that began a migration: what came before is of another one, which somebody else
+   * had begun and which has ended. Every migration begins with `setup`, and the answer comes after that event.
+   */
+  begin(): void {
+    const first = this.history.lastIndexOf('setup');
+    this.history.splice(0, first === -1 ? this.history.length : first);
   }
 
   /**

@@ -9,7 +9,7 @@ import { type FileHandle, open, stat } from 'node:fs/promises';
 
 /** Most that is read: the last of it. */
 const MAX_BYTES = 4096;
-/** Most lines that are told: the last ones. */
+/** Most lines that are reported: the last ones. */
 const MAX_LINES = 4;
 /** What a line begins with that QEMU writes: its name, and the time if it was asked for. */
 const PREFIX = /^(\S+Z )?[^\s:]*qemu[^\s:]*: /;
@@ -26,12 +26,12 @@ export class QemuOutput {
 
   /** From now on. @returns undefined if it cannot be read */
   static async watch(pid: number): Promise<QemuOutput | undefined> {
-    // Of a process in a namespace that we do not see there is no number.
+    // A process in a namespace that we do not see has no number here.
     if (pid <= 0) return undefined;
     const path = `/proc/${pid}/fd/2`;
     let file: FileHandle | undefined;
     try {
-      // Opening a pipe would take its bytes from whoever reads it.
+      // Opening a pipe would take bytes away from its reader.
       if (!(await stat(path)).isFile()) return undefined;
       file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
       const found = await file.stat();

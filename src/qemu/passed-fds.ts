@@ -3,13 +3,13 @@
  * Handing open file descriptors to a QEMU over QMP, so that it need not open anything itself.
  *
  * - By name (`getfd`), for one use on the same QMP connection: `"fd": NAME` of an object, a device, a socket, a migration
- *   channel takes it. A name begins with no digit. What nobody takes stays open in QEMU until `closefd`.
+ *   channel takes it. A name begins with no digit. What no one takes stays open in QEMU until `closefd`.
  * - In an fd set (`add-fd`), for any number of uses: QEMU opens `/dev/fdset/N` wherever it would open a file. A set that
- *   nobody uses goes when the connection that made it ends.
+ *   no one uses goes when the connection that made it ends.
  *
  * The open file is shared, not copied: QEMU makes it blocking, also for us.
  */
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Fd } from '../transport/index.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
@@ -28,7 +28,7 @@ const FdSets = z.array(
 
 /** A descriptor in an fd set. */
 export interface FdInSet {
-  /** Of the set: QEMU opens {@link fdSetPath}. */
+  /** Number of the set: QEMU opens {@link fdSetPath}. */
   readonly set: number;
   /** Its number in QEMU's process. Memory backends know no fd sets, but open `/proc/self/fd/<number>`. */
   readonly number: number;
@@ -70,7 +70,7 @@ export async function addFd(
   return { set: added['fdset-id'], number: added.fd };
 }
 
-/** Takes a descriptor, or all of them, out of an fd set; users go on with theirs. */
+/** Takes a descriptor, or all of them, out of an fd set; users continue with theirs. */
 export async function removeFd(
   qmp: QmpClient,
   { set, number }: { readonly set: number; readonly number?: number },
@@ -103,10 +103,13 @@ export async function executeWithFd(
   try {
     await qmp.execute(command, { arguments: args, ...options });
   } catch (error) {
-    await dropFd(qmp, name).catch((unused) => {
+    const dropped = dropFd(qmp, name).catch((unused) => {
       // It may have been taken before the command failed.
       if (!(unused instanceof QmpCommandError)) throw unused;
     });
+    // Sent in any case; the answer of a QEMU that has fallen silent is not waited for.
+    if (options.signal?.aborted === true) dropped.catch(() => {});
+    else await dropped;
     throw error;
   }
 }

@@ -4,7 +4,7 @@
  * machine has, the MSI-X table through its BAR. Pure: values in, commands out.
  */
 import { DevstateError } from '../errors.js';
-import type { ConfigAccess, ConfigEcam } from './config-access.js';
+import { busCount, type ConfigAccess, type ConfigEcam, ECAM_BUS_SIZE } from './config-access.js';
 import { Command, Msi, Msix, Register } from './pci-config.js';
 import { type MsixEntry, msixTableAddress, type PciView } from './pci-view.js';
 import type { QtestCommand, ReadOperation, WriteOperation } from './qtest.js';
@@ -30,13 +30,14 @@ export function configAddress({ bus, slot, function: func }: BusAddress, offset:
 
 /** Guest-physical address of byte `offset` of configuration space. @throws DEVSTATE_E_PCI_DEVICE for a bus beyond the ECAM */
 export function ecamAddress(
-  { base, size }: ConfigEcam,
+  config: ConfigEcam,
   { bus, slot, function: func }: BusAddress,
   offset: number,
 ): number {
-  const within = bus * 2 ** 20 + slot * 2 ** 15 + func * 2 ** 12 + offset;
+  const { base, size } = config;
+  const within = bus * ECAM_BUS_SIZE + slot * 2 ** 15 + func * 2 ** 12 + offset;
   if (within < size) return base + within;
-  const message = `bus ${bus} is beyond the machine's ECAM, which covers ${size / 2 ** 20} buses`;
+  const message = `bus ${bus} is beyond the machine's ECAM, which covers ${busCount(config)} buses`;
   throw new DevstateError('DEVSTATE_E_PCI_DEVICE', message);
 }
 
@@ -109,7 +110,7 @@ export function msixEntries(commands: readonly QtestCommand[], values: readonly 
 }
 
 /** The register that turns MSI-X on, or MSI where there is no MSI-X; undefined for a device that has neither. */
-function signalledControl({
+export function signalledControl({
   msi,
   msix,
 }: PciView): { offset: number; value: number; enable: number } | undefined {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Finds a device among those that QEMU's `query-pci` lists, behind bridges as well. */
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../errors.js';
 import { findConfigAccess } from './config-access.js';
 import type { PciLocation } from './pci-commands.js';
@@ -13,7 +13,9 @@ interface ListedDevice {
   qdev_id: string;
   id: { vendor: number; device: number };
   irq_pin: number;
-  pci_bridge?: { devices?: ListedDevice[] | undefined } | undefined;
+  pci_bridge?:
+    | { bus: { secondary: number; subordinate: number }; devices?: ListedDevice[] | undefined }
+    | undefined;
 }
 
 const ListedDevice: z.ZodType<ListedDevice> = z.lazy(() =>
@@ -24,11 +26,16 @@ const ListedDevice: z.ZodType<ListedDevice> = z.lazy(() =>
     qdev_id: z.string(),
     id: z.object({ vendor: z.int(), device: z.int() }),
     irq_pin: z.int().default(0),
-    pci_bridge: z.object({ devices: z.array(ListedDevice).optional() }).optional(),
+    pci_bridge: z
+      .object({
+        bus: z.object({ secondary: z.int().min(0).max(0xff), subordinate: z.int().min(0).max(0xff) }),
+        devices: z.array(ListedDevice).optional(),
+      })
+      .optional(),
   }),
 );
 
-const Buses = z.array(z.object({ devices: z.array(ListedDevice) }));
+const Buses = z.array(z.object({ bus: z.int().min(0).max(0xff), devices: z.array(ListedDevice) }));
 
 /** A device that QEMU has. */
 export interface PciDevice extends PciLocation {
@@ -64,6 +71,33 @@ export async function findPciDevice(
   }
   const list = known.length === 0 ? 'no device has an id' : `there are: ${known.join(', ')}`;
   throw new DevstateError('DEVSTATE_E_PCI_DEVICE', `QEMU has no PCI device with id "${qdevId}" (${list})`);
+}
+
+/** A bridge, and the buses behind it. */
+export interface BridgeBuses {
+  readonly bus: number;
+  readonly slot: number;
+  readonly function: number;
+  /** 0 for a bridge that has no number yet. */
+  readonly secondary: number;
+  readonly subordinate: number;
+}
+
+/** The bus numbers that are in use: those of the root buses, and of the bridges that QEMU shows. */
+export async function listBuses(
+  qmp: QmpClient,
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<{ roots: number[]; bridges: BridgeBuses[] }> {
+  const buses = await qmp.execute('query-pci', { schema: Buses, signal: options.signal });
+  const queue = buses.flatMap((bus) => bus.devices);
+  const bridges: BridgeBuses[] = [];
+  for (let device = queue.shift(); device !== undefined; device = queue.shift()) {
+    const { bus, slot, function: func, pci_bridge: bridge } = device;
+    if (bridge === undefined) continue;
+    bridges.push({ bus, slot, function: func, ...bridge.bus });
+    queue.push(...(bridge.devices ?? []));
+  }
+  return { roots: buses.map(({ bus }) => bus), bridges };
 }
 
 /** Like {@link findPciDevice}; undefined where QEMU does not show it: it is gone, or behind a bridge without a bus number. */

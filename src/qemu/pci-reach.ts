@@ -8,12 +8,18 @@
 
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../errors.js';
-import { findConfigAccess } from './config-access.js';
+import { busCount, type ConfigAccess, findConfigAccess } from './config-access.js';
 import { type Cancellable, property } from './object-model.js';
 import { configRead, configWrite, type PciLocation } from './pci-commands.js';
-import { findPciDevice, findShownPciDevice, type PciDevice } from './pci-location.js';
+import {
+  type BridgeBuses,
+  findPciDevice,
+  findShownPciDevice,
+  listBuses,
+  type PciDevice,
+} from './pci-location.js';
 import type { QmpClient } from './qmp.js';
 import type { QtestAccess, QtestCommand } from './qtest.js';
 import { WITH_IDS } from './vfio-user-devices.js';
@@ -53,24 +59,93 @@ export async function withLocation<T>(
   const { bridges, root, device } = await chainOf(qmp, `${WITH_IDS}/${id}`, options);
   const config = await findConfigAccess(qmp, id, options);
   const undo: QtestCommand[] = [];
-  let bus = root;
+  const change = async (at: PciLocation, before: number, after: number): Promise<void> => {
+    undo.unshift(...numberCommands(at, before));
+    await qtest.run(numberCommands(at, after));
+  };
   try {
-    for (const [index, bridge] of bridges.entries()) {
-      const at: PciLocation = { bus, slot: bridge.slot, function: bridge.function, config };
-      const values = await qtest.run(configRead(at, BUS_NUMBERS, 'l'));
-      const numbers = values.at(-1) ?? 0;
-      let secondary = (numbers >>> 8) & 0xff;
-      if (secondary === 0) {
-        secondary = HIGHEST_BUS - (bridges.length - 1 - index);
-        undo.unshift(...numberCommands(at, numbers));
-        await qtest.run(numberCommands(at, bus | (secondary << 8) | (HIGHEST_BUS << 16)));
-      }
+    const numbered = await numberedOf(qtest, bridges, root, config);
+    const others = bridges.slice(numbered.length);
+    const free = await freeBuses(qmp, numbered, config, options);
+    const given = free.slice(free.length - others.length);
+    if (free.length < others.length) throw noneLeft(id, config);
+    const last = given.at(-1) ?? 0;
+    // A bridge passes on what is for a bus up to its subordinate one.
+    for (const { at, numbers } of numbered)
+      if (numbers >>> 16 < last) await change(at, numbers, (numbers & 0xffff) | (last << 16));
+    let bus = numbered.at(-1)?.secondary ?? root;
+    for (const [index, { slot, function: func }] of others.entries()) {
+      const at: PciLocation = { bus, slot, function: func, config };
+      const secondary = given[index] ?? 0;
+      await change(at, await readNumbers(qtest, at), bus | (secondary << 8) | (last << 16));
       bus = secondary;
     }
     return await work({ bus, slot: device.slot, function: device.function, config });
   } finally {
     await qtest.run(undo);
   }
+}
+
+/** A bridge that has its bus numbers. */
+interface NumberedBridge {
+  readonly at: PciLocation;
+  /** Primary, secondary and subordinate bus number, from the low byte up. */
+  readonly numbers: number;
+  readonly secondary: number;
+}
+
+/** The bridges from the root bus down to the first that has no number. */
+async function numberedOf(
+  qtest: QtestAccess,
+  bridges: readonly Place[],
+  root: number,
+  config: ConfigAccess,
+): Promise<NumberedBridge[]> {
+  const numbered: NumberedBridge[] = [];
+  let bus = root;
+  for (const { slot, function: func } of bridges) {
+    const at: PciLocation = { bus, slot, function: func, config };
+    const numbers = await readNumbers(qtest, at);
+    const secondary = (numbers >>> 8) & 0xff;
+    if (secondary === 0) break;
+    numbered.push({ at, numbers, secondary });
+    bus = secondary;
+  }
+  return numbered;
+}
+
+async function readNumbers(qtest: QtestAccess, at: PciLocation): Promise<number> {
+  const values = await qtest.run(configRead(at, BUS_NUMBERS, 'l'));
+  return (values.at(-1) ?? 0) & 0xffffff;
+}
+
+/**
+ * Bus numbers that the machine's way reaches and no root bus or bridge has, ascending. What is behind `numbered`, the
+ * bridges before the device, is free where no bridge further down has it.
+ */
+async function freeBuses(
+  qmp: QmpClient,
+  numbered: readonly NumberedBridge[],
+  config: ConfigAccess,
+  options: Cancellable,
+): Promise<number[]> {
+  const { roots, bridges } = await listBuses(qmp, options);
+  const isBefore = (bridge: BridgeBuses): boolean =>
+    numbered.some(
+      ({ at }) => at.bus === bridge.bus && at.slot === bridge.slot && at.function === bridge.function,
+    );
+  const isTaken = (bus: number): boolean =>
+    roots.includes(bus) ||
+    bridges.some((bridge) => {
+      const { secondary, subordinate } = bridge;
+      return secondary !== 0 && bus >= secondary && bus <= (isBefore(bridge) ? secondary : subordinate);
+    });
+  return Array.from({ length: busCount(config) }, (_, bus) => bus).filter((bus) => !isTaken(bus));
+}
+
+function noneLeft(id: string, config: ConfigAccess): DevstateError {
+  const message = `the PCI device "${id}" is behind bridges without bus numbers, and of the machine's ${busCount(config)} none is left for them`;
+  return new DevstateError('DEVSTATE_E_PCI_DEVICE', `${message}; use a machine with more, or fewer bridges`);
 }
 
 /**
@@ -127,6 +202,19 @@ async function chainOf(
   }
   const root = await property(qmp, top, 'busnr', z.int().min(0).max(HIGHEST_BUS), options);
   return { bridges, root: root ?? 0, device };
+}
+
+/**
+ * Where a device is in its machine, whatever numbers its buses have by now: slot and function of each bridge before it, and
+ * its own, as `1c.0/00.0`. @throws DEVSTATE_E_PCI_DEVICE
+ */
+export async function pciPlace(qmp: QmpClient, path: string, options: Cancellable = {}): Promise<string> {
+  const { bridges, root, device } = await chainOf(qmp, path, options);
+  const steps = [...bridges, device].map(
+    ({ slot, function: func }) => `${slot.toString(16).padStart(2, '0')}.${func}`,
+  );
+  // What an expander begins has a number of its own.
+  return [...(root === 0 ? [] : [`bus ${root}`]), ...steps].join('/');
 }
 
 /** Undefined for what is no PCI device, such as a host bridge. */

@@ -22,6 +22,7 @@ import {
   msixTableReads,
   type PciLocation,
   replayCommands,
+  signalledControl,
 } from './pci-commands.js';
 import { CONFIG_SPACE_SIZE, Command, Register } from './pci-config.js';
 import type { PciDevice } from './pci-location.js';
@@ -72,7 +73,7 @@ async function readInto(
 /**
  * Captures QEMU's view of the device at `location`. The VM must be stopped, the device's server still answering.
  * @param like configuration space of a device of the same model, such as the destination's: only the registers that a
- * guest or QEMU can change are read then, a fifth of all. Most reads go on to the device's server, and the guest waits.
+ * guest or QEMU can change are read then, a fifth of all. Most reads are passed on to the device's server, and the guest waits.
  * Throws DEVSTATE_E_PCI_VIEW if the configuration space makes no sense, or is of another device than `like`.
  */
 export async function capturePciView(
@@ -108,7 +109,7 @@ export async function replayPciView(qtest: QtestAccess, location: PciLocation, v
 }
 
 /**
- * Has a QEMU let go of the device's eventfds, after {@link silenceIntx}. By CPR the QEMU that follows has the same ones, and
+ * Has a QEMU release the device's eventfds, after {@link silenceIntx}. By CPR the QEMU that follows has the same ones, and
  * both would wait for them: what the one has read, the other never sees. Undone by {@link replayPciView}.
  */
 export async function muteInterrupts(
@@ -152,7 +153,21 @@ export async function isSilenced(qtest: QtestAccess, location: PciLocation, view
   return command === (view.command | Command.interruptDisable);
 }
 
-/** Writes the captured COMMAND register back, after {@link silenceIntx}, when the source goes on. */
+/**
+ * Whether the device is still as {@link silenceIntx} and {@link muteInterrupts} left it in this QEMU. COMMAND is the device's
+ * own, and the QEMU that was to follow may have put it back; that MSI-X, or MSI, is off is this QEMU's.
+ */
+export async function isMuted(qtest: QtestAccess, location: PciLocation, view: PciView): Promise<boolean> {
+  const control = signalledControl(view);
+  const reads = [Register.command, ...(control === undefined ? [] : [control.offset])].flatMap((offset) =>
+    configRead(location, offset, 'w'),
+  );
+  const [command, found] = configValues(reads, await runConfig(qtest, location, reads));
+  if (command === (view.command | Command.interruptDisable)) return true;
+  return control !== undefined && command === view.command && found === (control.value ^ control.enable);
+}
+
+/** Writes the captured COMMAND register back, after {@link silenceIntx}, when the source continues. */
 export async function restoreCommand(
   qtest: QtestAccess,
   location: PciLocation,

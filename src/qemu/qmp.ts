@@ -12,7 +12,7 @@
  */
 import { EventEmitter, on } from 'node:events';
 import { resolve } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../errors.js';
 import type { Fd } from '../transport/index.js';
 import { LineSocket } from './line-socket.js';
@@ -181,7 +181,7 @@ export class QmpClient {
       reply = this.#passing.then(() => this.#send(command, options));
       this.#passing = reply.catch(() => {});
     }
-    // QMP cannot withdraw a command: an aborted one is answered later, to nobody.
+    // QMP cannot withdraw a command: an aborted one is answered later, and the answer is dropped.
     const value = await abortable(reply, signal, () => {});
     if (schema === undefined) return value;
     const parsed = schema.safeParse(value);
@@ -254,7 +254,7 @@ export class QmpClient {
     }
   }
 
-  /** Ends the connection; QEMU goes on as it is. */
+  /** Ends the connection; QEMU continues as it is. */
   close(): void {
     this.#lose(new DevstateError('DEVSTATE_E_QMP_CLOSED', 'QMP connection closed by this side'));
   }

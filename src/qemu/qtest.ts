@@ -7,28 +7,19 @@
  * Commands are pipelined: a batch costs one round trip.
  *
  * The server is added to QEMU at the first use and stays: QEMU (11.1 and before) keeps a pointer to the first one for
- * ever and crashes at the first answer of a second. Its socket lies beside the QMP socket, which gives whoever can open
- * it the same power, so that it opens no new door; in a folder that others can write to it gets a folder of its own. A
- * later manager, or one after a crash, is told by QEMU where it is.
+ * ever and crashes at the first answer of a second. Where it is: qtest-socket.ts.
  */
-import { once } from 'node:events';
-import { chown, mkdtemp, stat } from 'node:fs/promises';
-import { connect, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { z } from 'zod';
+import type { Socket } from 'node:net';
 import { DevstateError } from '../errors.js';
 import { LineSplitter } from './line-splitter.js';
 import type { QmpClient } from './qmp.js';
+import { connectServer } from './qtest-socket.js';
 
 /** Answers are a few words; nothing that we ask for makes a longer line. */
 const MAX_LINE_BYTES = 4096;
 
 /** Time for the first answer, which comes at once unless another manager is connected. */
 const FIRST_ANSWER_TIMEOUT_MS = 5000;
-
-const OBJECT_ID = 'devstate-qtest';
-const CHARDEV_ID = 'devstate-qtest-socket';
 
 export type ReadOperation = 'readb' | 'readw' | 'readl' | 'inb' | 'inw' | 'inl';
 export type WriteOperation = 'writeb' | 'writew' | 'writel' | 'outb' | 'outw' | 'outl';
@@ -101,8 +92,7 @@ export class Qtest implements QtestAccess {
     const abort = () => socket?.destroy();
     signal.addEventListener('abort', abort);
     try {
-      socket = connect(await ensureServer(qmp, signal));
-      await once(socket, 'connect', { signal });
+      socket = await connectServer(qmp, signal);
       const qtest = new Qtest(socket);
       // One client is served at a time; another one would wait for an answer for ever.
       await qtest.run([{ operation: 'inl', address: 0xcf8 }]);
@@ -133,7 +123,7 @@ export class Qtest implements QtestAccess {
   }
 
   #take(line: string): void {
-    // Interrupt lines may be reported between answers; nobody asked for them here.
+    // Interrupt lines may be reported between answers; no one asked for them here.
     if (line.startsWith('IRQ ')) return;
     const batch = this.#batches[0];
     const command = batch?.commands[batch.values.length];
@@ -158,60 +148,4 @@ export class Qtest implements QtestAccess {
     this.#socket.destroy();
     for (const { reject } of this.#batches.splice(0)) reject(this.#lost);
   }
-}
-
-const Chardevs = z.array(z.object({ label: z.string(), filename: z.string() }));
-const Objects = z.array(z.object({ name: z.string() }));
-
-/** The path of the socket of our qtest server, which is added to QEMU as far as it is missing. */
-async function ensureServer(qmp: QmpClient, signal: AbortSignal): Promise<string> {
-  const path = (await findSocket(qmp, signal)) ?? (await addSocket(qmp, signal));
-  const objects = await qmp.execute('qom-list', {
-    arguments: { path: '/objects' },
-    schema: Objects,
-    signal,
-  });
-  if (!objects.some(({ name }) => name === OBJECT_ID)) {
-    // Without a log of its own every command would go to QEMU's stderr.
-    const object = { 'qom-type': 'qtest', id: OBJECT_ID, chardev: CHARDEV_ID, log: '/dev/null' };
-    await qmp.execute('object-add', { arguments: object, signal });
-  }
-  return path;
-}
-
-async function findSocket(qmp: QmpClient, signal: AbortSignal): Promise<string | undefined> {
-  const chardevs = await qmp.execute('query-chardev', { schema: Chardevs, signal });
-  const ours = chardevs.find(({ label }) => label === CHARDEV_ID);
-  return /^(?:disconnected:)?unix:(.*?),server=on/.exec(ours?.filename ?? '')?.[1];
-}
-
-/** Has QEMU listen beside its QMP socket or, where others may write or QEMU may not, in a folder for QEMU alone. */
-async function addSocket(qmp: QmpClient, signal: AbortSignal): Promise<string> {
-  const listen = async (path: string) => {
-    const data = { addr: { type: 'unix', data: { path } }, server: true, wait: false };
-    const chardev = { id: CHARDEV_ID, backend: { type: 'socket', data } };
-    await qmp.execute('chardev-add', { arguments: chardev, signal });
-    return path;
-  };
-  try {
-    if (!(await canOthersWrite(dirname(qmp.path)))) return await listen(`${qmp.path}.qtest`);
-  } catch (error) {
-    if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_QMP_COMMAND') throw error;
-  }
-  return await listen(join(await privateFolder(qmp.pid), 'socket'));
-}
-
-/** Whether everybody may make files there: what lies under a name that can be foreseen may be somebody else's. */
-async function canOthersWrite(folder: string): Promise<boolean> {
-  const { mode } = await stat(folder);
-  return (mode & 0o002) !== 0;
-}
-
-/** A folder for the user of the process `pid` and the administrator. It stays, as QEMU's socket in it does. */
-async function privateFolder(pid: number): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), 'devstate-qtest-'));
-  if (process.geteuid?.() !== 0) return folder;
-  const owner = await stat(`/proc/${pid}`).catch(() => undefined);
-  if (owner !== undefined) await chown(folder, owner.uid, owner.gid);
-  return folder;
 }

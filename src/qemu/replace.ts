@@ -8,7 +8,8 @@
  *
  * The rest is as in a migration: `pre-switchover`, `continueMigration`, `completed`.
  */
-import { z } from 'zod';
+import * as z from 'zod';
+import { OTHER_WAYS } from './migration.js';
 import type { QmpClient } from './qmp.js';
 import type { WantedSettings } from './settings.js';
 
@@ -50,8 +51,13 @@ export async function replaceObstacles(
 export function replaceSettings(mode: ReplaceMode, command: readonly string[]): WantedSettings {
   const exec = mode === 'cpr-exec' ? { 'cpr-exec-command': command } : {};
   return {
-    // A file does not answer.
-    capabilities: { events: true, 'pause-before-switchover': true, 'return-path': mode === 'cpr-transfer' },
+    capabilities: {
+      ...OTHER_WAYS,
+      events: true,
+      'pause-before-switchover': true,
+      // A file does not answer.
+      'return-path': mode === 'cpr-transfer',
+    },
     parameters: { mode, ...exec },
   };
 }
@@ -78,7 +84,7 @@ export function transferArguments({ main, cpr }: TransferSockets): string[] {
   return ['-S', ...incoming.flatMap((one) => ['-incoming', one])];
 }
 
-/** Arguments that make a new QEMU go on with what is in `file`, and not run by itself. */
+/** Arguments that make a new QEMU continue with what is in `file`, and not run by itself. */
 export function execArguments(file: string): string[] {
   return ['-S', '-incoming', `file:${file}`];
 }

@@ -2,7 +2,7 @@
 /** Whether two QMP connections lead to one QEMU: paths do not tell, since one QEMU can have several QMP sockets. */
 
 import { randomUUID } from 'node:crypto';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { QmpClient } from './qmp.js';
 
 const Chardevs = z.array(z.object({ label: z.string() }));
@@ -20,6 +20,8 @@ export async function isSameQemu(
     const chardevs = await other.execute('query-chardev', { schema: Chardevs, signal });
     return chardevs.some(({ label }) => label === id);
   } finally {
-    await one.execute('chardev-remove', { arguments: { id } });
+    // Sent in any case; the answer of a QEMU that has fallen silent is not waited for.
+    if (signal?.aborted === true) one.execute('chardev-remove', { arguments: { id } }).catch(() => {});
+    else await one.execute('chardev-remove', { arguments: { id }, signal });
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Migration capabilities and parameters of a QEMU, which belong to whoever runs it: what is changed for one migration is
+ * Migration capabilities and parameters of a QEMU, which belong to its operator: what is changed for one migration is
  * put back after it, unless somebody else has changed it since.
  *
  *     const change = await planSettings(qmp, wanted);   // what will differ; nothing has changed
@@ -10,7 +10,7 @@
  *     await putBackSettings(qmp, change);
  */
 import { createHash } from 'node:crypto';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { QmpClient } from './qmp.js';
 
 interface Cancellable {
@@ -102,10 +102,19 @@ export function alsoOurs(
   const more = { ...change.parameters };
   for (const [name, value] of Object.entries(parameters)) {
     const known = more[name] ?? { before: now[name], ours: markOf(now[name]) };
-    // The last two: whoever reads this may come before or after the value was given.
+    // The last two: the reader may come before or after the value was given.
     more[name] = { ...known, later: [markOf(now[name]), markOf(value)] };
   }
   return { ...change, parameters: more };
+}
+
+/** What a parameter is now; undefined if QEMU shows no value of it. */
+export async function queryParameter(
+  qmp: QmpClient,
+  name: string,
+  options: Cancellable = {},
+): Promise<unknown> {
+  return (await readSettings(qmp, options)).parameters.get(name);
 }
 
 /** Changes what `change`, as planned for `wanted`, has. */
@@ -182,6 +191,36 @@ async function set(
     await qmp.execute('migrate-set-capabilities', { arguments: { capabilities }, signal });
   if (Object.keys(parameters).length > 0)
     await qmp.execute('migrate-set-parameters', { arguments: parameters, signal });
+}
+
+/**
+ * What two QEMUs must have alike to understand each other and have not, as sentences: the one would wait for connections,
+ * or for an encryption, that the other does not make.
+ */
+export async function unlikeSettings(
+  source: QmpClient,
+  destination: QmpClient,
+  options: Cancellable = {},
+): Promise<string[]> {
+  const [from, to] = await Promise.all([readSettings(source, options), readSettings(destination, options)]);
+  const unlike = (what: string, here: string, there: string, command: string): string[] =>
+    here === there
+      ? []
+      : [
+          `${what} is ${here} at the source QEMU and ${there} at the destination QEMU: set it alike at both (${command})`,
+        ];
+  const state = ({ capabilities }: Settings): string => (capabilities.get('multifd') === true ? 'on' : 'off');
+  const given = ({ parameters }: Settings, name: string): string =>
+    (parameters.get(name) ?? '') === '' ? 'not set' : 'set';
+  const compression = ({ parameters }: Settings): string =>
+    String(parameters.get('multifd-compression') ?? 'none');
+  return [
+    ...unlike('multifd', state(from), state(to), 'migrate-set-capabilities'),
+    ...(state(from) === 'on'
+      ? unlike('multifd-compression', compression(from), compression(to), 'migrate-set-parameters')
+      : []),
+    ...unlike('tls-creds', given(from, 'tls-creds'), given(to, 'tls-creds'), 'migrate-set-parameters'),
+  ];
 }
 
 /** Equal for equal values, and short. */

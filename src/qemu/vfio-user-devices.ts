@@ -47,7 +47,7 @@ export async function deviceType(
   return /^child<(.*)>$/.exec(children.find(({ name }) => name === id)?.type ?? '')?.[1];
 }
 
-/** The socket that a vfio-user device was told to connect to, as its memory regions are named after it; undefined if they are not. */
+/** The socket that a vfio-user device was given to connect to, as its memory regions are named after it; undefined if they are not. */
 export async function connectedSocket(
   qmp: QmpClient,
   { path }: VfioUserDevice,
@@ -59,6 +59,20 @@ export async function connectedSocket(
     if (socket !== undefined) return unescaped(socket);
   }
   return undefined;
+}
+
+/** The sockets of those devices that have an id and tell, by id. */
+export async function connectedSockets(
+  qmp: QmpClient,
+  devices: readonly VfioUserDevice[],
+  options: Cancellable = {},
+): Promise<Record<string, string>> {
+  const sockets: Record<string, string> = {};
+  for (const device of devices) {
+    const socket = await connectedSocket(qmp, device, options);
+    if (device.id !== undefined && socket !== undefined) sockets[device.id] = socket;
+  }
+  return sockets;
 }
 
 /** Names in the object model have no slash: QEMU writes it as `\x2f`. */

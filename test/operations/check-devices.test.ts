@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Two servers asked whether the state of the one could go on in the other: everything they say, and nothing changed. */
+/** Two servers asked whether the state of the one could continue in the other: everything they say, and nothing changed. */
 
 import { join } from 'node:path';
 import t from 'tap';
-import { DeviceRuntime } from '../../src/device/index.js';
 import { checkDevices } from '../../src/operations/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { MigrationState } from '../../src/wire/index.js';
-import { manyFormats, SECOND_UUID } from '../device/many-formats.js';
+import { manyFormats, SECOND_UUID } from '../runtime/many-formats.js';
 import { PlainServed } from '../support/plain-served.js';
 import { resources, Served, serveScratch, socketFolder, until } from '../support/served.js';
 import { ALDER, BIRCH, type NvmeServer, STANDARD, serveNvme } from './nvme-servers.js';
@@ -44,6 +44,8 @@ t.test('two vendors of one model', async (t) => {
       source: describe(alder),
       dest: describe(birch),
       negotiation: undefined,
+      expected: null,
+      notExpected: 'no VMM is connected to the source',
     },
   );
   const { candidates, ...taken } = result.negotiation;

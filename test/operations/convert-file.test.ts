@@ -208,7 +208,7 @@ t.test('a blob of a newer minor version', async (t) => {
     const { differences } = await folder.diff('known', 'back known');
     t.same(differences, [], `the state is the same by way of ${way}`);
     t.equal(back.records.length, records.length + unknown.length);
-    t.match(back.header.other, newer.other, 'metadata that nobody here knows');
+    t.match(back.header.other, newer.other, 'metadata that is not known here');
   }
   await folder.convert('newer', 'same', { to: STANDARD });
   t.same(folder.read('same'), folder.read('newer'), 'without conversion: the same bytes');
@@ -262,7 +262,7 @@ t.test('fields that a newer minor version adds to a record are shown as unknown'
         payload: Buffer.from(payload).toString('hex'),
       })),
       sound.map(({ type, flags, payload }) => ({ type, flags, payload: payload.toString('hex') })),
-      `what nobody here knows comes back by way of ${to}`,
+      `what is not known here comes back by way of ${to}`,
     );
 
     // The same originals beside a state that has changed meanwhile.

@@ -22,7 +22,7 @@ t.test('a connection that is lost is no QEMU that has quit', async (t) => {
     else qemu.exit();
   });
   await quit(qmp, 5000);
-  t.same(qemu.commands, ['quit', 'quit'], 'it is told again');
+  t.same(qemu.commands, ['quit', 'quit'], 'it is asked again');
 });
 
 t.test('a QEMU that does not quit', async (t) => {

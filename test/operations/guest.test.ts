@@ -4,12 +4,14 @@ import type { Socket } from 'node:net';
 import t, { type Test } from 'tap';
 import {
   type Facts,
+  type Moment,
   obstacle,
   requireStanding,
   requireStopped,
   resetArrived,
+  type Stand,
   standOf,
-  type WatchedRun,
+  type Watched,
   wasResetSince,
   watchVm,
 } from '../../src/operations/migrate/guest.js';
@@ -19,6 +21,17 @@ import { until } from '../support/served.js';
 
 const PHASES = ['check', 'precopy', 'switchover', 'land', 'commit', 'rollback'] as const;
 type Phase = (typeof PHASES)[number];
+
+/** How far an operation has come in a phase. */
+const momentOf: Readonly<Record<Phase, (stand: Stand) => Moment>> = {
+  check: () => ({ tag: 'idle' }),
+  precopy: () => ({ tag: 'migrating' }),
+  switchover: (stand) => ({ tag: 'standing', stand }),
+  land: (stand) => ({ tag: 'landing', stand, sourceSpent: false, resetThere: false }),
+  commit: () => ({ tag: 'over' }),
+  // Whatever has failed: the watch is ended before anything is undone.
+  rollback: () => ({ tag: 'idle' }),
+};
 
 interface QemuEvent {
   readonly name: string;
@@ -33,7 +46,7 @@ const migration = (status: string): QemuEvent => ({ name: 'MIGRATION', data: { s
 const shutdown = (reason: string): QemuEvent => ({ name: 'SHUTDOWN', data: { guest: true, reason } });
 
 /**
- * Events at the source × phases: `-` the operation goes on, `E` the VM has ended, `C` it was changed, `M` QEMU's migration
+ * Events at the source × phases: `-` the operation continues, `E` the VM has ended, `C` it was changed, `M` QEMU's migration
  * has ended. Over (`commit`, `rollback`) nothing counts.
  */
 const TABLE: readonly (readonly [name: string, event: QemuEvent, cells: string])[] = [
@@ -46,11 +59,11 @@ const TABLE: readonly (readonly [name: string, event: QemuEvent, cells: string])
   ['sleeps', { name: 'SUSPEND', status: 'suspended' }, '                                   - - - - - -'],
   ['woken', { name: 'WAKEUP' }, '                                                          - - - - - -'],
   ['power-off by the guest', shutdown('guest-shutdown'), '                                 E E E E - -'],
-  ['QEMU told to quit', shutdown('host-qmp-quit'), '                                       E E E E - -'],
+  ['QEMU asked to quit', shutdown('host-qmp-quit'), '                                       E E E E - -'],
   ['reboot with -no-reboot', shutdown('guest-reset'), '                                    E E E E - -'],
   ['a cause that is new', shutdown('something'), '                                         E E E E - -'],
   ['panic, VM paused', { name: 'GUEST_PANICKED', data: { action: 'pause' } }, '            E E E E - -'],
-  ['panic, VM goes on', { name: 'GUEST_PANICKED', data: { action: 'run' } }, '             - - - - - -'],
+  ['panic, VM continues', { name: 'GUEST_PANICKED', data: { action: 'run' } }, '             - - - - - -'],
   ['powered off, told by the state', { name: 'STOP', status: 'shutdown' }, '               E E E E - -'],
   ['panic, told by the state', { name: 'STOP', status: 'guest-panicked' }, '               E E E E - -'],
   ['disk error', { name: 'STOP', status: 'io-error' }, '                                   E E E E - -'],
@@ -59,10 +72,10 @@ const TABLE: readonly (readonly [name: string, event: QemuEvent, cells: string])
   ['our device removed', { name: 'DEVICE_DELETED', data: { device: 'disk0' } }, '          C C C C - -'],
   ['another device removed', { name: 'DEVICE_DELETED', data: { device: 'nic' } }, '        - - - - - -'],
   ['a nameless device removed', { name: 'DEVICE_DELETED', data: { path: '/x' } }, '        - - - - - -'],
-  ['migration cancelled', migration('cancelling'), '                                       M M M M - -'],
-  ['migration has been cancelled', migration('cancelled'), '                               M M M M - -'],
+  ['migration cancelled', migration('cancelling'), '                                       - M M M - -'],
+  ['migration has been cancelled', migration('cancelled'), '                               - M M M - -'],
   ['migration failed', migration('failed'), '                                              - - M - - -'],
-  ['migration goes on', migration('active'), '                                             - - - - - -'],
+  ['migration continues', migration('active'), '                                             - - - - - -'],
   ['something new', { name: 'NOVELTY', data: { device: 1 } }, '                            - - - - - -'],
 ];
 
@@ -91,9 +104,10 @@ async function scene(t: Test, status = 'running', phase: Phase = 'precopy') {
     watch.close();
     guest.close();
   });
-  const source = { qmp, watch, guest } as WatchedRun['source'];
-  const run = { source, devices: [{ id: 'disk0' }], phase: phase as string, stand: standOf({ source }) };
-  return { qemu, qmp, state, run, guest, watch };
+  const source = { qmp, watch, guest } as Watched['source'];
+  const stand = standOf({ source });
+  const run: Watched = { source, devices: [{ id: 'disk0' }], moment: momentOf[phase](stand) };
+  return { qemu, qmp, state, run, stand, guest, watch };
 }
 
 t.test('every event in every phase', async (t) => {
@@ -101,7 +115,11 @@ t.test('every event in every phase', async (t) => {
     for (const [name, event, cells] of TABLE) {
       const { qemu, state, run, guest } = await scene(t, 'running', phase);
       const aborted: { code: string }[] = [];
-      watchVm(run, (reason) => aborted.push(reason));
+      const unwatch = watchVm(
+        () => run,
+        (reason) => aborted.push(reason),
+      );
+      if (phase === 'rollback') unwatch();
       if (event.status !== undefined) state.status = event.status;
       if (event.after !== undefined) qemu.event('MIGRATION', { status: event.after });
       qemu.event(event.name, event.data);
@@ -162,13 +180,13 @@ t.test('a VM that was powered off and begins anew', (t) => {
 });
 
 t.test('right before QEMU sends the rest', async (t) => {
-  const { qemu, state, run } = await scene(t, 'finish-migrate', 'switchover');
+  const { qemu, state, run, stand } = await scene(t, 'finish-migrate', 'switchover');
   const signal = new AbortController().signal;
   state.migration = 'pre-switchover';
   await requireStanding(run, signal);
   qemu.event('RESET', { guest: false });
   await requireStanding(run, signal);
-  t.equal(wasResetSince(run, run.stand), true, 'an event that came before the answer is known');
+  t.equal(wasResetSince(run, stand), true, 'an event that came before the answer is known');
   state.migration = 'cancelled';
   state.status = 'running';
   await t.rejects(requireStanding(run, signal), {
@@ -216,26 +234,34 @@ t.test('a VM that QEMU resumes as its migration has failed was not resumed by so
 });
 
 t.test('a VM that runs at the destination before its devices are there', async (t) => {
+  const stand = { resets: 0, resumes: 0 };
+  const landing = { tag: 'landing', stand, sourceSpent: false, resetThere: false } as const;
   const facts: Facts = {
     guest: initialGuest,
     resumesThere: 1,
+    resetsThere: 0,
     history: [],
     ids: [],
-    phase: 'land',
-    stand: undefined,
-    sourceSpent: false,
+    moment: landing,
   };
   t.match(obstacle(facts), { code: 'DEVSTATE_E_VM_CHANGED', message: /at the destination/ });
-  t.equal(obstacle({ ...facts, phase: 'commit' }), undefined, 'which is when we run it');
-  const ended = { ...initialGuest, ended: 'QEMU was told to quit' };
+  t.equal(obstacle({ ...facts, moment: { tag: 'over' } }), undefined, 'which is when we run it');
+  const reset = { ...facts, resumesThere: 0, resetsThere: 1 };
+  t.match(obstacle(reset), { code: 'DEVSTATE_E_VM_CHANGED', message: /system_reset/ });
+  t.equal(obstacle({ ...reset, moment: { ...landing, resetThere: true } }), undefined, 'unless it was us');
+  const ended = { ...initialGuest, ended: 'QEMU was asked to quit' };
   t.equal(
-    obstacle({ ...facts, resumesThere: 0, guest: ended, sourceSpent: true }),
+    obstacle({ ...facts, resumesThere: 0, guest: ended, moment: { ...landing, sourceSpent: true } }),
     undefined,
     'a source that is no longer needed may end',
   );
   const [there, here] = [await scene(t, 'inmigrate'), await scene(t, 'postmigrate', 'land')];
   const aborted: unknown[] = [];
-  watchVm({ ...here.run, destination: there.run.source }, (reason) => aborted.push(reason));
+  const run = { ...here.run, destination: there.run.source };
+  watchVm(
+    () => run,
+    (reason) => aborted.push(reason),
+  );
   there.qemu.event('RESUME');
   await until(() => aborted.length > 0);
 });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Whether two servers work on one image: by the hole that the source's leaves in its lock, whatever the paths are. */
 
-import { copyFileSync, linkSync } from 'node:fs';
+import { copyFileSync, linkSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { ImageFile } from '../../src/devices/nvme/image-file.js';
@@ -47,6 +47,16 @@ t.test('the feature', async (t) => {
     t.equal(await outcome(here.leaveOut(byte)), Errno.EINVAL, `byte ${byte}`);
   }
   t.throws(() => ImageFile.open({ path, lock: true }), { code: 'DEVSTATE_E_IMAGE_LOCKED' });
+});
+
+t.test('another image under the same path', async (t) => {
+  const { path, source, wait } = bed(t);
+  await source.manager();
+  renameSync(path, `${path}.old`);
+  copyFileSync(`${path}.old`, path);
+  t.match(await prove(source, wait(path)), [
+    /works on another image \(.*disk.img, which is another file there/,
+  ]);
 });
 
 t.test('one image, by whatever name', async (t) => {

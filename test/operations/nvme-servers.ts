@@ -2,10 +2,11 @@
 /** NVMe controllers of both vendors on real sockets, with a state that can be told from that of a fresh one. */
 
 import { join } from 'node:path';
-import { type Device, DeviceRuntime, type ParameterValue } from '../../src/device/index.js';
+import type { Device, ParameterValue } from '../../src/device/index.js';
 import { createBirchNvme } from '../../src/devices/nvme/birch/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
 import { decodeNvmeState, type NvmeState } from '../../src/formats/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { PciRegion } from '../../src/wire/index.js';
 import { Served, socketFolder, type Test } from '../support/served.js';
 

@@ -2,10 +2,12 @@
 /** A device that a VMM has is saved, loaded or given another server only by who says whose it is. Here the VMM is no QEMU. */
 
 import { existsSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import t from 'tap';
+import { answerAll, Channel } from '../../src/documents/index.js';
+import { DevstateError } from '../../src/errors.js';
 import { load, relaySwitch, save } from '../../src/operations/index.js';
+import { Listener } from '../../src/transport/index.js';
 import { RelayBed } from '../relay/support.js';
 import { serveScratch, socketFolder } from '../support/served.js';
 
@@ -51,22 +53,19 @@ t.test('a relay that does not say what its VMM reads', async (t) => {
   const asked: unknown[] = [];
   const report = { server: 'b', withState: true, stateBytes: 0, prepareMs: 0, heldMs: 0 };
   const answers: Record<string, unknown> = {
-    status: { result: { generation: 0, serving: true } },
-    switch: { result: { ...report, drainMs: 0, catchUpMs: 0, stateMs: 0 } },
+    status: { generation: 0, serving: true },
+    switch: { ...report, drainMs: 0, catchUpMs: 0, stateMs: 0 },
   };
-  const older = createServer((client) =>
-    client
-      .on('error', () => {})
-      .on('data', (line) => {
-        const { command } = JSON.parse(line.toString()) as { command: string };
-        asked.push(command);
-        const unknown = {
-          error: { code: 'DEVSTATE_E_USAGE', message: 'the relay does not know that command' },
-        };
-        client.write(`${JSON.stringify(answers[command] ?? unknown)}\n`);
-      }),
-  );
-  await new Promise<void>((resolve) => older.listen(control, resolve));
+  const carryOut = (request: unknown) => {
+    const { command } = request as { command: string };
+    asked.push(command);
+    const document = answers[command];
+    if (document !== undefined) return { document };
+    throw new DevstateError('DEVSTATE_E_USAGE', 'the relay does not know that command');
+  };
+  const older = Listener.listen(control, (fd) => {
+    answerAll(new Channel(fd), { carryOut }).catch(() => {});
+  });
   t.teardown(() => older.close());
   t.match(await relaySwitch({ control, server: 'b', state: 'with' }), { server: 'b' });
   t.same(asked, ['status', 'config-reads', 'switch']);

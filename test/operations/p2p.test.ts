@@ -36,7 +36,7 @@ async function vm(t: Test, slow: string, protocols: readonly ('v1' | 'v2')[]) {
 }
 
 for (const from of [RUNNING, PRE_COPY]) {
-  t.test(`from ${migrationStateName(from)}: nobody stops before all are quiet`, async (t) => {
+  t.test(`from ${migrationStateName(from)}: no device stops before all are quiet`, async (t) => {
     const { run, devices, steps, finish, untilSlow } = await vm(t, 'quiesce', ['v2', 'v2', 'v2']);
     for (const { source } of devices) await source.device.setState(from);
     const stopped = stopSources(run);
@@ -47,13 +47,13 @@ for (const from of [RUNNING, PRE_COPY]) {
     t.same(steps.slice().sort(), ['0 quiesce', '1 quiesce', '2 quiesce']);
     finish();
     await stopped;
-    t.same(steps.slice(3).sort(), ['0 handOver', '1 handOver', '2 handOver']);
+    t.same(steps.slice(3).sort(), ['0 releaseExclusive', '1 releaseExclusive', '2 releaseExclusive']);
     for (const { source } of devices) t.equal(await source.device.state(), STOP_COPY);
   });
 }
 
-t.test('and nobody runs before all can be written to', async (t) => {
-  const { run, devices, steps, finish, untilSlow } = await vm(t, 'takeOver', ['v2', 'v2', 'v2']);
+t.test('and no device runs before all can be written to', async (t) => {
+  const { run, devices, steps, finish, untilSlow } = await vm(t, 'acquireExclusive', ['v2', 'v2', 'v2']);
   for (const { destination } of devices) {
     await destination.device.setState(STOP_COPY);
     await destination.device.setState(STOP);
@@ -63,7 +63,7 @@ t.test('and nobody runs before all can be written to', async (t) => {
   await untilSlow();
   await until(() => steps.length === 3);
   for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
-  t.same(steps.slice().sort(), ['0 takeOver', '1 takeOver', '2 takeOver']);
+  t.same(steps.slice().sort(), ['0 acquireExclusive', '1 acquireExclusive', '2 acquireExclusive']);
   finish();
   await running;
   t.same(steps.slice(3).sort(), ['0 resume', '1 resume', '2 resume']);

@@ -69,7 +69,7 @@ t.test('saved while the device runs, as far as that goes', async (t) => {
 t.test('a device that is reset while it is saved: what is saved is its state after that', async (t) => {
   const file = join(socketFolder(t), 'state');
   for (const protocol of ['v1', 'v2'] as const) {
-    for (const step of ['save pre-copy', 'saved a chunk', 'quiesce', 'handOver', 'save final']) {
+    for (const step of ['save pre-copy', 'saved a chunk', 'quiesce', 'releaseExclusive', 'save final']) {
       const source = serveScratch(t, { stateSize: SIZE, migration: protocol });
       const vmm = await source.vmm();
       const destination = serveScratch(t, { stateSize: SIZE });

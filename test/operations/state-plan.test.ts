@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What two peers say of themselves, what comes of it, and what an operator is told. */
+/** What two peers say of themselves, what comes of it, and what the operator reads. */
 
 import t from 'tap';
 import { MigrationClient } from '../../src/client/index.js';
-import { DeviceRuntime } from '../../src/device/index.js';
 import {
   type Converter,
   type DeviceModel,
@@ -23,9 +22,10 @@ import {
   selectFormats,
   summarisePlan,
 } from '../../src/operations/state-plan.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { Errno, MigrationState } from '../../src/wire/index.js';
-import { onlyValues, VALUES_UUID } from '../device/many-formats.js';
 import { encodeBlob } from '../formats/blobs.js';
+import { onlyValues, VALUES_UUID } from '../runtime/many-formats.js';
 import { outcome, Served, serveScratch } from '../support/served.js';
 import { ALDER, BIRCH, STANDARD, serveNvme, VENDORS } from './nvme-servers.js';
 
@@ -141,12 +141,16 @@ t.test('streams of who knows what', async (t) => {
     [
       'opaque',
       'formats',
-      ['the source does not say which formats it has, so nobody can tell whether it fits the destination'],
+      [
+        'the source does not say which formats it has, so it is unknown whether its state fits the destination: put servers of one kind, or a relay before the server, at both ends',
+      ],
     ],
     [
       'values',
       'opaque',
-      ['the destination does not say which formats it has, so nobody can tell whether it fits the source'],
+      [
+        'the destination does not say which formats it has, so it is unknown whether its state fits the source: put servers of one kind, or a relay before the server, at both ends',
+      ],
     ],
   ] as [StateInterface, StateInterface, string[]][]) {
     const planned = planState(

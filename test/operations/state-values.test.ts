@@ -3,7 +3,6 @@
 
 import { randomInt } from 'node:crypto';
 import t from 'tap';
-import { DeviceRuntime } from '../../src/device/index.js';
 import {
   decodeEnvelope,
   decodeNvmeState,
@@ -13,10 +12,11 @@ import {
   RecordFlag,
 } from '../../src/formats/index.js';
 import { readValuesAsBlob, ValuesWriter } from '../../src/operations/state-values.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { PRODUCER } from '../../src/version.js';
 import { Errno, MigrationState } from '../../src/wire/index.js';
-import { onlyValues, VALUES_UUID } from '../device/many-formats.js';
 import { encodeBlob, type PlainRecord } from '../formats/blobs.js';
+import { onlyValues, VALUES_UUID } from '../runtime/many-formats.js';
 import { outcome, Served } from '../support/served.js';
 import { serveNvme, setUp, stateOf, VENDORS } from './nvme-servers.js';
 

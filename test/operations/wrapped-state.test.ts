@@ -3,6 +3,7 @@
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import t from 'tap';
 import { load, save } from '../../src/operations/index.js';
 import { ForeignDevice } from '../support/foreign-region.js';
@@ -62,6 +63,39 @@ t.test('as it is: the same bytes', async (t) => {
   const device = new ForeignDevice({ dataSize: 100 });
   await load({ migrationSocket: new Served(t, device).path, input: file, afterwards: 'run' });
   t.equal(Buffer.concat(device.loaded).compare(Buffer.concat(CHUNKS)), 0);
+});
+
+t.test('what is certainly no state of a device is refused, unless it is to be given as it is', async (t) => {
+  const file = join(socketFolder(t), 'state');
+  const path = serveScratch(t).migrationPath;
+  const saved = join(socketFolder(t), 'saved');
+  await save({ migrationSocket: path, output: saved, afterwards: 'run' });
+  const samples: readonly (readonly [string, Uint8Array | string, string, RegExp])[] = [
+    ['empty', '', 'ENVELOPE_TRUNCATED', /state is empty: save/],
+    ['text', 'a note\n', 'ENVELOPE_MAGIC', /is a text file, not a device state: .*--raw/],
+    [
+      'qcow2',
+      Buffer.from('514649fb00000003'.padEnd(1024, '0'), 'hex'),
+      'ENVELOPE_MAGIC',
+      /is a qcow2 .*--raw/,
+    ],
+    ['libvirt', `LibvirtQemudSave${'\0'.repeat(512)}`, 'ENVELOPE_MAGIC', /is a libvirt save file.*--raw/],
+    ['gzip', gzipSync('x'.repeat(99)), 'ENVELOPE_MAGIC', /is .*gzip.*--raw/],
+    ['QEMU', Buffer.from('5145564d00000003'.padEnd(1024, '0'), 'hex'), 'ENVELOPE_MAGIC', /QEMU.*--raw/],
+    ['other format', readFileSync(saved), 'INCOMPATIBLE', /is of format .* does not say .*--raw/],
+  ];
+  for (const [name, bytes, code, message] of samples) {
+    writeFileSync(file, bytes);
+    const device = new ForeignDevice({ dataSize: 100 });
+    const migrationSocket = new Served(t, device).path;
+    const loading = (raw: boolean) => load({ migrationSocket, input: file, afterwards: 'run', raw });
+    await t.rejects(loading(false), { code: `DEVSTATE_E_${code}`, message }, name);
+    t.strictSame(device.written, [], `${name}: the device was not touched`);
+    await loading(true);
+    t.equal(Buffer.concat(device.loaded).compare(Buffer.from(bytes)), 0, `${name}: given as it is`);
+  }
+  const says = load({ migrationSocket: path, input: saved, afterwards: 'run', raw: true });
+  t.equal(await outcome(says), 'DEVSTATE_E_USAGE');
 });
 
 t.test('a device that says what it is is not wrapped, and takes nothing that is', async (t) => {

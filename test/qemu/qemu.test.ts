@@ -1,6 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /** QMP, qtest, the PCI view and migration on a real QEMU, with its own emulated NVMe and e1000e devices. */
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
@@ -14,6 +25,7 @@ import {
   findPciDevice,
   findShownPciDevice,
   MigrationWatch,
+  missingCpuFeatures,
   type PciLocation,
   PciView,
   privateFiles,
@@ -31,6 +43,7 @@ import {
   startIncoming,
   startMigration,
   stopVm,
+  whyMemoryIsLost,
   withLocation,
 } from '../../src/qemu/index.js';
 import { configRead, configWrite } from '../../src/qemu/pci-commands.js';
@@ -86,6 +99,28 @@ if (found !== undefined) {
     t.same(await privateFiles(vm.qmp), []);
     await backend('memfd', 'private', false);
     t.same(await privateFiles(vm.qmp), ['private']);
+    const same = await start(t, { paused: true });
+    t.same(await missingCpuFeatures(vm.qmp, same.qmp), []);
+    t.same(await whyMemoryIsLost(vm.qmp, same.qmp), []);
+    const less = await start(t, { paused: true, extra: ['-cpu', 'qemu64,-sse3'] });
+    t.same(await missingCpuFeatures(less.qmp, vm.qmp), [], 'more features do no harm');
+    const lacking = await missingCpuFeatures(vm.qmp, less.qmp);
+    t.match(lacking, [/CPU qemu64-x86_64-cpu.* lacks features .*\(CPUID 1h ECX 0x1\): .*-cpu of the source/]);
+    await same.qmp.execute('migrate-set-capabilities', {
+      arguments: { capabilities: [{ capability: 'x-ignore-shared', state: true }] },
+    });
+    t.match(await whyMemoryIsLost(vm.qmp, same.qmp), [/^x-ignore-shared is on at the destination QEMU/]);
+    const inFile = async (one: QemuProcess, path: string) => {
+      const object = { 'qom-type': 'memory-backend-file', id: 'ram', size: 4096, share: true };
+      await one.qmp.execute('object-add', { arguments: { ...object, 'mem-path': path } });
+    };
+    await inFile(vm, vm.path('ram'));
+    await inFile(less, less.path('ram'));
+    t.same(await whyMemoryIsLost(vm.qmp, less.qmp), []);
+    await less.qmp.execute('object-del', { arguments: { id: 'ram' } });
+    linkSync(vm.path('ram'), less.path('link'));
+    await inFile(less, less.path('link'));
+    t.match(await whyMemoryIsLost(vm.qmp, less.qmp), [/have the same file as RAM \(.*\/ram\)/]);
     const first = await QmpClient.connect(vm.qmpPath);
     const second = QmpClient.connect(vm.qmpPath, { timeoutMs: 200 });
     await t.rejects(second, { code: 'DEVSTATE_E_QMP_CONNECT', message: /another QMP client/ });
@@ -205,6 +240,47 @@ if (found !== undefined) {
     const taken = await start(t, { paused: true, extra: own });
     const refused = { code: 'DEVSTATE_E_QTEST', message: /Only one instance of qtest/ };
     await t.rejects(Qtest.attach(taken.qmp), refused);
+  });
+
+  t.test('qtest of a QEMU that sees other files under the same paths', async (t) => {
+    const apart = (script: string): string[] => [
+      ...['unshare', ...(process.getuid?.() === 0 ? [] : ['--map-root-user'])],
+      ...['--mount', '--propagation', 'private', '--', 'sh', '-c', `${script} && exec "$@"`, 'sh'],
+    ];
+    if (spawnSync('unshare', [...apart('true').slice(1), 'true']).status !== 0)
+      return t.plan(0, 'this process may not make mount namespaces');
+    const directory = mkdtempSync(join(tmpdir(), 'd'));
+    t.teardown(() => rmSync(directory, { recursive: true }));
+    const [inside, outside, elsewhere] = ['inside', 'outside', 'elsewhere'].map((name) =>
+      join(directory, name),
+    );
+    for (const folder of [inside, outside, elsewhere]) mkdirSync(folder!);
+    const start = async (extra: readonly string[]): Promise<QemuProcess> => {
+      const command = [...apart(`mount --bind ${outside} ${inside}`), ...qemu.command];
+      const one = await QemuProcess.start({ ...qemu, command }, { paused: true, memoryMiB: 64, extra });
+      t.teardown(() => one.kill());
+      return one;
+    };
+    const answers = async (path: string): Promise<void> => {
+      const qmp = await QmpClient.connect(path);
+      const qtest = await Qtest.attach(qmp);
+      t.same(await qtest.run([{ operation: 'readb', address: 0x100000 }]), [0]);
+      qtest.close();
+      qmp.close();
+    };
+    const monitor = ['-qmp', `unix:${inside}/qmp,server=on,wait=off`];
+    const first = await start(monitor);
+    await answers(`${outside}/qmp`);
+    t.notOk(existsSync(`${inside}/qmp.qtest`), 'not where QEMU alone would find it');
+    await answers(`${outside}/qmp`);
+    renameSync(`${outside}/qmp`, `${elsewhere}/qmp`);
+    renameSync(`${outside}/qmp.qtest`, `${elsewhere}/qmp.qtest`);
+    await answers(`${elsewhere}/qmp`);
+    await first.kill();
+    const wire = `socket,id=devstate-qtest-socket,path=${inside}/wire,server=on,wait=off`;
+    const object = 'qtest,id=devstate-qtest,chardev=devstate-qtest-socket,log=/dev/null';
+    await start([...monitor, '-chardev', wire, '-object', object]);
+    await answers(`${outside}/qmp`);
   });
 
   t.test('the view of one QEMU, replayed in another', async (t) => {

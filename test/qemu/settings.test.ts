@@ -14,6 +14,7 @@ import {
   planSettings,
   putBackSettings,
   SettingsChange,
+  unlikeSettings,
 } from '../../src/qemu/settings.js';
 
 const GREETING =
@@ -143,4 +144,22 @@ t.test('a capability that QEMU does not know is left to QEMU to refuse', async (
 t.test('an answer that is none', async (t) => {
   const qmp = await connectTo(t, { ...modelOf(), parameters: [] as unknown as Record<string, unknown> });
   await t.rejects(planSettings(qmp, WANTED), { code: 'DEVSTATE_E_QMP_PROTOCOL' });
+});
+
+t.test('what two QEMUs must have alike', async (t) => {
+  const plain = modelOf();
+  const multifd = { ...modelOf(), capabilities: { multifd: true } };
+  const zstd = { ...multifd, parameters: { 'multifd-compression': 'zstd' } };
+  const encrypted = { ...modelOf(), parameters: { 'tls-creds': 'tls0' } };
+  const compare = async (one: Model, other: Model) =>
+    unlikeSettings(await connectTo(t, one), await connectTo(t, other));
+  t.same(await compare(plain, modelOf()), []);
+  t.same(await compare(multifd, { ...multifd }), []);
+  t.match(await compare(multifd, plain), [
+    /^multifd is on at the source QEMU and off at the destination QEMU/,
+  ]);
+  t.match(await compare(zstd, multifd), [/^multifd-compression is zstd at the source QEMU and none at/]);
+  t.match(await compare(plain, encrypted), [
+    /^tls-creds is not set at the source QEMU and set at the destination/,
+  ]);
 });

@@ -23,7 +23,7 @@ export function openFds(): number {
   return openNumbers().length;
 }
 
-/** Fails unless all files are closed but those with the numbers `before`. A closed connection is let go of in the next turns of the loop. */
+/** Fails unless all files are closed but those with the numbers `before`. A closed connection is released in the next turns of the loop. */
 export async function requireClosed(t: Test, before: readonly string[]): Promise<void> {
   for (let turn = 0; turn < 100 && openFds() > before.length; turn++)
     await new Promise((resolve) => setImmediate(resolve));

@@ -62,7 +62,7 @@ export class FakeQemu {
     for (const socket of this.#sockets) socket.write(`${JSON.stringify({ event: name, data, timestamp })}\n`);
   }
 
-  /** Ends as a process does: nobody listens any more. */
+  /** Ends as a process does: no process listens any more. */
   exit(): void {
     this.#server.close();
     for (const socket of this.#sockets) socket.destroy();

@@ -16,7 +16,7 @@ export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
-/** errno of the RequestError that `work` throws, 0 when it throws nothing; any other error goes on. */
+/** errno of the RequestError that `work` throws, 0 when it throws nothing; any other error continues. */
 export function refusal(work: () => unknown): number {
   try {
     work();

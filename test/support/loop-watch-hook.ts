@@ -1,21 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Loaded into every server that a test starts (`--import`, see loop-watch.ts): measures how long the event loop stands still,
- * and appends a line to a file for each time that it does so for longer than the bound.
+ * and appends a line to a file for each time that it does so for longer than the bound. The file is there, and empty, from the
+ * moment on from which it is measured.
  *
  * A timer that is late by more than the bound shows it. Time in which the thread was ready and had no processor, because
- * the machine is loaded, is not counted: the kernel says how long that was. What remains is work, and waiting in system
- * calls. Some of the waiting is for threads of V8 that have no processor either, so on a loaded machine more of it is let pass.
+ * the machine is loaded, is not counted: the kernel says how long that was. What remains is work, and waiting in system calls.
+ * Garbage collection is not counted: no peer decides when it comes, and its length depends on the machine.
  */
 
-import { appendFileSync, closeSync, openSync, readSync } from 'node:fs';
+import { appendFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
+import { PerformanceObserver } from 'node:perf_hooks';
+import { isMainThread } from 'node:worker_threads';
+import { clock } from './metronome.js';
+import { threadTimes } from './thread-times.js';
 
-/** Longest that the event loop may stand still, ms. */
-const BOUND_MS = 50;
+/** Longest that an event loop may stand still, ms: as docs/architecture.md says. */
+export const BOUND_MS = 50;
 const TICK_MS = 10;
 /** A server has started, with all its modules, once so many ticks in a row are in time. */
 const CALM_TICKS = 20;
+
+/** The event loop stood still. Ms, moments of `clock()`. */
+export interface Stop {
+  readonly work: number;
+  readonly waiting: number;
+  readonly from: number;
+  readonly to: number;
+}
+
+/** What is written of it. */
+export interface Line extends Stop {
+  /** The load of the machine. */
+  readonly load: number;
+  readonly command: string;
+}
 
 /** Commands of `devstate` that serve, and test programs that do. */
 function isServer([program = '', command = '', first = '', ...rest]: readonly string[]): boolean {
@@ -26,43 +46,47 @@ function isServer([program = '', command = '', first = '', ...rest]: readonly st
 }
 
 function watch(directory: string): void {
-  const buffer = Buffer.alloc(256);
-  // Of the main thread, in ns: time on a processor, time ready and waiting for one.
-  const schedstat = openSync(`/proc/self/task/${process.pid}/schedstat`, 'r');
-  const times = (): { ran: number; waited: number } => {
-    const [ran = 0, waited = 0] = buffer
-      .toString('latin1', 0, readSync(schedstat, buffer, 0, buffer.length, 0))
-      .split(' ')
-      .map((text) => Number(text) / 1e6);
-    return { ran, waited };
-  };
+  const path = `${directory}/${process.pid}`;
+  const times = threadTimes(`/proc/self/task/${process.pid}`);
+  let collected = 0;
+  const observer = new PerformanceObserver((list) => {
+    for (const { duration } of list.getEntries()) collected += duration;
+  });
+  observer.observe({ entryTypes: ['gc'] });
   let calm = 0;
-  let before = performance.now();
+  let due = clock() + TICK_MS;
   let had = times();
+  let hadCollected = 0;
   const tick = (): void => {
-    const now = performance.now();
+    const now = clock();
     const has = times();
-    const late = now - before - TICK_MS;
-    const stood = late - (has.waited - had.waited);
-    // What ran before the timer was due was another turn of the loop.
-    const work = Math.min(has.ran - had.ran, stood);
-    if (calm < CALM_TICKS) calm = late < TICK_MS ? calm + 1 : 0;
-    else if (stood > BOUND_MS && isTooLong(stood, work)) {
-      const line = `${stood.toFixed(0)} ms (${work.toFixed(0)} ms of work) at ${Date.now()}: ${process.argv.slice(2).join(' ')}\n`;
-      appendFileSync(`${directory}/${process.pid}`, line);
+    const stood = now - due - (has.waited - had.waited);
+    if (calm < CALM_TICKS) {
+      calm = stood < TICK_MS ? calm + 1 : 0;
+      if (calm === CALM_TICKS) appendFileSync(path, '');
+    } else if (stood > BOUND_MS) {
+      // What ran before the timer was due was another turn of the loop.
+      const work = Math.min(has.ran - had.ran, stood);
+      judgeLater({ work, waiting: stood - work, from: due, to: now }, hadCollected);
     }
-    before = performance.now();
+    due = clock() + TICK_MS;
     had = times();
+    hadCollected = collected;
     setTimeout(tick, TICK_MS).unref();
   };
+  /** The observer sees a collection in the turn after it, or in the one after that. */
+  const judgeLater = (stop: Stop, collectedBefore: number): void => {
+    setImmediate(() => setImmediate(judge, stop, collectedBefore).unref()).unref();
+  };
+  const judge = (stop: Stop, collectedBefore: number): void => {
+    const work = Math.max(0, stop.work - (collected - collectedBefore));
+    if (work + stop.waiting <= BOUND_MS) return;
+    const [load = 0] = loadavg();
+    const command = process.argv.slice(2).join(' ');
+    appendFileSync(path, `${JSON.stringify({ ...stop, work, load, command } satisfies Line)}\n`);
+  };
   setTimeout(tick, TICK_MS).unref();
-  process.on('exit', () => closeSync(schedstat));
-}
-
-function isTooLong(stood: number, work: number): boolean {
-  const [load = 0] = loadavg();
-  return work > BOUND_MS || stood > BOUND_MS * Math.max(1, load);
 }
 
 const { DEVSTATE_LOOP_WATCH: directory } = process.env;
-if (directory !== undefined && isServer(process.argv.slice(1))) watch(directory);
+if (directory !== undefined && isMainThread && isServer(process.argv.slice(1))) watch(directory);

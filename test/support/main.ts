@@ -2,4 +2,4 @@
 /** The command line as it is installed (tools/bundle.mjs). */
 import { fileURLToPath } from 'node:url';
 
-export const MAIN = fileURLToPath(new URL('../../bin/devstate.js', import.meta.url));
+export const MAIN = fileURLToPath(new URL('../../bin/devstate.cjs', import.meta.url));

@@ -79,7 +79,7 @@ export async function whoHasTheDevice(t: Test, boot: (t: Test) => Promise<Scene>
     t.same(scratch.takeCalls(), ['quiesce', 'resume']);
   });
 
-  await t.test('nobody comes within the time, and the first stays', async (t) => {
+  await t.test('no VMM comes within the time, and the first stays', async (t) => {
     const { scratch, first, manager } = await boot(t);
     await manager.setNextVmm({ action: 'await', timeoutMs: 20 });
     await until(async () => (await manager.nextVmm()).phase === 'none');
@@ -115,7 +115,7 @@ export async function whoHasTheDevice(t: Test, boot: (t: Test) => Promise<Scene>
     await until(() => scratch.calls.includes('reset disconnected'));
   });
 
-  await t.test('the manager leaves: another one goes on', async (t) => {
+  await t.test('the manager leaves: another one continues', async (t) => {
     const { bed, manager, arrive } = await boot(t);
     const second = await arrive();
     await promote(manager);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a scratch device saves, without a server. */
 
-import { DeviceRuntime } from '../../src/device/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { MigrationState } from '../../src/wire/index.js';
 import { ScratchDevice, type ScratchOptions } from './scratch-device.js';
 

@@ -46,13 +46,15 @@ export interface ScratchOptions {
   /** Bytes of one record of it. */
   readonly chunk?: number;
   readonly parameter?: string | number;
+  /** MSI-X vectors; 40 unless given. */
+  readonly vectors?: number;
 }
 
 export class ScratchDevice implements Device {
   readonly model;
   readonly producer = { name: 'scratch', version: '1.0' };
   readonly bars: readonly Bar[];
-  readonly interruptCounts = { intx: true, msi: 0, msix: MSIX_VECTORS };
+  readonly interruptCounts;
   readonly config: PciConfigSpace;
   readonly state: ScratchState;
   readonly formats: readonly ScratchState[];
@@ -81,7 +83,9 @@ export class ScratchDevice implements Device {
       classCode: 0xff0000,
       intx: true,
     };
-    const msix = { vectors: MSIX_VECTORS, tableBar: 0, tableOffset: 0x800, pbaBar: 0, pbaOffset: 0xc00 };
+    const vectors = options.vectors ?? MSIX_VECTORS;
+    this.interruptCounts = { intx: true, msi: 0, msix: vectors };
+    const msix = { vectors, tableBar: 0, tableOffset: 0x800, pbaBar: 0, pbaOffset: 0xc00 };
     this.config = new PciConfigSpace(identity, this.bars, [msixCapability(msix), expressCapability()]);
     this.state = new ScratchState({ size, chunk: options.chunk ?? 1024, hook: (step) => this.#step(step) });
     this.formats = [this.state];
@@ -161,13 +165,13 @@ export class ScratchDevice implements Device {
     this.running = true;
   }
 
-  async handOver(): Promise<void> {
-    await this.#step('handOver');
+  async releaseExclusive(): Promise<void> {
+    await this.#step('releaseExclusive');
     this.holdsLock = false;
   }
 
-  async takeOver(): Promise<void> {
-    await this.#step('takeOver');
+  async acquireExclusive(): Promise<void> {
+    await this.#step('acquireExclusive');
     this.holdsLock = true;
   }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A state format of many records: memory in chunks that pre-copy sends while they change, and registers at the end. */
 
+import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../src/device/index.js';
 import { FORMAT_RECORD_TYPES, parseUuid } from '../../src/formats/index.js';
-import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../src/migration/index.js';
 import { Errno, RequestError } from '../../src/wire/index.js';
 
 const CHUNK = FORMAT_RECORD_TYPES + 1;

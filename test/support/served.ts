@@ -10,8 +10,8 @@ import {
   MigrationClient,
   RegionMigrationClient,
 } from '../../src/client/index.js';
-import { DeviceRuntime, type RuntimeOptions } from '../../src/device/index.js';
 import { withoutLimit } from '../../src/logging/index.js';
+import { DeviceRuntime, type RuntimeOptions } from '../../src/runtime/index.js';
 import { type ServedDevice, Server, type ServerOptions } from '../../src/server/index.js';
 import { openFds } from './closes.js';
 import { RawClient } from './raw-client.js';
@@ -100,6 +100,11 @@ export function serveScratch(
 export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((resolve) => setImmediate(resolve));
 }
+
+// What is closed by chance, when garbage is collected, looks closed to a test that waits for it.
+process.on('warning', (warning) => {
+  if (warning.name === 'DevstateFdLeak') throw warning;
+});
 
 /** Open file descriptors and mappings of memory files of this process. */
 export function resources(): { fds: number; maps: number } {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A directory that takes what inspection finds inside a file. */
 
-import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
+import { closeSync, fsyncSync, mkdirSync, openSync, rmSync, statSync, writeSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { endOfLink } from '../../end-of-link.js';
 import { DevstateError } from '../../errors.js';
 import type { Extraction } from '../../formats/index.js';
 import { whySystem } from '../../native/index.js';
-import { endOfLink } from './target.js';
 
 /** A file that was written. */
 export interface ExtractedFile {
@@ -27,7 +27,8 @@ export class DirectoryExtraction implements Extraction {
   /** @throws DEVSTATE_E_OUTPUT when the directory cannot be made */
   constructor(directory: string) {
     this.#directory = directory;
-    this.#try(() => makeDirectory(directory));
+    // A link is followed under the rules for files that are written.
+    this.#try(() => makeDirectory(endOfLink(directory.replace(/(?<=.)\/+$/, ''))));
   }
 
   /** @throws DEVSTATE_E_OUTPUT, as do the functions that it returns */
@@ -35,14 +36,28 @@ export class DirectoryExtraction implements Extraction {
     const { name, fd } = this.#create(wanted);
     const file = { name, size: 0 };
     this.files.push(file);
+    const whole = (work: () => void): void => {
+      try {
+        work();
+      } catch (cause) {
+        // A part of it would look like the whole.
+        closeSync(fd);
+        rmSync(join(this.#directory, name), { force: true });
+        throw this.#error(cause);
+      }
+    };
     return {
       write: (bytes) => {
         file.size += bytes.length;
-        this.#try(() => {
+        whole(() => {
           for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
         });
       },
-      end: () => closeSync(fd),
+      end: () => {
+        // Only now some disks, and file servers, say that they have no room for it.
+        whole(() => fsyncSync(fd));
+        this.#try(() => closeSync(fd));
+      },
     };
   }
 
@@ -74,7 +89,16 @@ export class DirectoryExtraction implements Extraction {
   }
 }
 
-/** For this user only, if it is not there. A link is followed under the rules for files that are written. */
+/** For this user only, if it is not there. In place of the recursive mkdir of Node.js, which says ENOENT for many an errno. */
 function makeDirectory(path: string): void {
-  mkdirSync(endOfLink(path.replace(/(?<=.)\/+$/, '')), { recursive: true, mode: 0o700 });
+  const mode = 0o700;
+  try {
+    mkdirSync(path, { mode });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && statSync(path).isDirectory()) return;
+    if (code !== 'ENOENT' || dirname(path) === path) throw error;
+    makeDirectory(dirname(path));
+    mkdirSync(path, { mode });
+  }
 }

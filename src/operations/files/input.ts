@@ -15,7 +15,7 @@ const HEAD_LENGTH = 128 * 1024;
 /** Bytes read at a time. */
 const READ_LENGTH = 1024 * 1024;
 
-/** Told how many bytes have been read, and of how many; undefined if nobody knows. May throw, to end the reading. */
+/** Called with how many bytes have been read, and of how many; undefined if that is unknown. May throw, to end the reading. */
 export type ReadProgress = (done: number, total: number | undefined) => void;
 
 /** Something that is read from its beginning to its end, any number of times unless it is a pipe. */
@@ -25,7 +25,7 @@ export class InputFile {
   readonly #handle: FileHandle | undefined;
   /** Bytes; undefined of what has no length: a pipe, stdin. */
   readonly size: number | undefined;
-  /** Of a pipe: its first bytes, kept. */
+  /** The first bytes of a pipe, kept. */
   #head: Uint8Array = new Uint8Array(0);
 
   private constructor(path: string, handle: FileHandle | undefined, size: number | undefined) {
@@ -131,7 +131,7 @@ export class InputFile {
         yield piece;
       }
     } finally {
-      // The file must not be closed under a read, nor a failure of it be nobody's.
+      // The file must not be closed under a read, nor may a failure of it stay unhandled.
       await reading.catch(() => {});
     }
   }

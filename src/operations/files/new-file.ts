@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A file that has no name until it is whole: O_TMPFILE, or, where the file system has none, a random name that nobody could
+ * A file that has no name until it is whole: O_TMPFILE, or, where the file system has none, a random name that no one could
  * have taken before (O_EXCL). It is this user's and for this user only, whatever somebody has put into the directory.
  */
 
@@ -34,7 +34,7 @@ export class NewFile {
     const anonymous = await openAnonymous(dirname(path));
     if (anonymous !== undefined) return new NewFile(path, anonymous, undefined);
     const name = temporaryName(path);
-    return new NewFile(path, await open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, MODE), name);
+    return new NewFile(path, await openNamed(name), name);
   }
 
   /**
@@ -94,8 +94,21 @@ async function openAnonymous(directory: string): Promise<FileHandle | undefined>
     return await open(directory, O_RDWR | O_TMPFILE, MODE);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === 'EOPNOTSUPP' || code === 'EISDIR' || code === 'EINVAL') return undefined;
+    // Node.js has ENOTSUP for Linux's EOPNOTSUPP.
+    if (code === 'ENOTSUP' || code === 'EISDIR' || code === 'EINVAL') return undefined;
     throw error;
+  }
+}
+
+async function openNamed(name: string): Promise<FileHandle> {
+  try {
+    return await open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, MODE);
+  } catch (error) {
+    const directory = dirname(name);
+    // As /proc and /sys say it of new files.
+    const isFixed = (error as NodeJS.ErrnoException).code === 'ENOENT' && existsSync(directory);
+    if (!isFixed) throw error;
+    throw new Error(`no file can be made in ${directory}; choose another folder`, { cause: error });
   }
 }
 
@@ -104,12 +117,12 @@ function temporaryName(path: string): string {
   return join(dirname(path), `.${basename(path).slice(0, SHOWN)}.${random}.partial`);
 }
 
-/** A file in `directory` that nobody else can find, gone when it is closed. @throws what open(2) says */
+/** A file in `directory` that no one else can find, gone when it is closed. @throws what open(2) says */
 export async function openScratch(directory: string): Promise<FileHandle> {
   const anonymous = await openAnonymous(directory);
   if (anonymous !== undefined) return anonymous;
   const name = temporaryName(join(directory, 'devstate'));
-  const handle = await open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, MODE);
+  const handle = await openNamed(name);
   await rm(name);
   return handle;
 }

@@ -5,11 +5,14 @@ import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { DevstateError } from '../../errors.js';
 import { whySystem } from '../../native/index.js';
+import { delay, unlessAborted } from '../waiting.js';
 import { NewFile } from './new-file.js';
 import { findTarget, requireUnchanged, type Target, type TargetOptions } from './target.js';
 
 /** Bytes gathered before they are written. */
 const BUFFER_LENGTH = 1024 * 1024;
+/** How often a pipe is tried that is full, or has no reader yet, ms. */
+const TRY_AGAIN_MS = 10;
 
 /**
  * Takes bytes with `write`, which copies them and never waits; `flush` writes what has gathered, so call it often enough.
@@ -17,10 +20,12 @@ const BUFFER_LENGTH = 1024 * 1024;
  */
 export class OutputFile {
   readonly #path: string;
-  /** Of a file that appears when it is whole; undefined of what is written in place. */
+  /** The file that appears when it is whole; undefined for an output that is written in place. */
   readonly #file: NewFile | undefined;
   readonly #replacing: { readonly target: Target; readonly options: TargetOptions } | undefined;
   readonly #handle: FileHandle | undefined;
+  /** Ends the waiting for a reader that stands still. */
+  readonly #signal: AbortSignal | undefined;
   #current: Uint8Array = new Uint8Array(BUFFER_LENGTH);
   #used = 0;
   readonly #full: Uint8Array[] = [];
@@ -31,11 +36,13 @@ export class OutputFile {
 
   private constructor(
     path: string,
+    signal: AbortSignal | undefined,
     handle?: FileHandle,
     file?: NewFile,
     replacing?: { target: Target; options: TargetOptions },
   ) {
     this.#path = path;
+    this.#signal = signal;
     this.#handle = handle;
     this.#file = file;
     this.#replacing = replacing;
@@ -44,21 +51,23 @@ export class OutputFile {
   /**
    * @param path a file, replaced at the end if it is there and may be; `-` for stdout
    * @param warn told what `force` destroys
+   * @param signal ends the waiting for a reader of a pipe or of stdout, by its reason
    * @throws DEVSTATE_E_OUTPUT; then nothing has been touched
    */
   static async create(
     path: string,
     options: TargetOptions = { written: 'blob' },
     warn: (message: string) => void = () => {},
+    signal?: AbortSignal,
   ): Promise<OutputFile> {
-    if (path === '-') return new OutputFile(path);
+    if (path === '-') return new OutputFile(path, signal);
     const target = findTarget(path, options);
     for (const warning of target.warnings) warn(warning);
     try {
-      if (target.kind === 'stdout') return new OutputFile('-');
-      if (target.kind === 'stream') return new OutputFile(path, await openStream(target));
+      if (target.kind === 'stdout') return new OutputFile('-', signal);
+      if (target.kind === 'stream') return new OutputFile(path, signal, await openStream(target, signal));
       const file = await NewFile.create(target.path);
-      return new OutputFile(target.path, file.handle, file, { target, options });
+      return new OutputFile(target.path, signal, file.handle, file, { target, options });
     } catch (cause) {
       throw unwritable(path, cause);
     }
@@ -88,7 +97,7 @@ export class OutputFile {
     this.#writing = this.#writeOut(buffers).then(() => {
       this.#spare.push(...buffers.slice(0, 2));
     });
-    // Looked at by the next call: until then its failure is nobody's.
+    // Looked at by the next call: until then no one handles its failure.
     this.#writing.catch(() => {});
   }
 
@@ -123,12 +132,25 @@ export class OutputFile {
   async #writeOut(buffers: readonly Uint8Array[]): Promise<void> {
     try {
       for (const buffer of buffers) {
-        if (this.#handle === undefined) await writeToStdout(buffer);
-        else for (let at = 0; at < buffer.length; ) at += (await this.#handle.write(buffer, at)).bytesWritten;
+        const handle = this.#handle;
+        if (handle === undefined) await writeToStdout(buffer, this.#signal);
+        else for (let at = 0; at < buffer.length; ) at += await this.#write(handle, buffer.subarray(at));
       }
     } catch (cause) {
       throw unwritable(this.#path, cause);
     }
+  }
+
+  /** Bytes that were written; 0 after a while in which a pipe was full. */
+  async #write(handle: FileHandle, bytes: Uint8Array): Promise<number> {
+    this.#signal?.throwIfAborted();
+    try {
+      return (await handle.write(bytes)).bytesWritten;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+    }
+    await delay(TRY_AGAIN_MS);
+    return 0;
   }
 
   async #sync(handle: FileHandle): Promise<void> {
@@ -143,15 +165,29 @@ export class OutputFile {
   }
 }
 
-/** A pipe, a terminal or a device. One that a file system or the kernel uses is never taken (O_EXCL). */
-function openStream({ path, before }: Target): Promise<FileHandle> {
-  const { O_WRONLY, O_EXCL } = constants;
-  return open(path, O_WRONLY | (before?.isBlockDevice() === true ? O_EXCL : 0));
+/**
+ * A pipe, a terminal or a device. One that a file system or the kernel uses is never taken (O_EXCL). A pipe's reader may
+ * come later, and stand still: nothing waits for it in the kernel, where no signal could end that.
+ */
+async function openStream({ path, before }: Target, signal: AbortSignal | undefined): Promise<FileHandle> {
+  const { O_WRONLY, O_NONBLOCK, O_EXCL } = constants;
+  const flags = O_WRONLY | O_NONBLOCK | (before?.isBlockDevice() === true ? O_EXCL : 0);
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      return await open(path, flags);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENXIO' || before?.isFIFO() !== true) throw error;
+    }
+    await delay(TRY_AGAIN_MS);
+  }
 }
 
 export interface WithOutputOptions extends TargetOptions {
   /** Told what `force` destroys, a sentence each. */
   readonly warn?: ((message: string) => void) | undefined;
+  /** Ends the waiting for a reader of a pipe or of stdout. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -164,7 +200,7 @@ export async function withOutput<T>(
   work: (output: OutputFile) => Promise<T>,
   options: WithOutputOptions = { written: 'blob' },
 ): Promise<T> {
-  const output = await OutputFile.create(path, options, options.warn);
+  const output = await OutputFile.create(path, options, options.warn, options.signal);
   let result: T;
   try {
     result = await work(output);
@@ -176,10 +212,11 @@ export async function withOutput<T>(
   return result;
 }
 
-function writeToStdout(bytes: Uint8Array): Promise<void> {
-  return new Promise((resolve, reject) => {
+async function writeToStdout(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+  const written = new Promise<void>((resolve, reject) => {
     process.stdout.write(bytes, (error) => (error == null ? resolve() : reject(error)));
   });
+  await unlessAborted(written, signal);
 }
 
 function unwritable(path: string, cause: unknown): DevstateError {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Whether a path may be written to: what is there is looked at first, and nothing is touched that somebody uses or that is
- * not what is written. `--force` is for whoever means it.
+ * not what is written. `--force` overrides that.
  */
 
 import {
@@ -10,13 +10,12 @@ import {
   fstatSync,
   lstatSync,
   openSync,
-  readlinkSync,
   readSync,
-  realpathSync,
   type Stats,
   statSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
+import { endOfLink } from '../../end-of-link.js';
 import { DevstateError } from '../../errors.js';
 import {
   detectContent,
@@ -26,7 +25,8 @@ import {
   SIGNATURE_LENGTH,
   saysWhat,
 } from '../../formats/index.js';
-import { Errno, LockType, native } from '../../native/index.js';
+import { Errno, LockType, native, whySystem } from '../../native/index.js';
+import { isVmContent } from './wrong-file.js';
 
 /** What is written to a path, and so what may be replaced there without `--force`. */
 export type Written =
@@ -67,7 +67,7 @@ export function findTarget(named: string, options: TargetOptions): Target {
     return examine(named, options);
   } catch (cause) {
     if (cause instanceof DevstateError) throw cause;
-    throw refused(named, cause instanceof Error ? cause.message : String(cause), cause);
+    throw refused(named, whySystem(cause), cause);
   }
 }
 
@@ -86,7 +86,7 @@ function examine(named: string, options: TargetOptions): Target {
   const { force = false } = options;
   const reason = reasonAgainst(path, before, options);
   if (reason !== undefined && !force) {
-    throw refused(named, `${reason.why}; choose another path, or give --force: ${reason.lost}`);
+    throw refused(named, `${reason.why}; ${adviceOn(options, `: ${reason.lost}`)}`);
   }
   const warnings = reason === undefined ? [] : [`${path}: ${reason.why}; with --force, ${reason.lost}`];
   return { path, kind: before.isFile() ? 'replace' : 'stream', before, warnings };
@@ -115,7 +115,12 @@ export function requireUnchanged({ path, before }: Target, options: TargetOption
   if (!same || now.size !== before.size || now.mtimeMs !== before.mtimeMs)
     throw refused(path, 'it was changed by somebody else meanwhile; choose another path');
   const reason = options.force === true ? undefined : reasonAgainst(path, now, options);
-  if (reason !== undefined) throw refused(path, `${reason.why}; choose another path, or give --force`);
+  if (reason !== undefined) throw refused(path, `${reason.why}; ${adviceOn(options)}`);
+}
+
+/** No command that appends to a log has `--force`. @param lost what that destroys */
+function adviceOn({ written }: TargetOptions, lost = ''): string {
+  return `choose another path${written === 'log' ? '' : `, or give --force${lost}`}`;
 }
 
 interface Reason {
@@ -143,8 +148,7 @@ function reasonAgainst(
   try {
     fd = openSync(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW);
   } catch (error) {
-    const { message } = error as Error;
-    return { why: `what is there cannot be looked at (${message})`, lost: 'it is replaced unseen' };
+    return { why: `what is there cannot be looked at: ${whySystem(error)}`, lost: 'it is replaced unseen' };
   }
   try {
     const found = fstatSync(fd);
@@ -181,8 +185,7 @@ function unlikeWritten(head: Uint8Array, written: Exclude<Written, 'any'>): stri
   if (hasMagic(head)) return written === 'blob' ? undefined : 'a saved device state';
   const content = detectContent(head);
   if (written === 'cpr-list' && content?.name === 'qemu-cpr') return undefined;
-  if (written === 'device-stream' && content !== undefined && !content.name.startsWith('qemu-'))
-    return undefined;
+  if (written === 'device-stream' && content !== undefined && !isVmContent(content.name)) return undefined;
   const recognised = recognise(head);
   if (written === 'log' && recognised?.signature.group === 'text') return undefined;
   return saysWhat(head, FOREIGN_KINDS) ?? 'a file of an unknown kind';
@@ -205,30 +208,6 @@ function headOf(fd: number, size: number): Uint8Array {
     done += count;
   }
   return head.subarray(0, done);
-}
-
-/**
- * What a symbolic link leads to, or the path itself. A link in a directory that others may write to is followed if it is
- * ours or the administrator's: anybody could have put it there to have us overwrite a file that only we may.
- */
-export function endOfLink(path: string): string {
-  const link = lstatSync(path, { throwIfNoEntry: false });
-  if (link?.isSymbolicLink() !== true) return path;
-  const user = process.geteuid?.() ?? 0;
-  const ours = (owner: number): boolean => owner === user || owner === 0;
-  const directory = statSync(dirname(path));
-  const closed = (directory.mode & 0o022) === 0 && ours(directory.uid);
-  if (!ours(link.uid) && !closed) {
-    const why = `it is a symbolic link that another user (uid ${link.uid}) made, to ${readlinkSync(path)}`;
-    throw refused(path, `${why}; name the file itself`);
-  }
-  try {
-    return realpathSync(path);
-  } catch (cause) {
-    // Links of /proc/PID/fd lead to pipes, which have no path.
-    if (statSync(path, { throwIfNoEntry: false }) !== undefined) return path;
-    throw refused(path, 'it is a symbolic link that leads nowhere; remove it or name the file itself', cause);
-  }
 }
 
 /** `/dev/stdout` with stdout redirected: that file is open already, and is not to be replaced under its name. */

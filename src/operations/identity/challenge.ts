@@ -15,7 +15,7 @@ import type { ConfigRead } from '../../wire/index.js';
 /**
  * Reads that have no effect on any PCI device and that QEMU passes on to the device's server, whole, whatever the properties
  * of its device are: COMMAND, STATUS, revision, cache line size, latency timer, header type, BIST. It answers BARs itself,
- * and identity and class where it is told other ones (x-pci-vendor-id and its like).
+ * and identity and class where it is given other ones (x-pci-vendor-id and its like).
  */
 const READS: readonly ConfigRead[] = [
   ...[0x04, 0x05, 0x06, 0x07, 0x08, 0x0c, 0x0d, 0x0e, 0x0f].map((offset) => ({ offset, length: 1 })),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Whether the devices that an operation was given are the vfio-user devices that a QEMU has. One that is left out stops
- * answering its guest when the VM goes on elsewhere, so it must be left out on purpose.
+ * answering its guest when the VM continues elsewhere, so it must be left out on purpose.
  */
 
+import { DevstateError } from '../../errors.js';
 import {
   deviceName,
   deviceType,
@@ -67,6 +68,23 @@ export async function whyNotThere(
   return type === undefined
     ? `${about} has no vfio-user device with this id (${list})`
     : `${about} has a ${type} under this id, not a ${VFIO_USER_TYPE} (${list})`;
+}
+
+/**
+ * That a QEMU still has the devices that were named and no other. While QEMU sends a VM it refuses to add a device, so one
+ * look then is enough; one that waits for a VM can be given a device at any time.
+ * @throws DEVSTATE_E_INCOMPATIBLE
+ */
+export async function requireSameDevices(
+  qmp: QmpClient,
+  where: string,
+  named: NamedDevices,
+  signal?: AbortSignal,
+): Promise<void> {
+  const { reasons } = await takeCensus(qmp, where, named, signal);
+  if (reasons.length === 0) return;
+  const message = `the VM's devices were changed after the check (device_add, device_del): ${reasons.join('; ')}`;
+  throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', message);
 }
 
 /** Names in `without` that no QEMU has: a mistyped one would leave behind nothing, and say nothing. */

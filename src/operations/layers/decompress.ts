@@ -11,20 +11,29 @@ import { createGunzip } from 'node:zlib';
 import { DevstateError } from '../../errors.js';
 
 /** Names as `recognise` gives them. */
-export type Compression = 'gzip' | 'bzip2' | 'xz' | 'zstd' | 'lzop' | 'lz4' | 'lzip';
+export type Compression = 'gzip' | 'bzip2' | 'xz' | 'lzma' | 'zstd' | 'lzop' | 'lz4' | 'lzip';
 
 /** Programs that write to stdout what they read, decompressed. */
 const PROGRAMS: { readonly [name in Exclude<Compression, 'gzip'>]: readonly string[] } = {
   bzip2: ['bzip2', '-dc'],
   xz: ['xz', '-dc', '--memlimit-decompress=512MiB'],
+  lzma: ['xz', '-dc', '--format=lzma', '--memlimit-decompress=512MiB'],
   zstd: ['zstd', '-dcq', '--memory=512MB'],
-  lzop: ['lzop', '-dc'],
+  // Without the option it ends with 2 after a file of several parts, all of which it has decompressed.
+  lzop: ['lzop', '-dc', '--ignore-warn'],
   lz4: ['lz4', '-dc'],
   lzip: ['lzip', '-dc'],
 };
 
 /** Characters of what a program says when it fails. */
 const COMPLAINT_LENGTH = 300;
+
+/** How the programs say that their input stops early. lzop names the errno of an earlier call that tried for a terminal. */
+const CUT_OFF = /unexpected end|premature|truncated|ends unexpectedly|inappropriate ioctl/i;
+/** How they say that the limit of their memory is too small: the writer has chosen a larger window. */
+const NEEDS_MEMORY = /memory usage limit|too much memory/i;
+/** The name of the program and of its input, before what it says. */
+const PREFIX = /^(\w+: )?(<stdin>|\(stdin\)|\/\*stdin\*\\) ?: ?/;
 
 export function isCompression(name: string): name is Compression {
   return name === 'gzip' || name in PROGRAMS;
@@ -59,7 +68,7 @@ export async function* decompressed(
   const counted = async function* (): AsyncGenerator<Uint8Array> {
     for await (const chunk of chunks) {
       bytesIn += chunk.length;
-      // The piece is valid until the next is asked for; whoever takes it may keep it.
+      // The piece is valid until the next is asked for; the caller may keep it.
       yield Buffer.from(chunk);
     }
   };
@@ -94,29 +103,27 @@ async function* piped(
   compression: Exclude<Compression, 'gzip'>,
 ): AsyncGenerator<Uint8Array> {
   const [program = '', ...args] = PROGRAMS[compression];
-  const process = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
-  const failed = once(process, 'error').then(([error]) => error as NodeJS.ErrnoException);
-  const ended = new Promise<number | null>((resolve) => process.once('close', resolve));
+  const env = { ...process.env, LC_ALL: 'C' };
+  const decompressor = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], env });
+  const failed = once(decompressor, 'error').then(([error]) => error as NodeJS.ErrnoException);
+  const ended = new Promise<number | null>((resolve) => decompressor.once('close', resolve));
   let complaint = '';
-  process.stderr.setEncoding('utf8').on('data', (text: string) => {
+  decompressor.stderr.setEncoding('utf8').on('data', (text: string) => {
     complaint = (complaint + text).slice(0, COMPLAINT_LENGTH);
   });
-  const fed = feed(chunks, process.stdin);
+  const fed = feed(chunks, decompressor.stdin);
   // Looked at below.
   fed.catch(() => {});
   try {
-    const spawned = await Promise.race([failed, once(process, 'spawn').then(() => undefined)]);
+    const spawned = await Promise.race([failed, once(decompressor, 'spawn').then(() => undefined)]);
     if (spawned !== undefined) throw missing(program, compression, spawned);
-    yield* process.stdout as AsyncIterable<Buffer>;
+    yield* decompressor.stdout as AsyncIterable<Buffer>;
     const code = await ended;
     const error = await fed;
     if (error !== undefined) throw error;
-    if (code !== 0) {
-      const cut = /unexpected end|premature|truncated|ends unexpectedly/i.test(complaint);
-      throw defect(cut ? 'TRUNCATED' : 'DAMAGED', compression, complaint.trim().split('\n')[0] ?? '');
-    }
+    if (code !== 0) throw failureOf(compression, complaint, code);
   } finally {
-    process.kill('SIGKILL');
+    decompressor.kill('SIGKILL');
   }
 }
 
@@ -147,6 +154,17 @@ function missing(program: string, compression: Compression, cause: NodeJS.ErrnoE
     cause.code === 'ENOENT' ? `the program ${program} is not installed` : `${program} does not start`;
   const message = `it is compressed with ${compression}, and ${why}: install it, or decompress the file first`;
   return new DevstateError('DEVSTATE_E_CONTENT_UNSUPPORTED', message, { cause });
+}
+
+/** Why a program has failed, by what it says. */
+function failureOf(compression: Compression, complaint: string, code: number | null): DevstateError {
+  if (NEEDS_MEMORY.test(complaint)) {
+    const message = `what is compressed with ${compression} needs more than 512 MiB of memory to decompress (a long window): decompress the file first`;
+    return new DevstateError('DEVSTATE_E_CONTENT_UNSUPPORTED', message);
+  }
+  if (CUT_OFF.test(complaint)) return defect('TRUNCATED', compression, 'it stops before its end');
+  const said = complaint.trim().split('\n')[0]?.replace(PREFIX, '').trim();
+  return defect('DAMAGED', compression, said || `the program ended with ${code}`);
 }
 
 function defect(kind: 'TRUNCATED' | 'DAMAGED', name: string, why: string, cause?: unknown): DevstateError {

@@ -204,7 +204,9 @@ class Layer {
       first: report === null && found.kind === 'unknown' ? found.first : null,
       content: report,
     });
-    if (found.error !== null) {
+    if ((plain ? size : inner.decompressedSize) === 0)
+      this.fail('DEVSTATE_E_CONTENT_TRUNCATED', 'nothing is in it: save or copy it again');
+    else if (found.error !== null) {
       const { code, message } = found.error;
       this.fail(code as DevstateError['code'], plain ? message : `in what is compressed: ${message}`);
     }

@@ -2,27 +2,31 @@
 /** Phase *check*: everybody is there and fits together. Refuses with every reason at once, before anything changes. */
 
 import { DevstateError } from '../../errors.js';
-import { PageBitmap } from '../../migration/index.js';
 import {
   awaitPciDevice,
+  connectedSockets,
   GuestWatch,
   MigrationWatch,
+  missingCpuFeatures,
   privateFiles,
   QemuOutput,
   QmpClient,
   Qtest,
   queryMigration,
   queryRunState,
+  unlikeSettings,
+  whyMemoryIsLost,
 } from '../../qemu/index.js';
 import { MigrationFlag, MigrationState, migrationStateName } from '../../wire/index.js';
 import { type DeviceSocket, openDeviceSocket } from '../device-socket.js';
 import { askPeer, type FormatOptions, type Planned, planReasons, planState } from '../state-plan.js';
-import { createTransfer } from '../state-transfer.js';
-import { requireConfigAccess } from './config-access.js';
+import { requireConfigAccess, whyNoConfigAccess } from './config-access.js';
 import { identifyQemus, proveMigration } from './identity.js';
 import { PageCopier } from './page-copy.js';
-import type { Run, RunDevice, Vm } from './run.js';
+import type { MovedDevice, Vm } from './parties.js';
+import type { State } from './phases.js';
 import type { DevicePair, MigrateOptions, MigrateProgress } from './types.js';
+import { requireUri, whyNotListen } from './uri.js';
 
 /** Migration states of QEMU in which another one may begin. */
 const IDLE = ['none', 'completed', 'failed', 'cancelled'];
@@ -38,7 +42,7 @@ export async function check(
   options: MigrateOptions,
   signal: AbortSignal,
   report: (progress: MigrateProgress) => void,
-): Promise<Run> {
+): Promise<State<'checked'>> {
   report({ phase: 'check' });
   requireDistinct(options);
   const cleanup: Cleanup = [];
@@ -47,7 +51,7 @@ export async function check(
     const destinationQmp = await openQmp(options.destQmp, signal, cleanup);
     const qemus = { source: { qmp: sourceQmp }, destination: { qmp: destinationQmp } };
     const { censuses, reasons, remarks } = await identifyQemus(qemus, options, signal);
-    const devices: RunDevice[] = [];
+    const devices: MovedDevice[] = [];
     const misfits: string[] = [];
     for (const pair of options.devices) {
       const { device, planned } = await openPair(pair, options, cleanup);
@@ -57,8 +61,15 @@ export async function check(
     const runState = await queryRunState(sourceQmp, { signal });
     reasons.push(...(await checkSourceVm(runState.status, devices)));
     await checkQemus(sourceQmp, destinationQmp, signal, reasons);
+    for (const why of [unlikeSettings, whyMemoryIsLost, missingCpuFeatures])
+      reasons.push(...(await why(sourceQmp, destinationQmp, { signal })));
+    const unusable = await whyNotListen(options.uri, destinationQmp);
+    if (unusable !== undefined) reasons.push(unusable);
     for (const device of devices) misfits.push(...(await checkDevice(device, sourceQmp, signal)));
-    if (reasons.length > 0) refuse([...reasons, ...misfits]);
+    if (reasons.length > 0) {
+      const noAccess = await whyNoConfigAccess(sourceQmp, destinationQmp, devices, signal);
+      refuse([...reasons, ...noAccess, ...misfits]);
+    }
     const source = await attach(sourceQmp, signal, cleanup);
     const destination = await attach(destinationQmp, signal, cleanup);
     await requireConfigAccess(source, destination, devices, signal);
@@ -66,6 +77,7 @@ export async function check(
     const unproven = await proveMigration({ source, destination }, devices, censuses, options, signal);
     refuse([...unproven, ...misfits]);
     return {
+      tag: 'checked',
       options,
       signal,
       source,
@@ -73,13 +85,7 @@ export async function check(
       devices,
       warnings: [...remarks, ...p2pWarnings(devices)],
       report,
-      phase: 'check',
-      settings: undefined,
-      pause: undefined,
-      stand: undefined,
-      started: false,
-      sourceSpent: false,
-      mayRunThere: false,
+      destinationSockets: await connectedSockets(destinationQmp, censuses.destination.present, { signal }),
     };
   } catch (error) {
     for (const close of cleanup.reverse()) close();
@@ -98,6 +104,7 @@ function requireDistinct(options: MigrateOptions): void {
   const usage = (message: string): never => {
     throw new DevstateError('DEVSTATE_E_USAGE', message);
   };
+  requireUri(options.uri);
   if (options.sourceQmp === options.destQmp)
     usage(`source and destination QMP are the same socket, ${options.destQmp}`);
   if (options.devices.length === 0)
@@ -145,7 +152,7 @@ async function openPair(
   { id, source, dest }: DevicePair,
   options: FormatOptions,
   cleanup: Cleanup,
-): Promise<{ device: RunDevice; planned: Planned }> {
+): Promise<{ device: MovedDevice; planned: Planned }> {
   const open = async (path: string): Promise<DeviceSocket> => {
     const socket = await openDeviceSocket(path);
     cleanup.push(() => socket.device.close());
@@ -165,18 +172,7 @@ async function openPair(
     ...sockets,
     description: plan.source.description,
     plan,
-    transfer: createTransfer(plan, sockets.source.device, sockets.destination.device),
-    view: undefined,
-    silenced: false,
-    dirty: new PageBitmap(),
-    byMessage: false,
-    canSwitch: true,
     copier,
-    viewMs: 0,
-    stateRate: 0,
-    like: undefined,
-    precopyBytes: 0,
-    stopBytes: 0,
   };
   return { device, planned };
 }
@@ -186,7 +182,7 @@ async function openPair(
  * QEMU refuses to migrate. The devices tell the two apart: they were released, and stay stopped, only when the VM has
  * arrived elsewhere.
  */
-async function checkSourceVm(status: string, devices: readonly RunDevice[]): Promise<string[]> {
+async function checkSourceVm(status: string, devices: readonly MovedDevice[]): Promise<string[]> {
   if (status === 'running' || status === 'paused' || status === 'suspended') return [];
   if (status !== 'postmigrate') return [`the source VM is ${status}`];
   const states = await Promise.all(devices.map(({ source }) => source.device.state()));
@@ -198,7 +194,7 @@ async function checkSourceVm(status: string, devices: readonly RunDevice[]): Pro
 }
 
 /** Devices that write to each other need to be quiet before the first of them stops. */
-function p2pWarnings(devices: readonly RunDevice[]): string[] {
+function p2pWarnings(devices: readonly MovedDevice[]): string[] {
   if (devices.length < 2) return [];
   const without = devices.filter(({ source }) => (source.flags & MigrationFlag.P2P) === 0);
   return without.map(
@@ -216,6 +212,10 @@ async function checkQemus(
   const migration = await queryMigration(source, { signal });
   if (!IDLE.includes(migration.status))
     reasons.push(`the source VM is migrating already (${migration.status})`);
+  for (const why of migration.blocked)
+    reasons.push(
+      `the source QEMU (${source.path}) cannot be migrated: ${why}; remove from the VM what it names`,
+    );
   const destinationState = await queryRunState(destination, { signal });
   if (destinationState.status !== 'inmigrate') {
     reasons.push(
@@ -235,7 +235,7 @@ async function checkQemus(
   }
 }
 
-async function checkDevice(device: RunDevice, qmp: QmpClient, signal: AbortSignal): Promise<string[]> {
+async function checkDevice(device: MovedDevice, qmp: QmpClient, signal: AbortSignal): Promise<string[]> {
   const reasons: string[] = [];
   const about = (reason: string): number => reasons.push(`device ${device.id}: ${reason}`);
   const found = await awaitPciDevice(qmp, device.id, { signal }).catch((error: unknown) => {

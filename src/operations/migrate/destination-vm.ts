@@ -15,7 +15,7 @@ const LOOK_AGAIN_MS = 20;
 const ENDING_MS = 2000;
 
 /** What connecting to a socket fails with when no process listens there. */
-const NOBODY_THERE: readonly (number | undefined)[] = [constants.errno.ENOENT, constants.errno.ECONNREFUSED];
+const NOT_LISTENING: readonly (number | undefined)[] = [constants.errno.ENOENT, constants.errno.ECONNREFUSED];
 
 /** Connects to a QEMU; undefined when there is none. @throws when that cannot be told: another client holds its QMP */
 export async function connectIfThere(path: string, signal: AbortSignal): Promise<QmpClient | undefined> {
@@ -23,7 +23,7 @@ export async function connectIfThere(path: string, signal: AbortSignal): Promise
     return await QmpClient.connect(path, { signal });
   } catch (error) {
     const cause = error instanceof DevstateError ? error.cause : undefined;
-    if (cause instanceof DevstateError && NOBODY_THERE.includes(cause.errno)) return undefined;
+    if (cause instanceof DevstateError && NOT_LISTENING.includes(cause.errno)) return undefined;
     throw error;
   }
 }
@@ -59,7 +59,7 @@ export type Started = 'runs' | 'refused' | 'unknown';
 
 /**
  * Has a VM run. When the answer is lost, QEMU is asked anew.
- * @returns `refused`, with QEMU's words, only when it surely does not run; `unknown` when nobody can tell
+ * @returns `refused`, with QEMU's words, only when it surely does not run; `unknown` when that cannot be known
  */
 export async function start(
   qmp: QmpClient,

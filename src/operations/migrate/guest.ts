@@ -12,6 +12,8 @@
  *     device removed                   ends; the VM runs on        -                       ends; back to the source
  *     QEMU's migration cancelled       ends; the VM runs on        ends; the VM runs on    -
  *     VM run at the destination        not before it has arrived   not before              ends; neither side runs
+ *     VM reset at the destination      ends; the VM runs on        ends; the VM runs on    ends; back to the source
+ *     vfio-user device added           ends; the VM runs on        -                       ends; back to the source (added there)
  *
  * A dash: QEMU does not let it happen, as the CPUs stand.
  *
@@ -28,6 +30,10 @@
  *     the log of dirty pages         outlives a reset in our servers; where it does not its next report is refused, and the
  *                                    migration ends
  *     QEMU's migration status        events; `pre-switchover` is asked for before migrate-continue
+ *     which vfio-user devices there are  listed again when QEMU has begun to migrate, and adds none any more; at the
+ *                                    destination when it has all
+ *     QEMU's migration status of before   others may have migrated the VM, or tried to, since the check: what counts begins with
+ *                                    the answer to our own `migrate`
  *     that the destination waits     `stop` is sent once more before the rest: somebody may have sent `cont`
  *     configuration space of the destination's fresh device (`like`), models, parameters, formats, namespaces
  *                                    cannot change: of a server's start, and the destination has run no guest
@@ -45,19 +51,7 @@ import {
   stopVm,
 } from '../../qemu/index.js';
 import { connectIfThere } from './destination-vm.js';
-import type { Vm } from './run.js';
-
-/** As much of an operation as is needed here. */
-export interface WatchedRun {
-  readonly source: Vm;
-  readonly destination?: Vm | undefined;
-  readonly devices: readonly { readonly id: string }[];
-  readonly phase: string;
-  /** The destination has all that there is: the source's QEMU may end. */
-  readonly sourceSpent?: boolean;
-  /** How things stood when the VM's CPUs had been stopped by QEMU's migration and nothing had been saved; undefined until then. */
-  readonly stand: Stand | undefined;
-}
+import type { Vm } from './parties.js';
 
 /** A moment: what comes later is seen by the difference. */
 export interface Stand {
@@ -65,107 +59,150 @@ export interface Stand {
   readonly resumes: number;
 }
 
-/** Phases in which the VM is the source's, and the source's QEMU has it stopped for us. */
-const STANDING: readonly string[] = ['switchover', 'land'];
-/** Phases in which nothing is watched any more. */
-const OVER: readonly string[] = ['commit', 'rollback'];
+/** How far an operation has come, as far as it matters to what happens to its VM meanwhile. */
+export type Moment =
+  /** QEMU was not asked to migrate. */
+  | { readonly tag: 'idle' }
+  /** It was; the VM runs. */
+  | { readonly tag: 'migrating' }
+  /** The VM is the source's, whose QEMU has it stopped for us. */
+  | { readonly tag: 'standing'; readonly stand: Stand }
+  /** QEMU sends the rest, or has. */
+  | {
+      readonly tag: 'landing';
+      readonly stand: Stand;
+      /** The destination has all that there is: the source's QEMU may end. */
+      readonly sourceSpent: boolean;
+      /** The VM was reset at the destination by this operation: what happens to it there now is its own affair. */
+      readonly resetThere: boolean;
+    }
+  /** Nothing is watched any more. */
+  | { readonly tag: 'over' };
+
+/** As much of an operation as is needed here. */
+export interface Watched {
+  readonly source: Vm;
+  readonly destination?: Vm | undefined;
+  readonly devices: readonly { readonly id: string }[];
+  readonly moment: Moment;
+}
 
 /** What has happened so far. */
 export interface Facts {
   readonly guest: Guest;
   /** How often the VM's CPUs were started at the destination. */
   readonly resumesThere: number;
+  /** How often it was reset there, which takes from its devices what they have loaded. */
+  readonly resetsThere: number;
   /** Statuses of QEMU's migration at the source. */
   readonly history: readonly string[];
   /** The devices that are moved. */
   readonly ids: readonly string[];
-  readonly phase: string;
-  readonly stand: Stand | undefined;
-  readonly sourceSpent: boolean;
+  readonly moment: Moment;
 }
 
-/** Why an operation cannot go on. Pure. */
-export function obstacle(facts: Facts): DevstateError | undefined {
-  const { guest, resumesThere, history, ids, phase, stand, sourceSpent } = facts;
-  if (OVER.includes(phase)) return undefined;
+/** Why an operation cannot continue. Pure. */
+export function obstacle({
+  guest,
+  resumesThere,
+  resetsThere,
+  history,
+  ids,
+  moment,
+}: Facts): DevstateError | undefined {
+  if (moment.tag === 'over') return undefined;
   if (resumesThere > 0) {
     const message = 'another client of QEMU has run the VM at the destination, before its devices were there';
     return new DevstateError('DEVSTATE_E_VM_CHANGED', message);
   }
-  if (guest.ended !== undefined && !sourceSpent) return new DevstateError('DEVSTATE_E_VM_ENDED', guest.ended);
+  if (resetsThere > 0 && !(moment.tag === 'landing' && moment.resetThere)) {
+    const message =
+      'another client of QEMU has reset the VM at the destination (system_reset), before it ran there';
+    return new DevstateError('DEVSTATE_E_VM_CHANGED', message);
+  }
+  if (guest.ended !== undefined && !(moment.tag === 'landing' && moment.sourceSpent))
+    return new DevstateError('DEVSTATE_E_VM_ENDED', guest.ended);
   const removed = ids.filter((id) => guest.removed.has(id));
   if (removed.length > 0) {
     const message = `device ${removed.join(', ')} was removed from the VM (device_del)`;
     return new DevstateError('DEVSTATE_E_VM_CHANGED', message);
   }
+  // Others may have migrated the VM before us.
+  if (moment.tag === 'idle') return undefined;
   const status = history.at(-1);
   if (status === 'cancelling' || status === 'cancelled') {
     const message = "another client of QEMU has cancelled QEMU's migration (migrate_cancel)";
     return new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message);
   }
   // In the other phases somebody waits for it, and says more.
-  if (status === 'failed' && phase === 'switchover') {
+  if (status === 'failed' && moment.tag === 'standing') {
     const message = "QEMU's migration failed; see what the destination's QEMU said on its stderr";
     return new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message);
   }
+  if (moment.tag === 'migrating') return undefined;
   // Before it has completed QEMU refuses `cont`, and resumes the VM itself when its migration fails.
-  const hasResumed = stand !== undefined && guest.resumes > stand.resumes && status === 'completed';
-  if (STANDING.includes(phase) && hasResumed) {
+  if (guest.resumes > moment.stand.resumes && status === 'completed') {
     const message = 'another client of QEMU has resumed the VM (cont)';
     return new DevstateError('DEVSTATE_E_VM_CHANGED', message);
   }
   return undefined;
 }
 
-/** Ends an operation as soon as its VM cannot be moved any more. */
-export function watchVm(run: WatchedRun, abort: (reason: DevstateError) => void): void {
-  const { guest: watch, watch: migration } = run.source;
-  const there = run.destination?.guest;
+/**
+ * Ends an operation as soon as its VM cannot be moved any more.
+ * @param now how far the operation has come when it is looked at
+ * @returns ends the watch
+ */
+export function watchVm(now: () => Watched, abort: (reason: DevstateError) => void): () => void {
+  const { source, destination } = now();
   const look = (): void => {
-    const reason = whyNot(run);
+    const reason = whyNot(now());
     if (reason !== undefined) abort(reason);
   };
-  watch.onChange = look;
-  migration.onStatus = look;
-  if (there !== undefined) there.onChange = look;
+  const listen = (call: (() => void) | undefined): void => {
+    source.guest.onChange = call;
+    source.watch.onStatus = call;
+    if (destination !== undefined) destination.guest.onChange = call;
+  };
+  listen(look);
   look();
+  return () => listen(undefined);
 }
 
 /** What of all that has happened explains a failure best: what a device server or a socket says came of it. */
-export function whyNot(run: WatchedRun): DevstateError | undefined {
+export function whyNot({ source, destination, devices, moment }: Watched): DevstateError | undefined {
   return obstacle({
-    guest: run.source.guest.guest,
-    resumesThere: run.destination?.guest.guest.resumes ?? 0,
-    history: run.source.watch.history,
-    ids: run.devices.map(({ id }) => id),
-    phase: run.phase,
-    stand: run.stand,
-    sourceSpent: run.sourceSpent === true,
+    guest: source.guest.guest,
+    resumesThere: destination?.guest.guest.resumes ?? 0,
+    resetsThere: destination?.guest.guest.resets ?? 0,
+    history: source.watch.history,
+    ids: devices.map(({ id }) => id),
+    moment,
   });
 }
 
 /** The moment from which on nothing may change unnoticed: everything is read after it. */
-export function standOf({ source }: Pick<WatchedRun, 'source'>): Stand {
+export function standOf({ source }: Pick<Watched, 'source'>): Stand {
   const { resets, resumes } = source.guest.guest;
   return { resets, resumes };
 }
 
 /** Whether the VM was reset since. QEMU has been asked before, or just now. */
-export function wasResetSince({ source }: Pick<WatchedRun, 'source'>, stand: Stand | undefined): boolean {
-  return stand !== undefined && source.guest.guest.resets > stand.resets;
+export function wasResetSince({ source }: Pick<Watched, 'source'>, stand: Stand): boolean {
+  return source.guest.guest.resets > stand.resets;
 }
 
 /**
  * Looks once more, right before QEMU sends the rest. The answer comes after every event from before it.
  * @throws when the VM cannot be moved any more
  */
-export async function requireStanding(run: WatchedRun, signal: AbortSignal): Promise<void> {
-  const { source } = run;
+export async function requireStanding(watched: Watched, signal: AbortSignal): Promise<void> {
+  const { source } = watched;
   const [{ status }, migration] = await Promise.all([
     queryRunState(source.qmp, { signal }),
     queryMigration(source.qmp, { signal }),
   ]);
-  throwObstacle(run);
+  throwObstacle(watched);
   if (status === 'finish-migrate' && migration.status === 'pre-switchover') return;
   const message = `the VM is ${status} and QEMU's migration ${migration.status}, where the VM was to stand at pre-switchover: another client of QEMU has changed it`;
   throw new DevstateError('DEVSTATE_E_VM_CHANGED', message);
@@ -183,9 +220,13 @@ export async function continueToWaiting(
 }
 
 /** Looks once more, right before the VM is run elsewhere. @throws when it runs here, or was run there */
-export async function requireStopped(run: WatchedRun, signal: AbortSignal): Promise<void> {
-  const status = await statusOf(run.source.qmp, signal);
-  throwObstacle(run);
+export async function requireStopped(watched: Watched, signal: AbortSignal): Promise<void> {
+  const [status] = await Promise.all([
+    statusOf(watched.source.qmp, signal),
+    // What has happened there is known when it has answered.
+    watched.destination?.guest.look({ signal }),
+  ]);
+  throwObstacle(watched);
   if (status !== 'running' && status !== 'suspended') return;
   throw new DevstateError('DEVSTATE_E_VM_CHANGED', `the VM is ${status} at the source: it was resumed there`);
 }
@@ -204,8 +245,8 @@ async function statusOf(qmp: QmpClient, signal: AbortSignal): Promise<string | u
   }
 }
 
-function throwObstacle(run: WatchedRun): void {
-  const reason = whyNot(run);
+function throwObstacle(watched: Watched): void {
+  const reason = whyNot(watched);
   if (reason !== undefined) throw reason;
 }
 

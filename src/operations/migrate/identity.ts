@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /** That the two QEMUs and the device servers that were named for a migration belong together. */
 
-import { isSameQemu, queryVmIdentity } from '../../qemu/index.js';
+import { isSameQemu, pciPlace, queryVmIdentity } from '../../qemu/index.js';
 import {
   type Claim,
   type DeviceCensus,
+  type NamedDevices,
   type NamedSocket,
   proveClaims,
   proveImages,
   takeCensus,
   unknownWithout,
 } from '../identity/index.js';
-import type { RunDevice, Vm } from './run.js';
+import type { MovedDevice, Vm } from './parties.js';
 import type { MigrateOptions } from './types.js';
 
 /** The vfio-user devices of both QEMUs. */
@@ -21,6 +22,14 @@ export interface Censuses {
 }
 
 type Qemus = Readonly<Record<'source' | 'destination', Pick<Vm, 'qmp'>>>;
+
+export function namedIn({ devices, without = [] }: MigrateOptions): NamedDevices {
+  return {
+    ids: devices.map(({ id }) => id),
+    without,
+    usage: (id) => `--device ${id},source=PATH,dest=PATH`,
+  };
+}
 
 /** What both QEMUs are asked before qtest is needed. @returns what does not fit, as `reasons`, and what is odd, as `remarks` */
 export async function identifyQemus(
@@ -35,17 +44,14 @@ export async function identifyQemus(
       `source and destination are one QEMU, reached by ${paths}: name the QEMU that waits for the VM`,
     );
   }
-  const named = {
-    ids: options.devices.map(({ id }) => id),
-    without: options.without ?? [],
-    usage: (id: string) => `--device ${id},source=PATH,dest=PATH`,
-  };
+  const named = namedIn(options);
   const censuses = {
     source: await takeCensus(source.qmp, 'source', named, signal),
     destination: await takeCensus(destination.qmp, 'destination', named, signal),
   };
   reasons.push(...censuses.source.reasons, ...censuses.destination.reasons);
-  reasons.push(...unknownWithout(named.without, censuses.source, censuses.destination));
+  reasons.push(...unknownWithout(options.without ?? [], censuses.source, censuses.destination));
+  reasons.push(...(await moved(source, destination, censuses, signal)));
   const [from, to] = [
     await queryVmIdentity(source.qmp, { signal }),
     await queryVmIdentity(destination.qmp, { signal }),
@@ -61,15 +67,36 @@ export async function identifyQemus(
   return { censuses, reasons, remarks };
 }
 
+/** Devices that their guest would not find where it knows them: QEMU's own devices say so themselves, these do not. */
+async function moved(
+  source: Qemus['source'],
+  destination: Qemus['destination'],
+  censuses: Censuses,
+  signal: AbortSignal,
+): Promise<string[]> {
+  const reasons: string[] = [];
+  for (const { id, path } of censuses.source.present) {
+    const there = censuses.destination.present.find((device) => device.id === id && id !== undefined);
+    if (there === undefined) continue;
+    const from = await pciPlace(source.qmp, path, { signal });
+    const to = await pciPlace(destination.qmp, there.path, { signal });
+    if (from === to) continue;
+    reasons.push(
+      `device ${id} is at the PCI address ${from} at the source and ${to} at the destination, where its guest would not find it: start the destination with the source's addr= (and bus=)`,
+    );
+  }
+  return reasons;
+}
+
 /** @returns what could not be proven, as sentences */
 export async function proveMigration(
   vms: Readonly<Record<'source' | 'destination', Vm>>,
-  devices: readonly RunDevice[],
+  devices: readonly MovedDevice[],
   { source, destination }: Censuses,
   { unproven = [], imageUnchecked = [] }: MigrateOptions,
   signal: AbortSignal,
 ): Promise<string[]> {
-  const socketOf = (device: RunDevice, where: 'source' | 'destination'): NamedSocket => ({
+  const socketOf = (device: MovedDevice, where: 'source' | 'destination'): NamedSocket => ({
     path: device[where].path,
     role: `the ${where} of device ${device.id}`,
     device: device[where].device,

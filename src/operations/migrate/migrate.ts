@@ -20,26 +20,41 @@
  *        │ cont ──────────────────────────────────────────────────────────────────────────▶│
  *        │ STOP (released) ──────────────────▶│
  *
- * The source can go on until `cont`: every failure before it, cancellation included, ends in `rollback`.
+ * The source can continue until `cont`: every failure before it, cancellation included, ends in `rollback`.
  */
 
-import { asDevstateError, DevstateError } from '../../errors.js';
+import { DevstateError } from '../../errors.js';
 import { formatVersionText } from '../../formats/index.js';
 import { queryMigration } from '../../qemu/index.js';
-import { limitsOf } from '../limits.js';
+import {
+  Course,
+  checking,
+  inPhases,
+  type Limits,
+  limitsOf,
+  lostServer,
+  type Reach,
+  watchServer,
+} from '../phased.js';
 import { summarisePlan } from '../state-plan.js';
+import { Stopwatch } from '../stopwatch.js';
 import { check } from './check.js';
+import { commit } from './commit.js';
 import { watchVm, whyNot } from './guest.js';
-import { commit, type LandTimes, land } from './land.js';
+import { land } from './land.js';
+import { type CapturedDevice, closeParties, type Parties } from './parties.js';
+import { needsSourceServers, phaseOf, type Revocable, type State, watchedOf } from './phases.js';
 import { precopy } from './precopy.js';
-import { causeOf } from './reasons.js';
+import { causeOf as reasonOf } from './reasons.js';
 import { rollback } from './rollback.js';
-import { closeRun, type Run, runsAtSource, Stopwatch } from './run.js';
-import { type SwitchoverTimes, switchover } from './switchover.js';
+import { switchover } from './switchover.js';
 import type { Downtime, MigrateOptions, MigrateProgress, MigrateResult } from './types.js';
 
+/** How long the source's QEMU may take to say how much it has sent, when the VM has left it, ms. */
+const ACCOUNT_MS = 5000;
+
 export interface MigrateHooks {
-  /** Cancels: the source goes on, the operation rejects with DEVSTATE_E_CANCELLED. */
+  /** Cancels: the source continues, the operation rejects with DEVSTATE_E_CANCELLED. */
   readonly signal?: AbortSignal;
   readonly progress?: (progress: MigrateProgress) => void;
 }
@@ -51,61 +66,71 @@ export interface MigrateHooks {
 export async function migrate(options: MigrateOptions, hooks: MigrateHooks = {}): Promise<MigrateResult> {
   const stopwatch = new Stopwatch();
   const limits = limitsOf('the migration', options.timeoutMs, hooks.signal);
-  let run: Run;
   try {
-    run = await check(options, limits.signal, hooks.progress ?? (() => {}));
-  } catch (error) {
-    limits.clear();
-    throw inPhase('check', error);
-  }
-  watchServers(run, limits.abort);
-  watchVm(run, limits.abort);
-  try {
-    return await moveVm(run, stopwatch);
-  } catch (error) {
-    const phase = run.phase;
-    const reason = whyNot(run) ?? (await causeOf(run, error));
-    const { left, problems, remarks } = await rollback(run);
-    throw problems.length === 0
-      ? inPhase(phase, reason, [left, ...remarks])
-      : rollbackError(phase, reason, problems);
+    const checked = await checking(check(options, limits.signal, hooks.progress ?? (() => {})));
+    try {
+      const course = new Course<Revocable>(checked);
+      watchServers(course, limits.abort);
+      const unwatch = watchVm(() => watchedOf(course.state), limits.abort);
+      return await summarise(
+        await inPhases(course, {
+          proceed: (reach) => moveVm(checked, reach, stopwatch),
+          phaseOf,
+          causeOf,
+          rollback: (state) => {
+            unwatch();
+            return rollback(state);
+          },
+          stuck: (problems) =>
+            `and the source could not be put back: ${problems}. Mend that, then run devstate recover`,
+        }),
+        stopwatch,
+      );
+    } finally {
+      closeParties(checked);
+    }
   } finally {
     limits.clear();
-    closeRun(run);
   }
 }
 
-async function moveVm(run: Run, stopwatch: Stopwatch): Promise<MigrateResult> {
-  const checkMs = stopwatch.lap();
-  await precopy(run);
-  const precopyMs = stopwatch.lap();
-  const switchoverTimes = await switchover(run);
-  const switchoverMs = stopwatch.lap();
-  const landTimes = await land(run);
-  const landMs = stopwatch.lap();
-  await commit(run);
-  const phases = {
-    check: checkMs,
-    precopy: precopyMs,
-    switchover: switchoverMs,
-    land: landMs,
-    commit: stopwatch.lap(),
-  };
-  return summarise(
-    run,
-    phases,
-    downtimeOf(run, switchoverTimes, landTimes),
-    landTimes.pageBytes,
-    stopwatch.elapsed,
-  );
+interface Moved {
+  readonly committed: State<'committed'>;
+  /** How long each phase took, ms. */
+  readonly phases: MigrateResult['phases'];
 }
 
-function downtimeOf(run: Run, before: SwitchoverTimes, after: LandTimes): Downtime {
-  const { quiesceMs, captureMs, saveMs, dirtyLogMs } = before;
-  const { qemuMs, loadMs, pagesMs, replayMs, resumeMs } = after;
-  const stopped = run.source.watch.stopped?.receivedMs;
-  const resumed = run.destination.watch.resumed?.receivedMs;
-  const devstateMs = before.wallMs + after.wallMs;
+async function moveVm(
+  checked: State<'checked'>,
+  reach: Reach<Revocable>,
+  stopwatch: Stopwatch,
+): Promise<Moved> {
+  const checkMs = stopwatch.lap();
+  const atSwitchover = await precopy(checked, reach);
+  const precopyMs = stopwatch.lap();
+  const stopped = await switchover(atSwitchover, reach);
+  const switchoverMs = stopwatch.lap();
+  const landed = await land(stopped, reach);
+  const landMs = stopwatch.lap();
+  const committed = await commit(landed, reach);
+  return {
+    committed,
+    phases: {
+      check: checkMs,
+      precopy: precopyMs,
+      switchover: switchoverMs,
+      land: landMs,
+      commit: stopwatch.lap(),
+    },
+  };
+}
+
+function downtimeOf({ source, destination, saved, landed }: State<'committed'>): Downtime {
+  const { quiesceMs, captureMs, saveMs, dirtyLogMs } = saved;
+  const { qemuMs, loadMs, pagesMs, replayMs, resumeMs } = landed;
+  const stopped = source.watch.stopped?.receivedMs;
+  const resumed = destination.watch.resumed?.receivedMs;
+  const devstateMs = saved.wallMs + landed.wallMs;
   // A VM that was paused before has no downtime of its own: what the operation took stands in for it.
   const totalMs = stopped !== undefined && resumed !== undefined ? resumed - stopped : devstateMs + qemuMs;
   return {
@@ -123,34 +148,31 @@ function downtimeOf(run: Run, before: SwitchoverTimes, after: LandTimes): Downti
   };
 }
 
-async function summarise(
-  run: Run,
-  phases: MigrateResult['phases'],
-  downtime: Downtime,
-  pageBytes: number,
-  totalMs: number,
-): Promise<MigrateResult> {
-  const sum = (of: (device: Run['devices'][number]) => number): number =>
-    run.devices.reduce((all, one) => all + of(one), 0);
-  const ram = await queryMigration(run.source.qmp).then(
+async function summarise({ committed, phases }: Moved, stopwatch: Stopwatch): Promise<MigrateResult> {
+  const { source, devices, pause, landed, running, warnings } = committed;
+  const totalMs = stopwatch.elapsed;
+  const downtime = downtimeOf(committed);
+  const sum = (of: (device: CapturedDevice) => number): number =>
+    devices.reduce((all, one) => all + of(one), 0);
+  const ram = await queryMigration(source.qmp, { signal: AbortSignal.timeout(ACCOUNT_MS) }).then(
     (progress) => progress.ram.transferredBytes,
     () => 0,
   );
   return {
     status: 'completed',
-    running: runsAtSource(run),
+    running,
     phases,
     totalMs,
     downtime,
-    expected: run.pause?.expected,
+    expected: pause.expected,
     bytes: {
       ram,
-      precopy: sum(({ precopyBytes }) => precopyBytes),
-      stop: sum(({ stopBytes }) => stopBytes),
-      pages: pageBytes,
+      precopy: sum(({ stream }) => stream.precopyBytes),
+      stop: sum(({ stream }) => stream.stopBytes),
+      pages: landed.pageBytes,
     },
     dirtyPages: sum(({ dirty }) => dirty.count),
-    devices: run.devices.map((device) => {
+    devices: devices.map((device) => {
       const format = device.plan.negotiation?.taken?.from;
       return {
         id: device.id,
@@ -160,45 +182,41 @@ async function summarise(
             ? undefined
             : { uuid: format.uuid, name: format.name, version: formatVersionText(format.version) },
         negotiation: summarisePlan(device.plan),
-        precopyBytes: device.precopyBytes,
-        stopBytes: device.stopBytes,
+        precopyBytes: device.stream.precopyBytes,
+        stopBytes: device.stream.stopBytes,
         dirtyPages: device.dirty.count,
-        byMessage: device.byMessage,
+        byMessage: pause.writesByMessage(device),
       };
     }),
-    warnings: run.warnings,
+    warnings,
   };
 }
 
-/** A device server that is lost ends the migration when it is lost, not when it is next needed; unless it never is. */
-function watchServers(run: Run, abort: (reason: DevstateError) => void): void {
-  for (const { id, source, destination } of run.devices) {
-    for (const [where, { device, path }] of [
-      ['source', source],
-      ['destination', destination],
-    ] as const) {
-      void device.client.closed().then(() => {
-        if (where === 'source' && run.sourceSpent) return;
-        const message = `device ${id}: its ${where} server (${path}) has closed the connection; see whether it still runs`;
-        abort(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message));
-      });
-    }
+/** The source's servers are needed until they have nothing more to give. */
+function watchServers(course: Course<Revocable>, abort: Limits['abort']): void {
+  for (const { id, source, destination } of course.state.devices) {
+    watchServer(id, 'source server', source, abort, () => needsSourceServers(course.state));
+    watchServer(id, 'destination server', destination, abort);
   }
 }
 
-/** The error with the phase it came from. Its code and exit code stay. */
-function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
-  const { code, message, errno } = asDevstateError(error);
-  return new DevstateError(code, [`${phase}: ${message}`, ...remarks].join('; '), {
-    cause: error,
-    ...(errno === undefined ? {} : { errno }),
-  });
+/** Why a migration has failed: what explains it best. */
+async function causeOf(state: Revocable, error: unknown): Promise<unknown> {
+  const known = whyNot(watchedOf(state)) ?? whichServer(state, error);
+  // That it has failed is no explanation: one of the two QEMUs knows why.
+  return known === undefined || isFailure(known, state) ? reasonOf(state, known ?? error) : known;
 }
 
-function rollbackError(phase: string, error: unknown, problems: readonly string[]): DevstateError {
-  const { message } = asDevstateError(error);
-  const what = `${phase}: ${message}; and the source could not be put back: ${problems.join('; ')}`;
-  return new DevstateError('DEVSTATE_E_ROLLBACK', `${what}. Mend that, then run devstate recover`, {
-    cause: error,
-  });
+function isFailure({ code }: DevstateError, { source }: Parties): boolean {
+  return code === 'DEVSTATE_E_QEMU_MIGRATION' && source.watch.history.at(-1) === 'failed';
+}
+
+/** A request that was under way when a server was lost fails before the watch does, and does not say whose it was. */
+function whichServer({ devices }: Parties, error: unknown): DevstateError | undefined {
+  if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_CONNECTION_CLOSED') return undefined;
+  for (const { id, source, destination } of devices) {
+    if (source.device.client.isClosed) return lostServer(id, 'source server', source);
+    if (destination.device.client.isClosed) return lostServer(id, 'destination server', destination);
+  }
+  return undefined;
 }

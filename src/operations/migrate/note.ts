@@ -4,8 +4,9 @@
  * die, `devstate recover` finds the note there and puts the source back.
  */
 
-import { z } from 'zod';
+import * as z from 'zod';
 import type { MigrationClient } from '../../client/index.js';
+import { packDocument, unpackDocument } from '../../documents/index.js';
 import { PciView, SettingsChange } from '../../qemu/index.js';
 
 /** What was changed of the migration settings of two QEMUs. */
@@ -21,17 +22,42 @@ const Note = z.object({
   view: PciView.exactOptional(),
   /** Notes of older managers have none. */
   settings: ChangedSettings.exactOptional(),
+  /** The sockets to which the destination's QEMU has its devices connected, by id, as far as it tells: it is known by them. */
+  destination: z.record(z.string(), z.string()).exactOptional(),
+  /** The destination was about to be told to run the VM: it may have run there since, and written to its disks. */
+  mayRunThere: z.boolean().exactOptional(),
   /** Whether the VM ran. */
   running: z.boolean(),
   /** QEMU was about to execute another program (cpr-exec). */
   exec: z.boolean().exactOptional(),
-  /** QEMU was made to let go of the device's eventfds: all of `view` has to be replayed, not COMMAND alone. */
+  /** QEMU was made to release the device's eventfds: all of `view` has to be replayed, not COMMAND alone. */
   muted: z.boolean().exactOptional(),
 });
 export type Note = z.infer<typeof Note>;
 
+/** What a note has of an operation, whichever moment it is of. */
+export interface Noted {
+  readonly settings: ChangedSettings | undefined;
+  /** See {@link Note}. */
+  readonly destinationSockets?: Readonly<Record<string, string>> | undefined;
+}
+
+export function noted({ settings, destinationSockets }: Noted): Pick<Note, 'settings' | 'destination'> {
+  return {
+    ...(settings === undefined ? {} : { settings }),
+    ...(destinationSockets === undefined ? {} : { destination: destinationSockets }),
+  };
+}
+
 export async function writeNote(device: MigrationClient, note: Note): Promise<void> {
-  await device.setNote(new TextEncoder().encode(JSON.stringify(note)));
+  await device.setNote(packDocument(note));
+}
+
+/** First byte of a note of an older manager: JSON. No packed map begins with it. */
+const JSON_OBJECT = 0x7b;
+
+function parseJson(bytes: Uint8Array): unknown {
+  return JSON.parse(new TextDecoder().decode(bytes));
 }
 
 /** The note, or undefined when there is none or it is not one of ours. */
@@ -39,7 +65,7 @@ export async function readNote(device: MigrationClient): Promise<Note | undefine
   const bytes = await device.note();
   if (bytes.length === 0) return undefined;
   try {
-    return Note.parse(JSON.parse(new TextDecoder().decode(bytes)));
+    return Note.parse(bytes[0] === JSON_OBJECT ? parseJson(bytes) : unpackDocument(bytes));
   } catch {
     return undefined;
   }

@@ -6,12 +6,13 @@
 
 import { MigrationFlag, MigrationState } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
+import { forEachDevice } from '../phased.js';
 import { unlessAborted } from '../waiting.js';
-import { forEachDevice, type RunDevice } from './run.js';
+import type { MovedDevice } from './parties.js';
 
 /** As much of a migration as is needed here. */
 export interface DevicesOfVm {
-  readonly devices: readonly Pick<RunDevice, 'id' | 'source' | 'destination'>[];
+  readonly devices: readonly Pick<MovedDevice, 'id' | 'source' | 'destination'>[];
   readonly signal: AbortSignal;
 }
 

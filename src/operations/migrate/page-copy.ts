@@ -7,11 +7,20 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
-import { MappedGuestMemory, type MigrationClient } from '../../client/index.js';
+import { MappedGuestMemory, MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
 import { type DmaMapEntry, DmaMapFlag, type DmaRange } from '../../wire/index.js';
 import { unlessAborted } from '../waiting.js';
-import { mergeOverGaps } from './dirty-pages.js';
+import { mergeOverGaps, splitRanges } from './dirty-pages.js';
+
+/** Where pages go. */
+export interface PageTarget {
+  readonly memory: Pick<MigrationClient, 'dmaMaps' | 'readMemory' | 'writeMemory'>;
+  /** The same memory as far as this process has it. */
+  readonly mapped: Pick<MappedGuestMemory, 'refresh' | 'view' | 'faulted' | 'close'>;
+  /** Bytes that one message may carry. */
+  readonly maxTransfer: number;
+}
 
 /** Copies by messages under way at a time: one is read while another is written, and both sockets stay busy. */
 const COPIES_IN_FLIGHT = 4;
@@ -27,17 +36,20 @@ const SAMPLES = 4;
 
 export class PageCopier {
   readonly #source: MigrationClient;
-  readonly #destination: MigrationClient;
+  readonly #destination: PageTarget['memory'];
   readonly #from: MappedGuestMemory;
-  readonly #to: MappedGuestMemory;
+  readonly #to: PageTarget['mapped'];
+  readonly #pieceLength: number;
   readonly #samples: { readonly bytes: number; readonly ms: number }[] = [];
   #mapped = false;
 
-  constructor(source: MigrationClient, destination: MigrationClient) {
+  constructor(source: MigrationClient, destination: MigrationClient | PageTarget) {
+    const target = destination instanceof MigrationClient ? targetOf(destination) : destination;
     this.#source = source;
-    this.#destination = destination;
+    this.#destination = target.memory;
     this.#from = new MappedGuestMemory(source);
-    this.#to = new MappedGuestMemory(destination);
+    this.#to = target.mapped;
+    this.#pieceLength = Math.min(source.client.maxTransfer, target.maxTransfer);
   }
 
   /** How the last copy, or measurement, reached the memory. */
@@ -70,7 +82,7 @@ export class PageCopier {
     const range = await this.#commonRange();
     if (range === undefined) return;
     await this.#reach();
-    const length = this.#pieceLength();
+    const length = this.#pieceLength;
     const scratch = new Uint8Array(length);
     const times: number[] = [];
     // The first piece is for the code that runs for the first time.
@@ -102,7 +114,7 @@ export class PageCopier {
     if (ranges.length === 0) return;
     await this.#reach();
     const started = performance.now();
-    const pieces = split(ranges, Math.min(this.#pieceLength(), SAMPLE_BYTES));
+    const pieces = splitRanges(ranges, Math.min(this.#pieceLength, SAMPLE_BYTES));
     let bytes = 0;
     for (const piece of pieces) {
       try {
@@ -123,7 +135,7 @@ export class PageCopier {
     // A message costs more than the memory between two pages; what lies in the gap is the same at both ends.
     const joined = this.#mapped ? ranges : mergeOverGaps(ranges, await this.#source.dmaMaps());
     const started = performance.now();
-    const pieces = split(joined, this.#pieceLength());
+    const pieces = splitRanges(joined, this.#pieceLength);
     let bytes = 0;
     let sinceLook = 0;
     const worker = async (): Promise<void> => {
@@ -158,16 +170,13 @@ export class PageCopier {
 
   async #commonRange(): Promise<DmaRange | undefined> {
     const both = DmaMapFlag.READ | DmaMapFlag.WRITE;
-    const there = await this.#destination.dmaMaps();
-    const isCommon = ({ address, size, flags }: DmaMapEntry): boolean =>
-      flags === both &&
-      there.some((other) => other.address === address && other.size === size && other.flags === both);
+    const there = new Map((await this.#destination.dmaMaps()).map((map) => [map.address, map]));
+    const isCommon = ({ address, size, flags }: DmaMapEntry): boolean => {
+      const other = there.get(address);
+      return flags === both && other?.size === size && other.flags === both;
+    };
     const common = (await this.#source.dmaMaps()).filter(isCommon).sort((a, b) => b.size - a.size)[0];
     return common === undefined ? undefined : { iova: common.address, length: common.size };
-  }
-
-  #pieceLength(): number {
-    return Math.min(this.#source.client.maxTransfer, this.#destination.client.maxTransfer);
   }
 
   #views({ iova, length }: DmaRange): [Uint8Array | undefined, Uint8Array | undefined] {
@@ -216,10 +225,15 @@ export class PageCopier {
   }
 }
 
-function* split(ranges: readonly DmaRange[], length: number): Generator<DmaRange> {
-  for (const range of ranges) {
-    for (let at = 0; at < range.length; at += length) {
-      yield { iova: range.iova + at, length: Math.min(length, range.length - at) };
-    }
-  }
+function targetOf(device: MigrationClient): PageTarget {
+  return {
+    memory: device,
+    mapped: new MappedGuestMemory(device),
+    maxTransfer: device.client.maxTransfer,
+  };
+}
+
+/** How far into a range a rehearsal copies, bytes: its pieces, and the first one, which does not count. */
+export function rehearsedLength(maxTransfer: number): number {
+  return (REHEARSED + 1) * maxTransfer;
 }

@@ -4,7 +4,7 @@
  *
  *     downtime  =  fixed (view, log, state)  +  pages that devices wrote / rate of copying  +  QEMU's own part
  *
- * A device that has written, or until the next look will have, more than can be copied in its share is told to write by
+ * A device that has written, or until the next look will have, more than can be copied in its share is asked to write by
  * messages: slower for the guest, but QEMU notices those writes and sends the pages while the VM runs.
  */
 

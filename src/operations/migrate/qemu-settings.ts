@@ -8,89 +8,85 @@ import { DevstateError } from '../../errors.js';
 import {
   alsoOurs,
   applySettings,
-  destinationSettings,
   downtimeLimit,
   NO_CHANGE,
   planSettings,
   putBackSettings,
   type QmpClient,
+  queryParameter,
   type SettingsChange,
-  sourceSettings,
-  stopVm,
   type WantedSettings,
 } from '../../qemu/index.js';
-import { type ChangedSettings, readNote, writeNote } from './note.js';
-import { saidBy } from './reasons.js';
-import { forEachDevice, type Run, type RunDevice, runsAtSource, type Vm } from './run.js';
+import type { DeviceSocket } from '../device-socket.js';
+import { forEachDevice } from '../phased.js';
+import { type ChangedSettings, type Noted, noted, readNote, writeNote } from './note.js';
+import { type MovedDevice, runsAtSource, type Vm } from './parties.js';
 
 /** How long a QEMU may take to have its settings put back, ms. */
 const PUT_BACK_TIMEOUT_MS = 30_000;
 
+/** What was changed of the QEMUs' migration settings, as the notes have it. */
+export interface SettingsRecord {
+  current: ChangedSettings;
+}
+
 /** As much of an operation as is needed here. */
 export interface SettingsOwner {
   readonly source: Pick<Vm, 'qmp' | 'guest'>;
-  readonly devices: readonly Pick<RunDevice, 'id' | 'source'>[];
+  readonly devices: readonly Pick<MovedDevice, 'id' | 'source'>[];
   readonly signal: AbortSignal;
-  /** Undefined as long as nothing was changed. */
-  settings: ChangedSettings | undefined;
-}
-
-/** Makes both QEMUs ready to migrate. @param downtimeMs QEMU's own part of the pause */
-export async function prepareQemus(run: Run, downtimeMs: number): Promise<void> {
-  const { options, destination, signal } = run;
-  const { qmp } = destination;
-  const settings = destinationSettings();
-  const planned = await saidBy('destination', planSettings(qmp, settings, { signal }));
-  await changeSource(run, sourceSettings({ ...options, downtimeMs }), planned);
-  // While it waits, `stop` means: do not run when you have everything. As -S does, which may have been forgotten.
-  await saidBy('destination', stopVm(qmp, { signal }));
-  await saidBy('destination', applySettings(qmp, settings, planned, { signal }));
+  readonly destinationSockets?: Noted['destinationSockets'];
 }
 
 /**
- * Changes the source's settings. Notes are written first, at every device: of what changes here, and of what is to change
- * at the destination.
+ * Has notes written, at every device, of what is to change: at the source to become `wanted`, and at the destination. Before
+ * anything changes; what an earlier manager has left changed is put back.
  */
-export async function changeSource(
-  run: SettingsOwner,
+export async function noteSettings(
+  owner: SettingsOwner,
   wanted: WantedSettings,
   destination: SettingsChange = NO_CHANGE,
-): Promise<void> {
-  const { signal } = run;
-  const running = runsAtSource(run);
-  const { qmp } = run.source;
-  await forEachDevice(run, ({ source }) => putBackLeft(source, qmp, signal));
-  const settings = { source: await planSettings(qmp, wanted, { signal }), destination };
-  const devices = run.devices.map(({ id }) => id);
-  await forEachDevice(run, ({ id, source }) => writeNote(source.device, { id, devices, running, settings }));
-  run.settings = settings;
-  await saidBy('source', applySettings(qmp, wanted, settings.source, { signal }));
+): Promise<SettingsRecord> {
+  const { signal } = owner;
+  const running = runsAtSource(owner);
+  const { qmp } = owner.source;
+  await forEachDevice(owner, ({ source }) => putBackLeft(source, qmp, signal));
+  const current = { source: await planSettings(qmp, wanted, { signal }), destination };
+  await writeNotes(owner, current, running);
+  return { current };
+}
+
+async function writeNotes(owner: SettingsOwner, settings: ChangedSettings, running: boolean): Promise<void> {
+  const devices = owner.devices.map(({ id }) => id);
+  const note = { devices, running, ...noted({ ...owner, settings }) };
+  await forEachDevice(owner, ({ id, source }) => writeNote(source.device, { id, ...note }));
 }
 
 /**
  * Changes the bound for QEMU's own part of the pause while it migrates. The notes say first that this value is ours too.
+ * One that somebody else has given it meanwhile stays.
  */
-export async function changeDowntime(run: Run, before: number, downtimeMs: number): Promise<void> {
-  const { settings, signal } = run;
-  const running = runsAtSource(run);
-  if (settings === undefined) return;
+export async function changeDowntime(
+  owner: SettingsOwner & { readonly settings: SettingsRecord },
+  before: number,
+  downtimeMs: number,
+): Promise<void> {
+  const { settings, signal } = owner;
+  const running = runsAtSource(owner);
+  const { qmp } = owner.source;
+  const now = await queryParameter(qmp, 'downtime-limit', { signal });
+  if (now !== downtimeLimit(before)) return;
   const wanted = { capabilities: {}, parameters: { 'downtime-limit': downtimeLimit(downtimeMs) } };
-  const source = alsoOurs(settings.source, wanted.parameters, { 'downtime-limit': downtimeLimit(before) });
-  const changed = { ...settings, source };
-  const devices = run.devices.map(({ id }) => id);
-  await forEachDevice(run, (device) =>
-    writeNote(device.source.device, { id: device.id, devices, running, settings: changed }),
-  );
-  run.settings = changed;
-  await applySettings(run.source.qmp, wanted, source, { signal });
+  const was = { 'downtime-limit': downtimeLimit(before) };
+  const source = alsoOurs(settings.current.source, wanted.parameters, was);
+  const changed = { ...settings.current, source };
+  await writeNotes(owner, changed, running);
+  settings.current = changed;
+  await applySettings(qmp, wanted, source, { signal });
 }
 
 /** A manager that was killed while the device still ran left the settings changed, and need not have been recovered from. */
-async function putBackLeft(
-  { device }: RunDevice['source'],
-  qmp: QmpClient,
-  signal: AbortSignal,
-): Promise<void> {
+async function putBackLeft({ device }: DeviceSocket, qmp: QmpClient, signal: AbortSignal): Promise<void> {
   const left = (await readNote(device))?.settings;
   if (left !== undefined) await putBackSettings(qmp, left.source, { signal });
 }

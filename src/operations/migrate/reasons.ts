@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Why a migration failed, from the end that knows. A QEMU that is told of a failure by the other one, or loses its
+ * Why a migration failed, from the end that knows. A QEMU that learns of a failure from the other one, or loses its
  * connection to it, says no more than that; a device server that loses its VM's memory says only that there is none.
  */
 
 import { DevstateError } from '../../errors.js';
 import { type QmpClient, QmpCommandError, queryMigration, ramBlocks } from '../../qemu/index.js';
 import { delay } from '../waiting.js';
-import type { Run, Vm } from './run.js';
+import type { Parties, Vm } from './parties.js';
 
 /** How long a QEMU that lives may take to say so, ms. */
 const ALIVE_MS = 1000;
@@ -20,7 +20,7 @@ const ASK_AGAIN_MS = 20;
 export interface Reason {
   readonly where: 'source' | 'destination';
   readonly text: string;
-  /** Of a QEMU that cannot be asked any more. */
+  /** Why a QEMU cannot be asked any more. */
   readonly lost?: DevstateError | undefined;
 }
 
@@ -56,7 +56,10 @@ export async function saidBy<T>(where: Reason['where'], work: Promise<T>): Promi
 }
 
 /** The error, or one in its place that has the reason of the end that knows it. Before anything is undone. */
-export async function causeOf(run: Pick<Run, 'source' | 'destination'>, error: unknown): Promise<unknown> {
+export async function causeOf(
+  run: Pick<Parties, 'source' | 'destination'>,
+  error: unknown,
+): Promise<unknown> {
   if (!(error instanceof DevstateError) || !SECOND_HAND.includes(error.code)) return error;
   const failed = error.code === 'DEVSTATE_E_QEMU_MIGRATION';
   const asked = await Promise.all([
@@ -117,7 +120,10 @@ async function withOutput({ output }: Vm, error: string | undefined): Promise<st
 }
 
 /** QEMU names the RAM that does not fit on stderr only, which may be out of reach: the two are compared. */
-async function differentRam({ source, destination }: Pick<Run, 'source' | 'destination'>): Promise<Reason[]> {
+async function differentRam({
+  source,
+  destination,
+}: Pick<Parties, 'source' | 'destination'>): Promise<Reason[]> {
   const where = 'destination';
   const blocks = (qmp: QmpClient) => ramBlocks(qmp, { signal: AbortSignal.timeout(ALIVE_MS) });
   try {
@@ -125,7 +131,7 @@ async function differentRam({ source, destination }: Pick<Run, 'source' | 'desti
     return here.flatMap(({ name, used }): Reason[] => {
       const other = there.find((block) => block.name === name);
       if (other === undefined) return [{ where, text: `Unknown ramblock "${name}", which the source has` }];
-      // Of a ROM it is the size that the guest has been shown, which is not fixed.
+      // For a ROM it is the size that the guest has been shown, which is not fixed.
       if (other.used === used || name.startsWith('/rom@')) return [];
       const sizes = `${other.used} bytes, at the source ${used}`;
       return [{ where, text: `Size mismatch of ramblock "${name}": ${sizes}` }];

@@ -12,37 +12,45 @@ import type { MigrationClient } from '../../client/index.js';
 import { DevstateError } from '../../errors.js';
 import { capturePciView, findShownPciDevice, readConfig, replayPciView } from '../../qemu/index.js';
 import { DmaMapFlag } from '../../wire/index.js';
+import { forEachDevice } from '../phased.js';
+import { Stopwatch } from '../stopwatch.js';
 import { collectDirty } from './dirty-pages.js';
-import { forEachDevice, type Run, type RunDevice, Stopwatch } from './run.js';
+import type { Parties, RehearsedDevice, RehearsedView, SendingDevice } from './parties.js';
 
 /** Size of a window, bytes. */
 const WINDOW = 2 ** 30;
+/** Most ranges that are touched, the largest: of 65,535, each has little that a device may need. */
+const TOUCHED = 256;
 
-export async function rehearse(run: Run): Promise<void> {
-  await forEachDevice(run, async (device) => {
-    await rehearseView(run, device);
+export async function rehearse(sending: Parties<SendingDevice>): Promise<RehearsedDevice[]> {
+  return forEachDevice(sending, async (device) => {
+    const rehearsed = await rehearseView(sending, device);
     await touchMemory(device.source.device);
     await touchMemory(device.destination.device);
     await collectDirty(device.source.device, device.dirty);
+    return { ...device, rehearsed };
   });
 }
 
-async function rehearseView({ destination: { qmp, qtest }, signal }: Run, device: RunDevice): Promise<void> {
+async function rehearseView(
+  { destination: { qmp, qtest }, signal }: Parties,
+  { id }: SendingDevice,
+): Promise<RehearsedView | undefined> {
   // Behind a bridge that has no number yet QEMU shows it only when the guest's state is there.
-  const location = await findShownPciDevice(qmp, device.id, { signal });
-  if (location === undefined) return;
-  device.like = await readConfig(qtest, location);
-  await replayPciView(qtest, location, await capturePciView(qtest, location, device.like));
+  const location = await findShownPciDevice(qmp, id, { signal });
+  if (location === undefined) return undefined;
+  const like = await readConfig(qtest, location);
+  await replayPciView(qtest, location, await capturePciView(qtest, location, like));
   // Once more: what is to be known is how long it takes when the code has run before.
   const again = new Stopwatch();
-  await replayPciView(qtest, location, await capturePciView(qtest, location, device.like));
-  device.viewMs = again.elapsed;
+  await replayPciView(qtest, location, await capturePciView(qtest, location, like));
+  return { like, viewMs: again.elapsed };
 }
 
 /** Guest memory is seen through windows, which are made, at some cost, when they are first touched. */
 async function touchMemory(device: MigrationClient): Promise<void> {
-  for (const map of await device.dmaMaps()) {
-    if ((map.flags & DmaMapFlag.READ) === 0) continue;
+  const maps = (await device.dmaMaps()).filter(({ flags }) => (flags & DmaMapFlag.READ) !== 0);
+  for (const map of maps.sort((a, b) => b.size - a.size).slice(0, TOUCHED)) {
     try {
       for (let at = 0; at < map.size; at += WINDOW)
         await device.readMemory(map.address + at, new Uint8Array(1));

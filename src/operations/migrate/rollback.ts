@@ -3,11 +3,12 @@
  * Back to the source: whatever went wrong, in whatever phase, the source's devices and VM run again, and the
  * destination surely does not.
  *
- *     destination QEMU quits → destination devices are reset (and let go of the image)
+ *     destination QEMU quits → destination devices are reset (and release the image)
  *       → source devices run → COMMAND is put back → source VM runs
  */
 
 import { DevstateError } from '../../errors.js';
+import type { MigrationEnd } from '../../migration/index.js';
 import {
   cancelMigration,
   cutMigration,
@@ -24,11 +25,13 @@ import {
 } from '../../qemu/index.js';
 import { Errno, MigrationState } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
+import type { Rollback } from '../phased.js';
 import { delay, within } from '../waiting.js';
 import { quit } from './destination-vm.js';
 import { type ChangedSettings, clearNote } from './note.js';
+import { type Parties, runsAtSource, type Vm } from './parties.js';
+import type { Revocable } from './phases.js';
 import { putBackAt } from './qemu-settings.js';
-import { type Run, runsAtSource, type Vm } from './run.js';
 
 /** How long the source's QEMU may take to end its migration, ms. */
 const QEMU_TIMEOUT_MS = 30_000;
@@ -36,16 +39,19 @@ const QEMU_TIMEOUT_MS = 30_000;
 const ANSWER_TIMEOUT_MS = 2000;
 /** How long the destination's QEMU may take to quit while the guest waits, ms. */
 const QUIT_TIMEOUT_MS = 10_000;
-/** How long a destination's device server may take to let go of the device, ms. */
+/** How long a destination's device server may take to release the device, ms. */
 const RESET_TIMEOUT_MS = 2000;
-/** How long a source's device may have to wait for what the destination is just giving back, ms. */
-const GIVE_BACK_MS = 2000;
+/**
+ * How long a source's device may have to wait for what the destination is just giving back, ms. As long as its disk is
+ * slow: giving up does not bring the VM back any sooner, it leaves it standing.
+ */
+const GIVE_BACK_MS = 60_000;
 /** How a migration of QEMU's ends that does not move the VM: there is nothing more to cancel. */
-export const UNDONE: readonly string[] = ['failed', 'cancelled'];
+const UNDONE: readonly string[] = ['failed', 'cancelled'];
 /** How often it asks, ms. */
 const ASK_AGAIN_MS = 10;
 
-/** Collects what could not be undone, and goes on. */
+/** Collects what could not be undone, and continues. */
 class Attempts {
   readonly problems: string[] = [];
 
@@ -60,63 +66,102 @@ class Attempts {
   }
 }
 
-/** What came of a rollback, as sentences. */
-export interface Rollback {
-  /** Where and how the VM is then, for the end of an error. */
-  readonly left: string;
-  /** What could not be undone. Empty: the source goes on. */
-  readonly problems: readonly string[];
-  /** What is left to be done although the source goes on. */
-  readonly remarks: readonly string[];
+/** What was changed at the source of a VM. */
+export type SourceChanges =
+  /** Nothing of the QEMU. Device states may be on their way. */
+  | { readonly tag: 'none' }
+  | { readonly tag: 'configured'; readonly settings: ChangedSettings }
+  /** QEMU was asked to migrate. A note of an older manager does not say what settings were changed. */
+  | { readonly tag: 'migrating'; readonly settings: ChangedSettings | undefined }
+  /** The devices are, or are just being, stopped. */
+  | {
+      readonly tag: 'stopped';
+      readonly settings: ChangedSettings | undefined;
+      /** QEMU's views of the devices before INTx was silenced, by id; of those only where it was, or may have been. */
+      readonly silenced: ReadonlyMap<string, PciView>;
+    };
+
+const lost = (...problems: readonly string[]): Rollback => ({ left: '', problems, remarks: [] });
+
+/** Undoes a migration that failed, from the state that it had reached. */
+export function rollback(state: Revocable): Promise<Rollback> {
+  state.report({ phase: 'rollback' });
+  switch (state.tag) {
+    case 'checked':
+    case 'sending':
+    case 'rehearsed':
+      return goBack(state, { tag: 'none' });
+    case 'configured':
+      return goBack(state, { tag: 'configured', settings: state.settings.current });
+    case 'migrating':
+    case 'at-switchover':
+      return goBack(state, { tag: 'migrating', settings: state.settings.current });
+    case 'stopping':
+    case 'stopped':
+    case 'landing':
+    case 'source-spent':
+    case 'resetting':
+    case 'landed':
+    case 'committing':
+      return goBack(state, {
+        tag: 'stopped',
+        settings: state.settings.current,
+        silenced: state.silenced,
+      });
+    case 'in-doubt': {
+      const what = 'the destination QEMU was asked to run the VM and may run it: make sure that it does not';
+      return Promise.resolve(lost(what));
+    }
+  }
 }
 
-/** Undoes a migration that failed. */
-export async function rollback(run: Run): Promise<Rollback> {
-  run.phase = 'rollback';
-  run.report({ phase: 'rollback' });
-  const lost = (problems: readonly string[]): Rollback => ({ left: '', problems, remarks: [] });
-  if (run.mayRunThere) {
-    return lost([
-      'the destination QEMU was told to run the VM and nobody can tell whether it does: see to it that it does not',
-    ]);
-  }
-  if (run.destination.guest.guest.resumes > 0) {
+async function goBack(parties: Parties, changes: SourceChanges): Promise<Rollback> {
+  const { source, destination, devices } = parties;
+  if (destination.guest.guest.resumes > 0) {
     // It may have written to its disks, or have sent to others.
-    const stopped = stopVm(run.destination.qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
+    const stopped = stopVm(destination.qmp, { signal: AbortSignal.timeout(QEMU_TIMEOUT_MS) });
     const how = await stopped.then(() => 'was stopped again').catch(() => 'could not be stopped');
-    return lost([`the VM has run at the destination, and ${how} there; the VM at the source stands`]);
+    for (const where of ['source', 'destination'] as const)
+      await putBackAt(where, parties[where].qmp, settingsOf(changes)).catch(() => {});
+    return lost(`the VM has run at the destination, and ${how} there; the VM at the source stands`);
   }
-  const { source } = run;
   const attempts = new Attempts();
   // What the destination has is worth nothing only as long as there is a source to go back to.
   await attempts.try('the source QEMU is lost, and the destination was left as it is', () =>
     requireAlive(source.qmp),
   );
   if (attempts.problems.length > 0)
-    return source.guest.guest.ended === undefined ? lost(attempts.problems) : rollbackEnded(run);
-  const remarks = await discardDestination(run);
-  const devices = run.devices.map(({ id, source, view, silenced }) => ({
-    id,
-    source,
-    view: silenced ? view : undefined,
-  }));
-  const { qmp, qtest } = source;
+    return source.guest.guest.ended === undefined ? lost(...attempts.problems) : goBackEnded(parties);
+  const remarks = await discardDestination(parties);
   const hasEnded = source.guest.guest.ended !== undefined;
-  const resumable = runsAtSource(run) && !hasEnded;
-  const ours = run.started && !source.watch.history.some((status) => UNDONE.includes(status));
-  const { settings } = run;
-  const restored = await restoreSource({ qmp, qtest, devices, resumable, cancel: ours, settings });
+  const resumable = runsAtSource(parties) && !hasEnded;
+  const restored = await restoreSource({
+    ...source,
+    devices,
+    changes,
+    resumable,
+    isUndone: isUndone(source),
+  });
   const { problems } = restored;
   // One that does not stay when its guest has ended takes its time to go.
-  if (problems.length > 0 && hasEnded && !(await isAlive(qmp))) return rollbackEnded(run);
+  if (problems.length > 0 && hasEnded && !(await isAlive(source.qmp))) return goBackEnded(parties);
   const left = problems.length > 0 ? '' : await whatIsLeft(source, 'at the source');
   return { left, problems, remarks: [...remarks, ...restored.remarks] };
 }
 
-/** The guest has ended and its QEMU with it: there is nothing to go back to, and nothing that is to go on. */
-async function rollbackEnded(run: Run): Promise<Rollback> {
-  const remarks = await discardDestination(run);
-  for (const { source } of run.devices) {
+/** Whether QEMU's migration has ended by itself, without moving the VM. */
+export function isUndone({ watch }: Pick<Vm, 'watch'>): boolean {
+  return watch.history.some((status) => UNDONE.includes(status));
+}
+
+function settingsOf(changes: SourceChanges): ChangedSettings | undefined {
+  return changes.tag === 'none' ? undefined : changes.settings;
+}
+
+/** The guest has ended and its QEMU with it: there is nothing to go back to, and nothing that is to continue. */
+async function goBackEnded(parties: Parties): Promise<Rollback> {
+  const remarks = await discardDestination(parties);
+  for (const { source } of parties.devices) {
     // Its server gives what it held for the next VMM, as after any VMM that has left.
     const release = async (): Promise<void> => {
       await source.device.setState(MigrationState.RUNNING);
@@ -129,9 +174,9 @@ async function rollbackEnded(run: Run): Promise<Rollback> {
 }
 
 /** Ends the destination, which runs nothing and is not to. @returns what remains to be done */
-async function discardDestination(run: Run): Promise<string[]> {
+async function discardDestination({ destination, devices }: Parties): Promise<string[]> {
   const remarks: string[] = [];
-  await quit(run.destination.qmp, QUIT_TIMEOUT_MS).catch((error: unknown) => {
+  await quit(destination.qmp, QUIT_TIMEOUT_MS).catch((error: unknown) => {
     // It waits for a `cont` that was never sent, and its devices for an image that the source takes back.
     remarks.push(
       `the destination QEMU does not quit (${error instanceof Error ? error.message : error}): kill it, it must not run`,
@@ -139,7 +184,7 @@ async function discardDestination(run: Run): Promise<string[]> {
   });
   // A server that is gone holds nothing; of one that does not answer the image's lock tells whether it does.
   await Promise.allSettled(
-    run.devices.map(({ destination }) => within(RESET_TIMEOUT_MS, destination.device.reset())),
+    devices.map((device) => within(RESET_TIMEOUT_MS, device.destination.device.reset())),
   );
   return remarks;
 }
@@ -158,43 +203,39 @@ export async function whatIsLeft({ qmp }: Pick<Vm, 'qmp'>, where: string): Promi
 export interface SourceToRestore {
   readonly qmp: QmpClient;
   readonly qtest: Qtest;
-  readonly devices: readonly {
-    readonly id: string;
-    readonly source: DeviceSocket;
-    /** QEMU's view of the device before INTx was silenced; undefined if it was not. */
-    readonly view: PciView | undefined;
-  }[];
+  readonly devices: readonly { readonly id: string; readonly source: DeviceSocket }[];
+  readonly changes: SourceChanges;
   /** Whether the VM is to run if QEMU's migration has completed: then it does not run again by itself. */
   readonly resumable: boolean;
-  /** Whether a migration that is under way is ours to cancel. */
-  readonly cancel: boolean;
-  /** What was changed of QEMU's migration settings, if anything was. */
-  readonly settings: ChangedSettings | undefined;
+  /** QEMU's migration has ended by itself: there is none to cancel, unless it is somebody else's. */
+  readonly isUndone: boolean;
 }
 
 /** Lets the source's devices and VM run again, from wherever a migration left them. */
 export async function restoreSource(
   source: SourceToRestore,
 ): Promise<Pick<Rollback, 'problems' | 'remarks'>> {
-  const { qmp, qtest, devices, settings } = source;
+  const { qmp, qtest, devices, changes } = source;
+  const silenced = changes.tag === 'stopped' ? changes.silenced : new Map<string, PciView>();
   const attempts = new Attempts();
   for (const { id, source } of devices)
     await attempts.try(`device ${id} does not run again`, () => runAgain(source));
   // From here on its VM may run: QEMU resumes it when its migration fails.
   await attempts.try('the source QEMU does not answer', () => free(qmp));
-  for (const { id, view } of devices) {
+  for (const { id } of devices) {
+    const view = silenced.get(id);
     if (view === undefined) continue;
     await attempts.try(`device ${id}: COMMAND was not put back`, () => putBackCommand(qmp, qtest, id, view));
   }
   // A VM without its devices must not run: the guest would see its disk fail.
   if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
   await attempts.try('the source VM does not run again', () => restoreVm(source));
-  // The notes are for whoever tries again.
+  // The notes are for the next try.
   if (attempts.problems.length > 0) return { problems: attempts.problems, remarks: [] };
   for (const { id, source } of devices)
     await attempts.try(`device ${id}: its dirty log was not stopped`, () => source.device.stopLogging());
   try {
-    await putBackAt('source', qmp, settings);
+    await putBackAt('source', qmp, settingsOf(changes));
   } catch (error) {
     const what = error instanceof Error ? error.message : String(error);
     return { problems: attempts.problems, remarks: [`${what}; devstate recover tries it again`] };
@@ -228,7 +269,11 @@ async function free(qmp: QmpClient): Promise<void> {
 }
 
 /** The destination may be about to give the image back: its server has to notice first that its VMM has ended. */
-async function runAgain({ device }: DeviceSocket): Promise<void> {
+export async function runAgain({
+  device,
+}: {
+  readonly device: Pick<MigrationEnd, 'setState'>;
+}): Promise<void> {
   const deadline = performance.now() + GIVE_BACK_MS;
   for (;;) {
     try {
@@ -251,14 +296,15 @@ async function putBackCommand(qmp: QmpClient, qtest: Qtest, id: string, view: Pc
 }
 
 /**
- * A VM that our migration has stopped goes on. QEMU sees to it by itself unless the migration has completed; what others
+ * A VM that our migration has stopped continues. QEMU sees to it by itself unless the migration has completed; what others
  * have done to the VM meanwhile it leaves as it is, and so do we.
  */
-async function restoreVm({ qmp, resumable, cancel }: SourceToRestore): Promise<void> {
+async function restoreVm({ qmp, changes, resumable, isUndone }: SourceToRestore): Promise<void> {
   const signal = AbortSignal.timeout(QEMU_TIMEOUT_MS);
-  if (cancel) await cancelMigration(qmp, { signal });
+  const wasAsked = changes.tag === 'migrating' || changes.tag === 'stopped';
+  if (wasAsked && !isUndone) await cancelMigration(qmp, { signal });
   let { status } = await queryRunState(qmp, { signal });
-  // A migration that has failed says so before the VM goes on.
+  // A migration that has failed says so before the VM continues.
   while (status === 'finish-migrate') {
     await delay(ASK_AGAIN_MS);
     status = (await queryRunState(qmp, { signal })).status;

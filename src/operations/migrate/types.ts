@@ -67,7 +67,13 @@ export interface Downtime {
   readonly devstateMs: number;
 }
 
-/** What the pause was expected to be when the VM was last looked at while it ran, from rates measured in this run; ms. */
+/** The pause to aim at, unless another one is asked for, ms. */
+export const DEFAULT_DOWNTIME_MS = 300;
+
+/**
+ * What the pause is expected to be, from rates measured in this run, when the VM was last looked at while it ran; ms. From
+ * `devstate check`, which measures at the source alone, without QEMU's view and the last state.
+ */
 export interface ExpectedPause {
   readonly totalMs: number;
   /** QEMU's view of the devices, their log and last state. */
@@ -85,6 +91,8 @@ export interface ExpectedPause {
     readonly copyBytesPerSecond: number;
     /** `mapped`: the manager has the memory of both ends; `messages`: it is read and written piece by piece. */
     readonly copiedBy: 'mapped' | 'messages';
+    /** It writes by messages, which QEMU notices, because its pages would be too many: they become no more. */
+    readonly byMessage: boolean;
   }[];
 }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Runs a device server, keeps what it has to go on with, and starts it anew when it crashes: what systemd does for a unit
- * with `Restart=on-failure` and an fd store, in the same protocol, for whoever has no systemd.
+ * Runs a device server, keeps what it has to continue with, and starts it anew when it crashes: what systemd does for a unit
+ * with `Restart=on-failure` and an fd store, in the same protocol, on hosts without systemd.
  */
 
-import { closeSync, constants, mkdtempSync, openSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, constants, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { DevstateError, ExitCode } from '../../errors.js';
 import { FdHolder } from '../../fd-store/index.js';
 import { native } from '../../native/index.js';
+import { makeScratchFolder } from '../scratch-folder.js';
 import { type Ended, ServiceProcess } from './service-process.js';
 
 export interface RunOptions {
@@ -32,7 +32,7 @@ export type RunEvent =
   | { readonly event: 'ended'; readonly how: string };
 
 export interface RunResult {
-  /** Of the server, when it ended by itself. */
+  /** Exit code of the server, when it ended by itself. */
   readonly exitCode: number;
   readonly restarts: number;
 }
@@ -40,12 +40,11 @@ export interface RunResult {
 /** A server that served for so long, ms, has not crashed "in a row". */
 const STEADY_MS = 1000;
 
-/** @throws DevstateError DEVSTATE_E_CRASHED, DEVSTATE_E_USAGE, DEVSTATE_E_SYSTEM */
+/** @throws DevstateError DEVSTATE_E_CRASHED, DEVSTATE_E_OUTPUT, DEVSTATE_E_USAGE, DEVSTATE_E_SYSTEM */
 export async function run(options: RunOptions): Promise<RunResult> {
   if (options.command.length === 0)
     throw new DevstateError('DEVSTATE_E_USAGE', "the server's command line is missing; give it after --");
-  // Only this user may enter it.
-  const directory = mkdtempSync(join(tmpdir(), 'devstate-run-'));
+  const directory = makeScratchFolder('run');
   const remove = (): void => rmSync(directory, { recursive: true, force: true });
   try {
     return await new Supervision(options, join(directory, 'notify'), remove).run();
@@ -140,7 +139,7 @@ class Supervision {
   /** @throws DEVSTATE_E_CRASHED when there is no point in trying again */
   #isToBeRestarted({ code, how, pid }: Ended): boolean {
     const crashed = code !== ExitCode.done && code !== ExitCode.usage;
-    // Nothing was ever served, so nothing is lost: whoever started it is told.
+    // Nothing was ever served, so nothing is lost: the one who started it gets the error.
     if (!crashed || this.#options.restart === 'never' || !this.#everServed) {
       this.#options.progress?.({ event: 'ended', how });
       return false;

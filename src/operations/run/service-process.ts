@@ -18,7 +18,7 @@ export interface Ended {
   readonly how: string;
 }
 
-/** LISTEN_PID is to be the server's own, which nobody knows before it is there. */
+/** LISTEN_PID is to be the server's own, which is not known before it is there. */
 const SCRIPT = 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"';
 
 export class ServiceProcess {

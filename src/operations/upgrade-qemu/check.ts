@@ -18,10 +18,11 @@ import { MigrationState, migrationStateName, type NextVmmStatus } from '../../wi
 import { openDeviceSocket } from '../device-socket.js';
 import { proveClaims, takeCensus } from '../identity/index.js';
 import { connectIfThere } from '../migrate/destination-vm.js';
-import { delay } from '../waiting.js';
+import { delay, unlessAborted } from '../waiting.js';
 import { commandObstacles, qmpSockets } from './command-line.js';
-import { claimsOf } from './identity.js';
-import { Scratch, type UpgradeDevice, type UpgradeRun } from './run.js';
+import { claimsOf, namedIn } from './identity.js';
+import { Scratch, type UpgradeDevice } from './parties.js';
+import type { State } from './phases.js';
 import type { KeptDevice, UpgradeQemuOptions, UpgradeQemuProgress } from './types.js';
 
 /** Migration states of QEMU in which another one may begin. */
@@ -46,7 +47,7 @@ export async function check(
   options: UpgradeQemuOptions,
   signal: AbortSignal,
   report: (progress: UpgradeQemuProgress) => void,
-): Promise<UpgradeRun> {
+): Promise<State<'checked'>> {
   report({ phase: 'check' });
   const qmpPath = requireUsable(options);
   const cleanup: Cleanup = [];
@@ -70,27 +71,22 @@ export async function check(
         `the new QEMU is to be asked at ${qmpPath}, where another process listens already: give it another -qmp`,
       );
     reasons.push(...(await replaceObstacles(qmp, options.mode, { signal })));
-    const { present, reasons: unnamed } = await takeCensus(
-      qmp,
-      'old',
-      {
-        ids: options.devices.map(({ id }) => id),
-        without: undefined,
-        usage: (id) => `--device ${id},server=PATH`,
-      },
-      signal,
-    );
+    const { present, reasons: unnamed } = await takeCensus(qmp, 'old', namedIn(options), signal);
     reasons.push(...unnamed);
     for (const device of devices) reasons.push(...(await checkDevice(device, qmp, signal)));
     refuse(reasons);
     const qtest = await Qtest.attach(qmp, { signal });
     cleanup.push(() => qtest.close());
-    for (const { id } of devices) await proveConfigAccess(qtest, await awaitPciDevice(qmp, id, { signal }));
+    for (const { id } of devices) {
+      const device = await awaitPciDevice(qmp, id, { signal });
+      await unlessAborted(proveConfigAccess(qtest, device), signal);
+    }
     const old = { name: 'the old QEMU', qmp, qtest, devices: present, isFresh: false };
     refuse(await proveClaims(old, claimsOf(devices, options), [], signal));
     const watch = new MigrationWatch(qmp);
     const guest = await GuestWatch.begin(qmp, { signal });
     return {
+      tag: 'checked',
       options,
       qmpPath,
       signal,
@@ -100,14 +96,6 @@ export async function check(
       warnings: [],
       report,
       scratch: new Scratch(),
-      phase: 'check',
-      settings: undefined,
-      stand: undefined,
-      started: false,
-      process: undefined,
-      destination: undefined,
-      executed: false,
-      mayRunThere: false,
     };
   } catch (error) {
     for (const close of cleanup.reverse()) close();
@@ -188,15 +176,7 @@ async function openDevice(
     );
   else if (!before.first) reasons.push(`device ${id}: no VMM is connected to its server`);
   else if (before.intx) reasons.push(`device ${id}: ${NO_INTX}`);
-  return {
-    id,
-    source: socket,
-    destination: socket,
-    before,
-    like: undefined,
-    view: undefined,
-    silenced: false,
-  };
+  return { id, source: socket, destination: socket, before };
 }
 
 /** A driver that resets its device has it without message signalled interrupts for a moment. */

@@ -6,19 +6,20 @@
 
 import {
   applySettings,
-  destinationSettings,
   execArguments,
-  planSettings,
   replaceSettings,
   startExec,
   startTransfer,
   transferArguments,
 } from '../../qemu/index.js';
-import { changeSource } from '../migrate/qemu-settings.js';
-import { forEachDevice } from '../migrate/run.js';
-import { requireNewQemu } from './identity.js';
-import { connectQemu, startQemu } from './new-qemu.js';
-import type { UpgradeRun } from './run.js';
+import { DetachedProcess } from '../detached-process.js';
+import { requireSameDevices } from '../identity/index.js';
+import { noteSettings } from '../migrate/qemu-settings.js';
+import { saidBy } from '../migrate/reasons.js';
+import { forEachDevice, type Reach } from '../phased.js';
+import { namedIn } from './identity.js';
+import { untilListening } from './new-qemu.js';
+import type { Revocable, State, Transfer, Way } from './phases.js';
 
 /** Beyond the operation's own time, so that a server never gives up first, ms. */
 const MARGIN_MS = 10_000;
@@ -26,50 +27,58 @@ const MARGIN_MS = 10_000;
 const MAX_WAIT_MS = 600_000;
 
 /** Nothing has changed for the VM yet. */
-export async function start(run: UpgradeRun): Promise<void> {
-  run.phase = 'start';
-  run.report({ phase: 'start' });
-  const { options, scratch, signal } = run;
+export async function start(
+  checked: State<'checked'>,
+  reach: Reach<Revocable>,
+): Promise<State<'configured'>> {
+  const awaiting = reach({ ...checked, tag: 'awaiting' });
+  const { options, source, scratch, signal, report } = awaiting;
+  report({ phase: 'start' });
   const timeoutMs = Math.min(options.timeoutMs + MARGIN_MS, MAX_WAIT_MS);
-  await forEachDevice(run, ({ source: { device } }) => device.setNextVmm({ action: 'await', timeoutMs }));
-  const command = [...options.command];
-  if (options.mode === 'cpr-transfer') {
-    command.push(...transferArguments(scratch));
-    await startQemu(command, options.log, scratch.cpr, signal, (process) => {
-      run.process = process;
-    });
-  } else command.push(...execArguments(scratch.state));
-  await changeSource(run, replaceSettings(options.mode, command));
+  await forEachDevice(awaiting, ({ source: { device } }) =>
+    device.setNextVmm({ action: 'await', timeoutMs }),
+  );
+  const isExec = options.mode === 'cpr-exec';
+  const more = isExec ? execArguments(scratch.state) : transferArguments(scratch);
+  const command = [...options.command, ...more];
+  const way: Way = isExec ? { mode: 'cpr-exec' } : await launch(awaiting, command, reach);
+  const wanted = replaceSettings(options.mode, command);
+  const settings = await noteSettings(awaiting, wanted);
+  const configured = reach({ ...awaiting, tag: 'configured', way, settings });
+  await saidBy('source', applySettings(source.qmp, wanted, settings.current.source, { signal }));
+  return configured;
+}
+
+async function launch(
+  awaiting: State<'awaiting'>,
+  command: readonly string[],
+  reach: Reach<Revocable>,
+): Promise<Transfer> {
+  const { options, scratch, signal } = awaiting;
+  const process = new DetachedProcess(command, options.log);
+  const { way } = reach({
+    ...awaiting,
+    tag: 'launched',
+    way: { mode: 'cpr-transfer', qemu: { process, vm: undefined } },
+  });
+  await untilListening(process, scratch.cpr, signal);
+  return way;
 }
 
 /** Ends when QEMU waits, VM stopped, at `pre-switchover`; the new process can be asked by then. */
-export async function connect(run: UpgradeRun): Promise<void> {
-  run.phase = 'connect';
-  run.report({ phase: 'connect' });
-  const { options, source, scratch, signal } = run;
-  const stopped = source.watch.waitFor('pre-switchover', { signal });
-  stopped.catch(() => {});
+export async function connect(
+  configured: State<'configured'>,
+  reach: Reach<Revocable>,
+): Promise<State<'at-switchover'>> {
+  const connecting = reach({ ...configured, tag: 'connecting' });
+  const { options, source, scratch, signal, report } = connecting;
+  report({ phase: 'connect' });
   if (options.mode === 'cpr-exec') {
     await startExec(source.qmp, scratch.state, { signal });
-    run.started = true;
-    return stopped;
-  }
-  await startTransfer(source.qmp, scratch, { signal });
-  run.started = true;
-  await stopped;
-}
-
-/** The new process, which makes its devices while the old one's VM still runs. */
-export async function connectDestination(run: UpgradeRun): Promise<void> {
-  if (run.options.mode === 'cpr-exec') return;
-  const destination = await connectQemu(run.qmpPath, run.process, run.signal);
-  run.destination = destination;
-  const { qmp } = destination;
-  const { signal } = run;
-  await requireNewQemu(run, destination, signal);
-  const settings = destinationSettings();
-  const planned = await planSettings(qmp, settings, { signal });
-  // No note has them: they are put back before the VM runs there, and a QEMU in which it does not run is ended.
-  if (run.settings !== undefined) run.settings = { ...run.settings, destination: planned };
-  await applySettings(qmp, settings, planned, { signal });
+  } else await startTransfer(source.qmp, scratch, { signal });
+  source.watch.begin();
+  const migrating = reach({ ...connecting, tag: 'migrating' });
+  const stopped = source.watch.waitFor('pre-switchover', { signal });
+  await Promise.all([stopped, requireSameDevices(source.qmp, 'old', namedIn(options), signal)]);
+  return reach({ ...migrating, tag: 'at-switchover' });
 }

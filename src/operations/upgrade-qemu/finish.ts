@@ -10,8 +10,8 @@ import { MigrationState, type NextVmmStatus } from '../../wire/index.js';
 import type { DeviceSocket } from '../device-socket.js';
 import { clearNote, type Note } from '../migrate/note.js';
 import { runDestinations } from '../migrate/p2p.js';
-import { forEachDevice } from '../migrate/run.js';
 import { replay } from '../migrate/view.js';
+import { forEachDevice } from '../phased.js';
 
 /** How long QEMU and the servers may take, ms. */
 const TIMEOUT_MS = 60_000;

@@ -4,10 +4,18 @@
 import { DevstateError } from '../../errors.js';
 import { listVfioUserDevices } from '../../qemu/index.js';
 import { WitnessedVmm } from '../../wire/index.js';
-import { type Claim, proveClaims, whyNotThere } from '../identity/index.js';
-import type { Vm } from '../migrate/run.js';
-import type { UpgradeDevice, UpgradeRun } from './run.js';
+import { type Claim, type NamedDevices, proveClaims, whyNotThere } from '../identity/index.js';
+import type { Vm } from '../migrate/parties.js';
+import type { Parties, UpgradeDevice } from './parties.js';
 import type { UpgradeQemuOptions } from './types.js';
+
+export function namedIn({ devices }: Pick<UpgradeQemuOptions, 'devices'>): NamedDevices {
+  return {
+    ids: devices.map(({ id }) => id),
+    without: undefined,
+    usage: (id) => `--device ${id},server=PATH`,
+  };
+}
 
 /** What is to be proven of a QEMU. */
 export function claimsOf(
@@ -28,7 +36,7 @@ export function claimsOf(
  * @throws DEVSTATE_E_INCOMPATIBLE
  */
 export async function requireNewQemu(
-  { devices, options }: Pick<UpgradeRun, 'devices' | 'options'>,
+  { devices, options }: Pick<Parties, 'devices' | 'options'>,
   { qmp, qtest }: Pick<Vm, 'qmp' | 'qtest'>,
   signal: AbortSignal,
 ): Promise<void> {

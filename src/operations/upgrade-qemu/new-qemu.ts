@@ -1,38 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The new QEMU: begun, waited for, asked. */
 
-import { readFile } from 'node:fs/promises';
 import { DevstateError } from '../../errors.js';
 import {
   GuestWatch,
+  listeningPaths,
   MigrationWatch,
   QmpClient,
   Qtest,
   queryMigration,
   queryRunState,
 } from '../../qemu/index.js';
-import { DetachedProcess } from '../detached-process.js';
-import type { Vm } from '../migrate/run.js';
+import type { DetachedProcess } from '../detached-process.js';
+import type { Vm } from '../migrate/parties.js';
 import { delay } from '../waiting.js';
 
 /** How often to look whether it has come up, ms. */
 const LOOK_AGAIN_MS = 2;
 /** How often to look whether it has what it came for, ms. */
 const ASK_AGAIN_MS = 2;
-/** Flag of a socket that listens, in /proc/net/unix: `__SO_ACCEPTCON`. */
-const LISTENS = 0x10000;
 
-/** Starts it; settles when it listens at `socket`. Its one connection there is for another, so it is not tried. */
-export async function startQemu(
-  command: readonly string[],
-  log: string | undefined,
+/** Settles when it listens at `socket`. Its one connection there is for another, so it is not tried. */
+export async function untilListening(
+  process: DetachedProcess,
   socket: string,
   signal: AbortSignal,
-  started: (process: DetachedProcess) => void,
 ): Promise<void> {
-  const process = new DetachedProcess(command, log);
-  started(process);
-  while (!(await listens(socket))) {
+  while (!(await listeningPaths()).includes(socket)) {
     signal.throwIfAborted();
     requireRunning(process);
     await Promise.race([delay(LOOK_AGAIN_MS), process.exited]);
@@ -45,16 +39,7 @@ export function requireRunning({ ended }: DetachedProcess): void {
   throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', `the new QEMU ${ended}`);
 }
 
-async function listens(path: string): Promise<boolean> {
-  const sockets = await readFile('/proc/net/unix', 'utf8');
-  // Num RefCount Protocol Flags Type St Inode Path
-  return sockets.split('\n').some((line) => {
-    const [, , , flags = '', , , , ...name] = line.trim().split(/ +/);
-    return name.join(' ') === path && (Number.parseInt(flags, 16) & LISTENS) !== 0;
-  });
-}
-
-/** Connects to it as soon as it can be asked. @param process undefined when nobody can tell whether it still runs */
+/** Connects to it as soon as it can be asked. @param process undefined when it is unknown whether it still runs */
 export async function connectQemu(
   path: string,
   process: DetachedProcess | undefined,
@@ -65,11 +50,13 @@ export async function connectQemu(
     if (process !== undefined) requireRunning(process);
     try {
       const qmp = await QmpClient.connect(path, { signal });
+      let qtest: Qtest | undefined;
       try {
-        const qtest = await Qtest.attach(qmp, { signal });
+        qtest = await Qtest.attach(qmp, { signal });
         const watch = new MigrationWatch(qmp);
         return { qmp, qtest, watch, guest: await GuestWatch.begin(qmp, { signal }) };
       } catch (error) {
+        qtest?.close();
         qmp.close();
         throw error;
       }

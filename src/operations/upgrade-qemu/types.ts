@@ -35,7 +35,7 @@ export interface UpgradeQemuProgress {
   readonly phase: UpgradeQemuPhase;
 }
 
-/** Of the pause, ms. Parts overlap. */
+/** The pause and its parts, ms. Parts overlap. */
 export interface UpgradeQemuDowntime {
   /** From the old QEMU's STOP to the new one's RESUME. */
   readonly totalMs: number;
@@ -43,7 +43,7 @@ export interface UpgradeQemuDowntime {
   readonly quiesceMs: number;
   /** The old QEMU shows its view of them. */
   readonly captureMs: number;
-  /** QEMU's own part: from its being told to go on until the new one has everything and can be asked. */
+  /** QEMU's own part: from `migrate-continue` until the new one has everything and can be asked. */
   readonly qemuMs: number;
   /** The new connections get the devices. */
   readonly promoteMs: number;
@@ -71,12 +71,13 @@ export interface UpgradeQemuResult {
   readonly phases: Readonly<Record<(typeof UPGRADE_QEMU_PHASES)[number], number>>;
   readonly totalMs: number;
   readonly downtime: UpgradeQemuDowntime;
+  /** Without one whose server could not be asked any more: a warning says so. */
   readonly devices: readonly UpgradedDevice[];
   readonly warnings: readonly string[];
 }
 
 export interface UpgradeQemuHooks {
-  /** Cancels: the old QEMU goes on, the operation rejects with DEVSTATE_E_CANCELLED. */
+  /** Cancels: the old QEMU continues, the operation rejects with DEVSTATE_E_CANCELLED. */
   readonly signal?: AbortSignal;
   readonly progress?: (progress: UpgradeQemuProgress) => void;
 }

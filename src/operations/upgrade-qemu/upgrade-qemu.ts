@@ -19,21 +19,33 @@
  *        │ quit ─────────▶│                  │
  *        │ commit ──────────────────────────▶│
  *
- * With cpr-transfer the old one can go on until `cont`: every failure before it, cancellation included, ends in
+ * With cpr-transfer the old one can continue until `cont`: every failure before it, cancellation included, ends in
  * `rollback`. With cpr-exec there is no old one from `migrate-continue` on.
  */
 
-import { asDevstateError, DevstateError } from '../../errors.js';
+import { DevstateError } from '../../errors.js';
 import { IntxError } from '../../qemu/index.js';
-import { limitsOf } from '../limits.js';
 import { watchVm, whyNot } from '../migrate/guest.js';
-import { runsAtSource, Stopwatch } from '../migrate/run.js';
+import {
+  Course,
+  checking,
+  inPhases,
+  type Limits,
+  limitsOf,
+  type Reach,
+  warn,
+  watchServer,
+} from '../phased.js';
+import { Stopwatch } from '../stopwatch.js';
 import { delay } from '../waiting.js';
 import { check } from './check.js';
+import { commit } from './commit.js';
 import { connect, start } from './connect.js';
-import { commit, destinationOf, land, switchover } from './land.js';
+import { land } from './land.js';
+import { closeParties, type UpgradeDevice } from './parties.js';
+import { destinationOf, newProcess, phaseOf, type Revocable, type State, watchedOf } from './phases.js';
 import { rollback } from './rollback.js';
-import { closeUpgradeRun, type UpgradeRun } from './run.js';
+import { switchover } from './switchover.js';
 import type { UpgradedDevice, UpgradeQemuHooks, UpgradeQemuOptions, UpgradeQemuResult } from './types.js';
 
 /** How long a new QEMU that has failed may take to end, ms. */
@@ -76,97 +88,117 @@ async function upgradeOnce(
 ): Promise<UpgradeQemuResult> {
   const stopwatch = new Stopwatch();
   const limits = limitsOf('the upgrade', options.timeoutMs, hooks.signal, spentMs);
-  let run: UpgradeRun;
+  const { abort } = limits;
   try {
-    run = await check(options, limits.signal, hooks.progress ?? (() => {}));
-  } catch (error) {
-    limits.clear();
-    throw inPhase('check', error);
-  }
-  for (const { id, source } of run.devices) {
-    void source.device.client.closed().then(() => {
-      const message = `device ${id}: its server (${source.path}) has closed the connection; see whether it still runs`;
-      limits.abort(new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', message));
-    });
-  }
-  watchVm(run, limits.abort);
-  try {
-    return await replace(run, stopwatch, limits.abort);
-  } catch (error) {
-    const { phase } = run;
-    const reason = whyNot(run) ?? (await causeOf(run, error));
-    const { left, problems, remarks } = await rollback(run);
-    throw problems.length === 0
-      ? inPhase(phase, reason, [left, ...remarks])
-      : rollbackError(phase, reason, problems);
+    const checked = await checking(check(options, limits.signal, hooks.progress ?? (() => {})));
+    const course = new Course<Revocable>(checked);
+    try {
+      for (const { id, source } of checked.devices) watchServer(id, 'server', source, abort);
+      const unwatch = watchVm(() => watchedOf(course.state), abort);
+      return await summarise(
+        await inPhases(course, {
+          proceed: (reach) => replace(checked, reach, stopwatch, abort),
+          phaseOf,
+          causeOf: async (state, error) => whyNot(watchedOf(state)) ?? (await causeOf(state, error)),
+          rollback: (state) => {
+            unwatch();
+            return rollback(state);
+          },
+          stuck: (problems) => `and the VM could not be put back: ${problems}`,
+        }),
+        stopwatch,
+      );
+    } finally {
+      closeParties(checked, destinationOf(course.state));
+    }
   } finally {
     limits.clear();
-    closeUpgradeRun(run);
   }
 }
 
+interface Moved {
+  readonly committed: State<'committed'>;
+  /** How long each phase took, ms. */
+  readonly phases: UpgradeQemuResult['phases'];
+}
+
 async function replace(
-  run: UpgradeRun,
+  checked: State<'checked'>,
+  reach: Reach<Revocable>,
   stopwatch: Stopwatch,
-  abort: (reason: DevstateError) => void,
-): Promise<UpgradeQemuResult> {
+  abort: Limits['abort'],
+): Promise<Moved> {
   const checkMs = stopwatch.lap();
-  await start(run);
-  watchProcess(run, abort);
+  const configured = await start(checked, reach);
+  watchProcess(configured, abort);
   const startMs = stopwatch.lap();
-  await connect(run);
+  const atSwitchover = await connect(configured, reach);
   const connectMs = stopwatch.lap();
-  const before = await switchover(run);
+  const stopped = await switchover(atSwitchover, reach);
   const switchoverMs = stopwatch.lap();
-  const after = await land(run);
+  const landed = await land(stopped, reach);
   const landMs = stopwatch.lap();
-  await commit(run);
-  const commitMs = stopwatch.lap();
-  const { qmp, watch } = destinationOf(run);
-  const { major, minor, micro } = qmp.version;
-  const stopped = run.source.watch.stopped?.receivedMs;
-  const resumed = watch.resumed?.receivedMs;
+  const committed = await commit(landed, reach);
   return {
-    status: 'completed',
-    mode: run.options.mode,
-    running: runsAtSource(run),
-    pid: run.process?.pid,
-    version: `${major}.${minor}.${micro}`,
+    committed,
     phases: {
       check: checkMs,
       start: startMs,
       connect: connectMs,
       switchover: switchoverMs,
       land: landMs,
-      commit: commitMs,
+      commit: stopwatch.lap(),
     },
+  };
+}
+
+async function summarise({ committed, phases }: Moved, stopwatch: Stopwatch): Promise<UpgradeQemuResult> {
+  const { options, source, destination, devices, running, warnings } = committed;
+  const { major, minor, micro } = destination.qmp.version;
+  // The VM runs in the new QEMU: a server that is lost now is no reason to say otherwise.
+  const accounts = await Promise.all(
+    devices.map((device) =>
+      account(device).catch((error: unknown): [] => {
+        warn(committed, `device ${device.id}: what was kept from it is unknown: `)(error);
+        return [];
+      }),
+    ),
+  );
+  const began = source.watch.stopped?.receivedMs;
+  const resumed = destination.watch.resumed?.receivedMs;
+  return {
+    status: 'completed',
+    mode: options.mode,
+    running,
+    pid: newProcess(committed)?.process.pid,
+    version: `${major}.${minor}.${micro}`,
+    phases,
     totalMs: stopwatch.elapsed,
     downtime: {
       // A VM that was paused before has no downtime of its own: what the operation took stands in for it.
-      totalMs: stopped !== undefined && resumed !== undefined ? resumed - stopped : switchoverMs + landMs,
-      ...before,
-      ...after,
+      totalMs:
+        began !== undefined && resumed !== undefined ? resumed - began : phases.switchover + phases.land,
+      ...committed.stopped,
+      ...committed.landed,
     },
-    devices: await Promise.all(run.devices.map(account)),
-    warnings: run.warnings,
+    devices: accounts.flat(),
+    warnings,
   };
 }
 
 /** What became of the resets that a new QEMU begins with. */
-async function account({ id, source, before }: UpgradeRun['devices'][number]): Promise<UpgradedDevice> {
+async function account({ id, source, before }: UpgradeDevice): Promise<UpgradedDevice[]> {
   const after = await source.device.nextVmm();
-  return {
-    id,
-    resets: after.resets - before.resets,
-    absorbed: {
-      resets: after.absorbed.resets - before.absorbed.resets,
-      configWrites: after.absorbed.configWrites - before.absorbed.configWrites,
-    },
+  const absorbed = {
+    resets: after.absorbed.resets - before.absorbed.resets,
+    configWrites: after.absorbed.configWrites - before.absorbed.configWrites,
   };
+  return [{ id, resets: after.resets - before.resets, absorbed }];
 }
 
 /** The old QEMU knows that the new one has failed, and the new one, which ends, says why. */
-async function causeOf({ process }: UpgradeRun, error: unknown): Promise<unknown> {
+async function causeOf(state: Revocable, error: unknown): Promise<unknown> {
+  const process = newProcess(state)?.process;
   const isSecondHand = error instanceof DevstateError && SECOND_HAND.includes(error.code);
   if (process === undefined || !isSecondHand) return error;
   await Promise.race([process.exited, delay(ENDING_MS)]);
@@ -176,24 +208,10 @@ async function causeOf({ process }: UpgradeRun, error: unknown): Promise<unknown
 }
 
 /** A new QEMU that ends, ends the upgrade when it does, not when it is next needed. */
-function watchProcess({ process }: UpgradeRun, abort: (reason: DevstateError) => void): void {
+function watchProcess(configured: State<'configured'>, abort: Limits['abort']): void {
+  const process = newProcess(configured)?.process;
   void process?.exited.then(() => {
     const message = `the new QEMU ${process.ended}`;
     abort(new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message));
   });
-}
-
-/** The error with the phase it came from. Its code and exit code stay. */
-function inPhase(phase: string, error: unknown, remarks: readonly string[] = []): DevstateError {
-  const { code, message, errno } = asDevstateError(error);
-  return new DevstateError(code, [`${phase}: ${message}`, ...remarks].join('; '), {
-    cause: error,
-    ...(errno === undefined ? {} : { errno }),
-  });
-}
-
-function rollbackError(phase: string, error: unknown, problems: readonly string[]): DevstateError {
-  const { message } = asDevstateError(error);
-  const what = `${phase}: ${message}; and the VM could not be put back: ${problems.join('; ')}`;
-  return new DevstateError('DEVSTATE_E_ROLLBACK', what, { cause: error });
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * One process replaced by another: the successor is started, the old one hands over to it. The handoff itself is between
- * those two: should this process end, it goes on or back without it.
+ * those two: should this process end, it continues, or goes back, without it.
  */
 
 import { asDevstateError, DevstateError } from '../../errors.js';
 import type { HandoffReport, HandoffStatus } from '../../handoff/index.js';
-import { Stopwatch } from '../migrate/run.js';
+import { Stopwatch } from '../stopwatch.js';
 import { delay } from '../waiting.js';
 import { Successor } from './successor.js';
 import {
@@ -63,7 +63,7 @@ export class Replacement<Request> {
   /**
    * @param connect to the successor, where it is asked; fails with DEVSTATE_E_CONNECT while it does not listen
    * @param agree asks the successor what the handoff can be like; phases of its own are made by {@link phase}
-   * @throws DEVSTATE_E_HANDOFF and others, when the old process goes on
+   * @throws DEVSTATE_E_HANDOFF and others, when the old process continues
    */
   async run<Client extends Peer<Request>>(
     connect: (path: string) => Promise<Client>,
@@ -106,7 +106,7 @@ export class Replacement<Request> {
   }
 
   get #goesOn(): string {
-    return `the old ${this.#replaced.name} goes on`;
+    return `the old ${this.#replaced.name} continues`;
   }
 
   #cancelled(error: unknown): unknown {

@@ -16,7 +16,7 @@ export interface ReplacementOptions {
 }
 
 export interface UpgradeOptions extends ReplacementOptions, Pick<FormatOptions, 'format' | 'allowLossy'> {
-  /** Of the server that is to be replaced. */
+  /** Migration socket of the server that is to be replaced. */
   readonly migrationSocket: string;
 }
 

@@ -5,7 +5,7 @@ import { RelayControl } from '../../relay/index.js';
 import { Replacement } from './replacement.js';
 import type { ReplacementResult, UpgradeHooks, UpgradeRelayOptions } from './types.js';
 
-/** @throws DEVSTATE_E_HANDOFF when the old relay goes on, DEVSTATE_E_CONNECT */
+/** @throws DEVSTATE_E_HANDOFF when the old relay continues, DEVSTATE_E_CONNECT */
 export async function upgradeRelay(
   options: UpgradeRelayOptions,
   hooks: UpgradeHooks = {},

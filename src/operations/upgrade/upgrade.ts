@@ -9,7 +9,7 @@ import { Replacement } from './replacement.js';
 import type { UpgradeHooks, UpgradeOptions, UpgradeResult } from './types.js';
 
 /**
- * @throws DEVSTATE_E_HANDOFF when the old server goes on; DEVSTATE_E_INCOMPATIBLE when the two do not fit;
+ * @throws DEVSTATE_E_HANDOFF when the old server continues; DEVSTATE_E_INCOMPATIBLE when the two do not fit;
  * DEVSTATE_E_NOT_MIGRATABLE when the old one cannot hand over
  */
 export async function upgrade(options: UpgradeOptions, hooks: UpgradeHooks = {}): Promise<UpgradeResult> {
@@ -44,7 +44,7 @@ async function negotiate(
   { format = 'auto', allowLossy = false }: UpgradeOptions,
 ): Promise<StatePlan> {
   const [source, destination] = [await askPeer(old), await askPeer(successor)];
-  // Between two processes of one machine nobody sits who could convert: the format is one that both have.
+  // Between two processes of one machine nothing converts: the format is one that both have.
   const planned = planState(source, destination, { format, allowLossy }, []);
   const reasons = planReasons(planned);
   for (const [peer, who] of [
@@ -53,7 +53,10 @@ async function negotiate(
   ] as const)
     if (peer.interface !== 'formats') reasons.push(`the ${who} offers no format for its state`);
   if (reasons.length > 0)
-    throw new DevstateError('DEVSTATE_E_INCOMPATIBLE', `the successor cannot go on: ${reasons.join('; ')}`);
+    throw new DevstateError(
+      'DEVSTATE_E_INCOMPATIBLE',
+      `the successor cannot continue the work: ${reasons.join('; ')}`,
+    );
   return planned.plan;
 }
 

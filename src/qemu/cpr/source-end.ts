@@ -82,7 +82,7 @@ export class CprSourceEnd implements StreamHandler {
     for (const { fds } of this.pieces) closeAll(fds);
   }
 
-  /** Ends it: the source goes on, to its destination if that listens now, else as if nothing had been. */
+  /** Ends it: the source continues, to its destination if that listens now, else as if nothing had been. */
   close(): void {
     this.#socket.close();
     this.releaseDescriptors();

@@ -2,11 +2,11 @@
 /** Files that hold no state, or hold it within something else: what inspect says of them, and what the others say. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import {
   convertFile,
   diffFiles,
@@ -16,6 +16,7 @@ import {
   withInput,
   withOutput,
 } from '../../../src/operations/index.js';
+import { PACKAGE_ROOT } from '../../../src/package-root.js';
 import { fixture } from '../../formats/blobs.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'devstate-layers-'));
@@ -129,6 +130,72 @@ t.test('what is cut off, damaged or too large says so, and what came before is s
   t.equal(innermost(found).kind, 'qemu-stream');
 });
 
+/** What real programs made of `stream` (lzop 1.04, xz 5.4, zstd 1.5), with their names in other files. */
+const compressed = (name: string): Buffer =>
+  readFileSync(join(PACKAGE_ROOT, 'test/operations/files/compressed', name));
+
+t.test('what other programs write is read, by itself and in libvirt save files', async (t) => {
+  const whole = innermost(await look(written('whole', stream)));
+  const read = async (t: Test, name: string, number: number, bytes: Buffer) => {
+    for (const path of [written('alone', bytes), written('saved', libvirt(number), bytes)]) {
+      const found = await look(path);
+      t.equal(found.error, null, name);
+      t.same(innermost(found), whole, name);
+    }
+  };
+  t.test('lzop', { skip: !has('lzop') && 'the program lzop is not installed' }, async (t) => {
+    for (const name of ['1', '9', 'crc32-name', 'no-name', 'no-checksum', 'three-parts'])
+      await read(t, name, 4, compressed(`lzop-${name}.lzo`));
+    // Three blocks, as the stream has many zeros behind it.
+    const blocks = await look(written('blocks', compressed('lzop-blocks.lzo')));
+    t.same(innermost(blocks), { ...whole, names: [...whole.names, null] });
+    t.match(blocks, { content: { sections: [{ fields: { decompressed_size: stream.length + 700_000 } }] } });
+    const cut = await look(written('lcut', compressed('lzop-1.lzo').subarray(0, -20)));
+    t.match(cut.error, { code: 'DEVSTATE_E_CONTENT_TRUNCATED', message: /stops before its end/ });
+    const broken = compressed('lzop-1.lzo');
+    broken[broken.length >> 1]! ^= 1;
+    t.match((await look(written('lbad', broken))).error, {
+      code: 'DEVSTATE_E_CONTENT_DAMAGED',
+      message: /: (Checksum error|Compressed data violation)$/,
+    });
+  });
+  for (const [number, program] of [
+    [1, 'gzip'],
+    [2, 'bzip2'],
+    [3, 'xz'],
+    [5, 'zstd'],
+  ] as const) {
+    t.test(program, { skip: !has(program) && `the program ${program} is not installed` }, async (t) => {
+      const packed = (bytes: Uint8Array, ...args: string[]): Buffer =>
+        execFileSync(program, ['-c', ...args], { input: bytes });
+      await read(t, 'fast', number, packed(stream, '-1'));
+      await read(t, 'small', number, packed(stream, '-9'));
+      const parts = [packed(stream.subarray(0, 2000)), packed(stream.subarray(2000))];
+      await read(t, 'two parts', number, Buffer.concat(parts));
+      const { error } = await look(written('nothing', packed(new Uint8Array(0))));
+      t.match(error, { code: 'DEVSTATE_E_CONTENT_TRUNCATED', message: /^nothing is in it: / });
+    });
+  }
+  t.test('zstd, frames and windows', { skip: !has('zstd') }, async (t) => {
+    await read(t, 'a skippable frame first', 5, compressed('skippable-frame.zst'));
+    await read(t, 'long window', 5, execFileSync('zstd', ['-c', '--long=27'], { input: stream }));
+  });
+  t.test('lzma', { skip: !has('xz') }, async (t) => {
+    await read(t, 'lzma', 3, compressed('old.lzma'));
+  });
+  for (const [name, program] of [
+    ['window-2g.zst', 'zstd'],
+    ['window-1g.xz', 'xz'],
+  ] as const) {
+    t.test(name, { skip: !has(program) }, async (t) => {
+      t.match((await look(written('window', compressed(name)))).error, {
+        code: 'DEVSTATE_E_CONTENT_UNSUPPORTED',
+        message: /more than 512 MiB of memory .* decompress the file first/,
+      });
+    });
+  }
+});
+
 const GPT = Buffer.concat([Buffer.alloc(512), Buffer.from('EFI PART'), Buffer.alloc(512)]);
 const EXT = Buffer.alloc(4096);
 EXT.writeUInt16LE(0xef53, 1080);
@@ -217,7 +284,7 @@ t.test('files that hold no state are called by their names', async (t) => {
   );
 });
 
-t.test('bytes that nobody knows stay unknown', async (t) => {
+t.test('bytes of an unknown kind stay unknown', async (t) => {
   t.match(await look(written('noise', Buffer.from([1, 2, 3, 0xff, 0xfe, 0]))), {
     kind: 'unknown',
     error: { code: /ENVELOPE/ },

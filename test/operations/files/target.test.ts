@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What may be written to, and what is left alone: locks of every kind, disks, devices, links, what others put there. */
 
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -25,9 +25,11 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { LockType, native } from '../../../src/native/index.js';
 import { DetachedProcess } from '../../../src/operations/detached-process.js';
+import { openScratch } from '../../../src/operations/files/new-file.js';
 import type { Written } from '../../../src/operations/files/target.js';
 import { OutputFile, withOutput } from '../../../src/operations/index.js';
 import { fixture } from '../../formats/blobs.js';
+import { MAIN } from '../../support/main.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'devstate-target-'));
 t.teardown(() => rmSync(folder, { recursive: true }));
@@ -172,6 +174,9 @@ t.test(
     plant(`os.symlink(${JSON.stringify(path('victim'))}, ${JSON.stringify(path('open/link'))})`);
     await refused(t, 'open/link', /a symbolic link that another user \(uid 65534\) made/);
     t.equal(readFileSync(path('victim'), 'utf8'), 'precious');
+    const serving = ['serve', 'nvme', '--socket', path('nvme'), '--image', path('open/link'), '--size', '8'];
+    const served = spawnSync(process.execPath, [MAIN, ...serving], { encoding: 'utf8', timeout: 60_000 });
+    t.match(served, { status: 1, stderr: /a symbolic link that another user .*DEVSTATE_E_OUTPUT/ });
     // A file of theirs, of the right kind: it is replaced by one that is ours alone.
     plant(`open(${JSON.stringify(path('open/theirs'))}, 'w').close()`);
     await write('open/theirs');
@@ -182,6 +187,16 @@ t.test(
     await refused(t, 'open/ours', /a text file/);
   },
 );
+
+t.test('a file system on which nothing can be made', async (t) => {
+  // It has no O_TMPFILE, as many have not: a named file is tried then.
+  await t.rejects(openScratch('/proc'), /no file can be made in \/proc; choose another folder/);
+  const output = withOutput('/proc/version', async (file) => file.write(blob), { written: 'blob' });
+  await t.rejects(output, {
+    code: 'DEVSTATE_E_OUTPUT',
+    message: 'cannot write /proc/version: no file can be made in /proc; choose another folder',
+  });
+});
 
 t.test('a log is appended to text only', async (t) => {
   writeFileSync(path('log'), 'a line\n');
@@ -194,7 +209,7 @@ t.test('a log is appended to text only', async (t) => {
   writeFileSync(path('image'), Buffer.from('514649fb00000003', 'hex'));
   t.throws(() => new DetachedProcess(['/bin/echo', 'x'], path('image')), {
     code: 'DEVSTATE_E_OUTPUT',
-    message: /a qcow2 disk image.*nothing was started/,
+    message: /a qcow2 disk image.*choose another path; nothing was started/,
   });
   t.equal(statSync(path('image')).size, 8);
 });

@@ -45,7 +45,7 @@ t.test('byte for byte, descriptor for descriptor', async (t) => {
   });
 });
 
-t.test('refused: the source is let go, the destination is told nothing', async (t) => {
+t.test('refused: the source is released, the destination receives nothing', async (t) => {
   await withFds(memory, 2, async (fds) => {
     const [first, second] = fds as [Fd, Fd];
     const whole = sending(one, [first], []);
@@ -191,7 +191,7 @@ t.test('time, and cancelling', async (t) => {
 });
 
 t.test('a list with VFIO devices is checked', async (t) => {
-  // No VFIO here: what is there instead is told apart.
+  // No VFIO here: what is there instead is distinguished.
   await withFds(eventfd, ENTRIES.length, async (fds) => {
     const { report } = await attempt(t, (source) => source.send(sending(ENTRIES, fds, DEVICES)));
     t.same(report.vfioDevices, DEVICES);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** One replacement of QEMU under way. */
+/** Who takes part in a replacement of QEMU: two QEMUs, one of which comes up on the way, and the devices' servers. */
 
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,11 +7,9 @@ import type { PciView } from '../../qemu/index.js';
 import type { NextVmmStatus } from '../../wire/index.js';
 import type { DetachedProcess } from '../detached-process.js';
 import type { DeviceSocket } from '../device-socket.js';
-import type { Stand } from '../migrate/guest.js';
-import type { ChangedSettings } from '../migrate/note.js';
-import type { Vm } from '../migrate/run.js';
+import type { Vm } from '../migrate/parties.js';
 import { makeScratchFolder } from '../scratch-folder.js';
-import type { UpgradeQemuOptions, UpgradeQemuPhase, UpgradeQemuProgress } from './types.js';
+import type { UpgradeQemuOptions, UpgradeQemuProgress } from './types.js';
 
 /** One device. What a migration does at two ends is done at one. */
 export interface UpgradeDevice {
@@ -20,37 +18,34 @@ export interface UpgradeDevice {
   readonly destination: DeviceSocket;
   /** How its VMMs stood before. */
   readonly before: NextVmmStatus;
-  readonly like: Uint8Array | undefined;
-  view: PciView | undefined;
-  silenced: boolean;
 }
 
-export interface UpgradeRun {
+/** One that has stopped. */
+export interface CapturedDevice extends UpgradeDevice {
+  /** The old QEMU's view of it. */
+  readonly view: PciView;
+}
+
+/** The same in all phases, but for what they have learnt of the devices. */
+export interface Parties<Device extends UpgradeDevice = UpgradeDevice> {
   readonly options: UpgradeQemuOptions;
   /** Where the new QEMU is asked. */
   readonly qmpPath: string;
   readonly signal: AbortSignal;
   readonly source: Vm;
-  readonly devices: readonly UpgradeDevice[];
+  readonly devices: readonly Device[];
   readonly replaced: 'transfer' | 'exec';
+  /** Grows: what is no reason to go back. */
   readonly warnings: string[];
   readonly report: (progress: UpgradeQemuProgress) => void;
   readonly scratch: Scratch;
-  phase: UpgradeQemuPhase;
-  /** What was changed of the QEMUs' migration settings; undefined as long as nothing was. */
-  settings: ChangedSettings | undefined;
-  /** How things stood when the VM had been stopped. */
-  stand: Stand | undefined;
-  /** QEMU was told to migrate. */
-  started: boolean;
-  /** The new process, with cpr-transfer. */
-  process: DetachedProcess | undefined;
-  /** The new QEMU, once it can be asked. */
-  destination: Vm | undefined;
-  /** With cpr-exec: the old program is gone, and nothing can be undone. */
-  executed: boolean;
-  /** The new QEMU was told to run the VM, and nobody can tell whether it does. */
-  mayRunThere: boolean;
+}
+
+/** The new QEMU with cpr-transfer. It is there from the start, and can be asked when its devices are made. */
+export interface NewProcess {
+  readonly process: DetachedProcess;
+  /** As soon as it can be asked. */
+  vm: Vm | undefined;
 }
 
 /** A directory for this user alone: sockets, and the state that waits for the new program. */
@@ -65,13 +60,14 @@ export class Scratch {
   }
 }
 
-export function closeUpgradeRun(run: UpgradeRun): void {
-  for (const vm of [run.source, run.destination]) {
+/** @param destination the new QEMU, if it was connected to */
+export function closeParties({ source, devices, scratch }: Parties, destination: Vm | undefined): void {
+  for (const vm of [source, destination]) {
     vm?.watch.close();
     vm?.guest.close();
     vm?.qtest.close();
     vm?.qmp.close();
   }
-  for (const { source } of run.devices) source.device.close();
-  run.scratch.remove();
+  for (const device of devices) device.source.device.close();
+  scratch.remove();
 }

@@ -27,7 +27,7 @@ export const ERROR_CODES = {
   DEVSTATE_E_SYSTEM: ExitCode.failed,
   /** The native addon is missing or does not load. */
   DEVSTATE_E_ADDON: ExitCode.failed,
-  /** Nothing answers at the socket: it does not exist, nobody listens, or its listener accepts nobody. */
+  /** Nothing answers at the socket: it does not exist, no process listens, or its listener accepts no connection. */
   DEVSTATE_E_CONNECT: ExitCode.cannotConnect,
   /** The path to listen at is taken: a live socket, or a file that is no socket. */
   DEVSTATE_E_ADDRESS_IN_USE: ExitCode.failed,
@@ -142,7 +142,7 @@ export const ERROR_CODES = {
   DEVSTATE_E_OUTPUT: ExitCode.failed,
   /** A file could not be read. */
   DEVSTATE_E_INPUT: ExitCode.failed,
-  /** The crash journal is damaged, or keeps another device or version than the server that is to go on with it. */
+  /** The crash journal is damaged, or keeps another device or version than the server that is to continue with it. */
   DEVSTATE_E_JOURNAL: ExitCode.failed,
   /** The server under `devstate run` crashed again and again, or before it ever served. */
   DEVSTATE_E_CRASHED: ExitCode.failed,

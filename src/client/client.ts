@@ -14,33 +14,24 @@ import {
   commandName,
   DEFAULT_MAX_DATA_XFER_SIZE,
   DEFAULT_MAX_DMA_MAPS,
-  DEVICE_INFO_LENGTH,
-  type DeviceInfo,
   DMA_MAP_LENGTH,
   DMA_UNMAP_LENGTH,
   type DmaMapRequest,
   type DmaUnmapRequest,
-  decodeDeviceInfo,
-  decodeIrqInfo,
-  decodeRegionInfo,
+  decodeFarewell,
   decodeRegionIoFds,
   decodeVersion,
   Errno,
-  encodeDeviceInfo,
   encodeDmaMap,
   encodeDmaUnmap,
   encodeHeader,
-  encodeIrqInfo,
   encodeRegionAccess,
-  encodeRegionInfo,
   encodeRegionIoFds,
   encodeSetIrqs,
   encodeVersion,
   errnoName,
   HEADER_LENGTH,
   HeaderFlag,
-  IRQ_INFO_LENGTH,
-  type IrqInfo,
   IrqSetFlag,
   messageCommand,
   messageError,
@@ -49,9 +40,7 @@ import {
   PROTOCOL_MAJOR,
   PROTOCOL_MINOR,
   REGION_ACCESS_LENGTH,
-  REGION_INFO_LENGTH,
   REGION_IO_FDS_LENGTH,
-  type RegionInfo,
   RequestError,
   SET_IRQS_LENGTH,
   type SetIrqs,
@@ -63,6 +52,14 @@ import {
   writeU64,
 } from '../wire/index.js';
 import { type DmaHandler, serveDma } from './dma-service.js';
+import {
+  ignore,
+  MAX_INFO_LENGTH,
+  Requester,
+  type RequestOptions,
+  type SendOptions,
+  structure,
+} from './requester.js';
 
 export interface ClientOptions {
   /** What we offer; anything left out has its default. */
@@ -72,11 +69,6 @@ export interface ClientOptions {
   readonly timeoutMs?: number;
 }
 
-export interface SendOptions {
-  /** Ask for no reply: the promise settles when the command is sent. */
-  readonly noReply?: boolean;
-}
-
 /** One write of REGION_WRITE_MULTI: at most 8 bytes. */
 export interface RegionWrite {
   readonly region: number;
@@ -84,8 +76,6 @@ export interface RegionWrite {
   readonly data: Uint8Array;
 }
 
-/** Most areas or capabilities that we ask the server for again when the first answer was too small. */
-const MAX_INFO_LENGTH = 128 * 1024;
 /** Longest transfer that we ask for, whatever the server would take: it bounds what a reply makes us hold. */
 const MAX_TRANSFER = DEFAULT_MAX_DATA_XFER_SIZE;
 const LIMITS = {
@@ -107,10 +97,8 @@ const offeredCapabilities: Capabilities = {
   migrationPageSize: 4096,
 };
 
-/** Nothing of a reply is of interest. */
-const ignore = (): void => {};
-
-export class Client {
+export class Client extends Requester {
+  readonly explainsRefusals = false;
   readonly #socket: MessageSocket;
   #twin: MessageSocket | undefined;
   readonly #pending = new RequestTable<Frame>();
@@ -118,9 +106,12 @@ export class Client {
   readonly #dma: DmaHandler | undefined;
   #version: Version | undefined;
   #closed: DevstateError | undefined;
+  /** Why the server closes the connection, as it says itself. */
+  #farewell: string | undefined;
   readonly #closeWaiters: (() => void)[] = [];
 
   private constructor(fd: Fd, options: ClientOptions) {
+    super();
     this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     this.#dma = options.dma;
     this.#socket = new MessageSocket(fd, vfioUserFraming, LIMITS, {
@@ -147,7 +138,6 @@ export class Client {
     return this.#version;
   }
 
-  /** Most bytes in one region access or migration data transfer: what the server says, as far as we go along. */
   get maxTransfer(): number {
     return Math.min(this.version.capabilities.maxDataXferSize, MAX_TRANSFER);
   }
@@ -156,7 +146,12 @@ export class Client {
     return this.#closed !== undefined || this.#socket.isClosed;
   }
 
-  /** Settles when the connection has ended, whoever ended it. */
+  /** Why the server has closed the connection, if it said so. */
+  get farewell(): string | undefined {
+    return this.#farewell;
+  }
+
+  /** Settles when the connection has ended, by either end. */
   closed(): Promise<void> {
     if (this.#closed !== undefined) return Promise.resolve();
     return new Promise((resolve) => this.#closeWaiters.push(resolve));
@@ -225,9 +220,10 @@ export class Client {
     }
   }
 
-  /** Carries out a command of the server's: DMA_READ or DMA_WRITE. */
+  /** Carries out a command of the server's: DMA_READ, DMA_WRITE, or its last word. */
   #serve(socket: MessageSocket, frame: Frame): void {
     const command = messageCommand(frame.view);
+    if (command === Command.DEVICE_FEATURE) this.#farewell ??= decodeFarewell(frame.view, frame.length);
     const noReply = (messageFlags(frame.view) & HeaderFlag.NO_REPLY) !== 0;
     let reply: Uint8Array = new Uint8Array(HEADER_LENGTH);
     let errno = 0;
@@ -244,22 +240,23 @@ export class Client {
   }
 
   #onClosed(error: DevstateError | undefined): void {
-    this.#closed =
-      error ?? new DevstateError('DEVSTATE_E_CONNECTION_CLOSED', 'the device server closed the connection');
+    const why = this.#farewell === undefined ? '' : `: ${this.#farewell}`;
+    const closed = new DevstateError(
+      'DEVSTATE_E_CONNECTION_CLOSED',
+      `the device server closed the connection${why}`,
+    );
+    // What it said itself is more than what we make of the end.
+    this.#closed = this.#farewell === undefined ? (error ?? closed) : closed;
     this.#pending.rejectAll(this.#closed);
     this.#twin?.close();
     for (const resolve of this.#closeWaiters.splice(0)) resolve();
   }
 
-  /**
-   * Sends any command. `take` reads the reply while its bytes are valid. The building block of everything else here;
-   * for tests and tools it is also the way to say what no method says.
-   */
   request<T>(
     command: number,
     payload: readonly Uint8Array[],
     take: (frame: Frame) => T,
-    options: { fds?: readonly Fd[]; noReply?: boolean; timeoutMs?: number } = {},
+    options: RequestOptions = {},
   ): Promise<T> {
     if (this.#closed !== undefined) return Promise.reject(this.#closed);
     return new Promise<T>((resolve, reject) => {
@@ -297,37 +294,6 @@ export class Client {
     });
   }
 
-  deviceInfo(): Promise<DeviceInfo> {
-    const payload = structure(DEVICE_INFO_LENGTH, (view) =>
-      encodeDeviceInfo(view, 0, { argsz: DEVICE_INFO_LENGTH, flags: 0, regions: 0, irqs: 0 }),
-    );
-    return this.request(Command.DEVICE_GET_INFO, [payload], (frame) =>
-      decodeDeviceInfo(frame.view, HEADER_LENGTH, frame.length),
-    );
-  }
-
-  /** The region's description, with its fd when it can be mapped (the caller's to close). */
-  async regionInfo(index: number): Promise<RegionInfo & { fd?: Fd }> {
-    let info = await this.#regionInfo(index, REGION_INFO_LENGTH);
-    if (info.argsz > REGION_INFO_LENGTH && info.argsz <= MAX_INFO_LENGTH) {
-      info.fd?.close();
-      info = await this.#regionInfo(index, info.argsz);
-    }
-    return info;
-  }
-
-  #regionInfo(index: number, argsz: number): Promise<RegionInfo & { fd?: Fd }> {
-    const payload = structure(REGION_INFO_LENGTH, (view) => {
-      encodeRegionInfo(view, 0, { argsz, flags: 0, index, size: 0, offset: 0 }, 0);
-      view.setUint32(0, argsz, true);
-    });
-    return this.request(Command.DEVICE_GET_REGION_INFO, [payload], (frame) => {
-      const info: RegionInfo & { fd?: Fd } = decodeRegionInfo(frame.view, HEADER_LENGTH, frame.length);
-      if (frame.fds[0] !== undefined) info.fd = frame.fds[0].take();
-      return info;
-    });
-  }
-
   /** Sub-regions with an fd for their accesses; `fds` are the caller's to close. */
   async regionIoFds(index: number): Promise<{ entries: SubRegionIoFd[]; fds: Fd[] }> {
     const first = await this.#regionIoFds(index, REGION_IO_FDS_LENGTH);
@@ -348,15 +314,6 @@ export class Client {
       const entries = needed > argsz ? [] : decodeRegionIoFds(frame.view, HEADER_LENGTH, frame.length);
       return { argsz: needed, entries, fds: frame.fds.map((fd) => fd.take()) };
     });
-  }
-
-  irqInfo(index: number): Promise<IrqInfo> {
-    const payload = structure(IRQ_INFO_LENGTH, (view) =>
-      encodeIrqInfo(view, 0, { argsz: IRQ_INFO_LENGTH, flags: 0, index, count: 0 }),
-    );
-    return this.request(Command.DEVICE_GET_IRQ_INFO, [payload], (frame) =>
-      decodeIrqInfo(frame.view, HEADER_LENGTH, frame.length),
-    );
   }
 
   /** Maps guest memory for the device; `fd` stays the caller's. */
@@ -396,44 +353,6 @@ export class Client {
     }
   }
 
-  /** Fills `target`, in several messages if it is longer than a transfer may be. */
-  async regionRead(region: number, offset: number, target: Uint8Array): Promise<void> {
-    for (let done = 0; done < target.length; done += this.maxTransfer) {
-      await this.#readPart(region, offset + done, target.subarray(done, done + this.maxTransfer));
-    }
-  }
-
-  #readPart(region: number, offset: number, target: Uint8Array): Promise<void> {
-    const payload = structure(REGION_ACCESS_LENGTH, (view) =>
-      encodeRegionAccess(view, 0, offset, region, target.length),
-    );
-    return this.request(Command.REGION_READ, [payload], (frame) => {
-      const start = HEADER_LENGTH + REGION_ACCESS_LENGTH;
-      if (frame.length !== start + target.length) {
-        throw new DevstateError(
-          'DEVSTATE_E_PROTOCOL',
-          `REGION_READ of ${target.length} bytes got ${frame.length - start}`,
-        );
-      }
-      target.set(frame.bytes.subarray(start, frame.length));
-    });
-  }
-
-  async regionWrite(
-    region: number,
-    offset: number,
-    data: Uint8Array,
-    options: SendOptions = {},
-  ): Promise<void> {
-    for (let done = 0; done < data.length; done += this.maxTransfer) {
-      const part = data.subarray(done, done + this.maxTransfer);
-      const head = structure(REGION_ACCESS_LENGTH, (view) =>
-        encodeRegionAccess(view, 0, offset + done, region, part.length),
-      );
-      await this.request(Command.REGION_WRITE, [head, part], ignore, options);
-    }
-  }
-
   /** Several small writes in one message. */
   regionWriteMulti(writes: readonly RegionWrite[], options: SendOptions = {}): Promise<void> {
     const payload = structure(8 + writes.length * WRITE_MULTI_ENTRY_LENGTH, (view) => {
@@ -446,15 +365,4 @@ export class Client {
     });
     return this.request(Command.REGION_WRITE_MULTI, [payload], ignore, options);
   }
-
-  reset(): Promise<void> {
-    return this.request(Command.DEVICE_RESET, [], ignore);
-  }
-}
-
-/** A zeroed buffer of `length` bytes that `encode` has written. */
-function structure(length: number, encode: (view: DataView) => void): Uint8Array {
-  const bytes = new Uint8Array(length);
-  encode(new DataView(bytes.buffer));
-  return bytes;
 }

@@ -13,18 +13,21 @@ import {
   Feature,
   FeatureFlag,
   HEADER_LENGTH,
+  MAX_EXPLANATION_BYTES,
   readU64,
   requireBytes,
 } from '../wire/index.js';
 import type { Client } from './client.js';
+import type { Requester } from './requester.js';
 
 /** Largest GET reply that we ask for. */
 export const MAX_FEATURE_LENGTH = 1024 * 1024;
 
-export class FeatureClient {
-  readonly client: Client;
+/** @typeParam Through what its requests go through */
+export class FeatureClient<Through extends Requester = Client> {
+  readonly client: Through;
 
-  constructor(client: Client) {
+  constructor(client: Through) {
     this.client = client;
   }
 
@@ -46,18 +49,23 @@ export class FeatureClient {
       requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
       return frame.bytes.slice(start, frame.length);
     };
-    return this.client.request(Command.DEVICE_FEATURE, [head, data], take, options);
+    return this.explained(this.client.request(Command.DEVICE_FEATURE, [head, data], take, options));
   }
 
   /** Reads a feature that comes with fds, which are the caller's. */
-  protected getFeatureWithFds(feature: number, length: number): Promise<{ data: Uint8Array; fds: Fd[] }> {
+  protected getFeatureWithFds(
+    feature: number,
+    length: number,
+    request: Uint8Array,
+  ): Promise<{ data: Uint8Array; fds: Fd[] }> {
     const head = new Uint8Array(FEATURE_LENGTH);
     encodeFeatureHeader(new DataView(head.buffer), 0, FEATURE_LENGTH + length, feature | FeatureFlag.GET);
-    return this.client.request(Command.DEVICE_FEATURE, [head], (frame) => {
+    const read = this.client.request(Command.DEVICE_FEATURE, [head, request], (frame) => {
       requireBytes(frame.view, HEADER_LENGTH, frame.length, FEATURE_LENGTH, 'DEVICE_FEATURE reply');
       const data = frame.bytes.slice(HEADER_LENGTH + FEATURE_LENGTH, frame.length);
       return { data, fds: frame.fds.map((fd) => fd.take()) };
     });
+    return this.explained(read);
   }
 
   /** Sets a feature; returns its data as the server changed them. */
@@ -69,9 +77,10 @@ export class FeatureClient {
       FEATURE_LENGTH + data.length,
       feature | FeatureFlag.SET,
     );
-    return this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) =>
+    const set = this.client.request(Command.DEVICE_FEATURE, [head, data], (frame) =>
       frame.bytes.slice(HEADER_LENGTH + FEATURE_LENGTH, frame.length),
     );
+    return this.explained(set);
   }
 
   /** Whether the server has this feature with these operations (`FeatureFlag.GET`, `SET`). */
@@ -100,6 +109,7 @@ export class FeatureClient {
 
   /** Adds the server's own words to a refusal, if it is one of ours and has any. */
   protected async explained<T>(request: Promise<T>): Promise<T> {
+    if (this.client.explainsRefusals) return request;
     try {
       return await request;
     } catch (error) {
@@ -115,10 +125,15 @@ export class FeatureClient {
 
   /** Why the server refused the last command of this connection, in its own words, if it has any. */
   protected async lastError(): Promise<string | undefined> {
-    const words = await this.getFeature(Feature.DEVSTATE_LAST_ERROR, MAX_FEATURE_LENGTH).catch(
-      () => undefined,
-    );
-    return words === undefined || words.length === 0 ? undefined : new TextDecoder().decode(words);
+    const head = new Uint8Array(FEATURE_LENGTH);
+    const flags = Feature.DEVSTATE_LAST_ERROR | FeatureFlag.GET;
+    encodeFeatureHeader(viewOf(head), 0, FEATURE_LENGTH + MAX_EXPLANATION_BYTES, flags);
+    const words = await this.client
+      .request(Command.DEVICE_FEATURE, [head], ({ bytes, length }) =>
+        new TextDecoder().decode(bytes.subarray(HEADER_LENGTH + FEATURE_LENGTH, length)),
+      )
+      .catch(() => '');
+    return words === '' ? undefined : words;
   }
 }
 

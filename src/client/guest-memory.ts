@@ -7,7 +7,7 @@
 import { type Mapping, native, Protection } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import { closeAll } from '../transport/index.js';
-import { type DmaFileEntry, DmaMapFlag } from '../wire/index.js';
+import { type DmaFileEntry, DmaMapFlag, indexAfter } from '../wire/index.js';
 import type { MigrationClient } from './migration-client.js';
 
 /** One ArrayBuffer cannot span terabytes. */
@@ -53,7 +53,8 @@ export class MappedGuestMemory {
   readonly #device: MigrationClient;
   /** By what file it is. */
   readonly #files = new Map<string, MappedFile>();
-  #ranges: { readonly entry: DmaFileEntry; readonly file: MappedFile }[] = [];
+  /** In order of address: there may be 65,535, and each page that is copied asks for one. */
+  #ranges: { readonly address: number; readonly entry: DmaFileEntry; readonly file: MappedFile }[] = [];
   #closed = false;
 
   constructor(device: MigrationClient) {
@@ -75,8 +76,9 @@ export class MappedGuestMemory {
     this.#ranges = answer.entries.flatMap((entry) => {
       const file = files[entry.file];
       const isInside = file !== undefined && entry.offset + entry.size <= file.length;
-      return isInside ? [{ entry, file }] : [];
+      return isInside ? [{ address: entry.address, entry, file }] : [];
     });
+    this.#ranges.sort((a, b) => a.address - b.address);
     return this.#ranges.length > 0;
   }
 
@@ -97,12 +99,12 @@ export class MappedGuestMemory {
   /** Guest memory itself from `address` on, at most `length` bytes; undefined where it is not mapped, or not for this. */
   view(address: number, length: number, access: 'read' | 'write'): Uint8Array | undefined {
     const flag = access === 'read' ? DmaMapFlag.READ : DmaMapFlag.WRITE;
-    for (const { entry, file } of this.#ranges) {
-      const offset = address - entry.address;
-      if (offset < 0 || offset >= entry.size || (entry.flags & flag) === 0) continue;
-      return file.view(entry.offset + offset, Math.min(length, entry.size - offset));
-    }
-    return undefined;
+    const range = this.#ranges[indexAfter(this.#ranges, address) - 1];
+    if (range === undefined) return undefined;
+    const { entry, file } = range;
+    const offset = address - entry.address;
+    if (offset >= entry.size || (entry.flags & flag) === 0) return undefined;
+    return file.view(entry.offset + offset, Math.min(length, entry.size - offset));
   }
 
   /** A file was made shorter while it was in use. */

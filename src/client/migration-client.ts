@@ -47,7 +47,6 @@ import {
   type ImagesReport,
   imagesReport,
   MAX_CONFIG_READS_LENGTH,
-  MAX_DMA_MAP_ENTRIES,
   MAX_VALUE_LENGTH,
   MIG_DATA_LENGTH,
   MIG_DEVICE_STATE_LENGTH,
@@ -60,8 +59,10 @@ import {
   type ValueNames,
   type WireFormatOffer,
 } from '../wire/index.js';
+import type { Client } from './client.js';
 import { type DeviceDescription, deviceDescription } from './device-description.js';
 import { decoded, FeatureClient, MAX_FEATURE_LENGTH, numberOf, parsed, viewOf } from './feature-client.js';
+import type { Requester } from './requester.js';
 
 /** What a server is asked for that is to hand over to its successor. Times in milliseconds, by phase. */
 export interface HandoffRequest {
@@ -71,9 +72,14 @@ export interface HandoffRequest {
   readonly timeouts?: Readonly<Record<string, number>>;
 }
 
+/** Ranges that are asked for in one message: a few milliseconds of work for a server. */
+const RANGES_AT_ONCE = 4096;
 const transferLength = dmaTransferHeaderLength(64);
 
-export class MigrationClient extends FeatureClient implements MigrationEnd, ValueAccess {
+export class MigrationClient<Through extends Requester = Client>
+  extends FeatureClient<Through>
+  implements MigrationEnd, ValueAccess
+{
   readonly protocol: MigrationProtocol = 'v2';
   readonly streams = 'blob';
 
@@ -98,7 +104,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     const data = new Uint8Array(MIG_DEVICE_STATE_LENGTH);
     viewOf(data).setUint32(0, state, true);
     viewOf(data).setInt32(4, -1, true);
-    await this.explained(this.setFeature(Feature.MIG_DEVICE_STATE, data));
+    await this.setFeature(Feature.MIG_DEVICE_STATE, data);
   }
 
   /** All has been loaded: the device becomes that, stopped still. Where the protocol cannot do the one without the other, when it is to run. */
@@ -152,12 +158,17 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     return numberOf(await this.setFeature(Feature.DMA_LOGGING_START, data), 'DMA_LOGGING_START');
   }
 
+  /** Whether the device can write guest memory by messages to its VMM. */
+  canWriteByMessage(): Promise<boolean> {
+    return this.probeFeature(Feature.DEVSTATE_WRITE_BY_MESSAGE, FeatureFlag.SET);
+  }
+
   /**
    * Has the device write guest memory by messages to its VMM while the log is on, or directly again.
    * @returns false when the server cannot
    */
   async writeByMessage(on: boolean): Promise<boolean> {
-    if (!(await this.probeFeature(Feature.DEVSTATE_WRITE_BY_MESSAGE, FeatureFlag.SET))) return false;
+    if (!(await this.canWriteByMessage())) return false;
     const data = new Uint8Array(4);
     viewOf(data).setUint32(0, on ? 1 : 0, true);
     await this.setFeature(Feature.DEVSTATE_WRITE_BY_MESSAGE, data);
@@ -206,7 +217,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
       flags: use === 'save' ? FormatFlag.SAVE : FormatFlag.LOAD,
       features: formatFeatureBits(features),
     });
-    await this.explained(this.setFeature(Feature.DEVSTATE_FORMATS, data));
+    await this.setFeature(Feature.DEVSTATE_FORMATS, data);
   }
 
   /** Whether the device gives its state value by value. */
@@ -220,23 +231,22 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
 
   /** The format that names the values of the state, and, in STOP_COPY, their names. */
   async valueNames(): Promise<ValueNames> {
-    const data = await this.explained(this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH));
+    const data = await this.getFeature(Feature.DEVSTATE_VALUES, MAX_FEATURE_LENGTH);
     return decoded(() => decodeValueNames(data));
   }
 
   async value(name: string): Promise<StateValue> {
-    const request = this.getFeature(
+    const data = await this.getFeature(
       Feature.DEVSTATE_VALUES,
       MAX_VALUE_LENGTH + 1,
       new TextEncoder().encode(name),
     );
-    const data = await this.explained(request);
     return decoded(() => decodeValue(data));
   }
 
   /** In RESUMING. */
   async setValue(name: string, value: StateValue): Promise<void> {
-    await this.explained(this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value)));
+    await this.setFeature(Feature.DEVSTATE_VALUES, encodeNamedValue(name, value));
   }
 
   /** Whether the server can hand over to a successor. */
@@ -244,7 +254,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     return this.probeFeature(Feature.DEVSTATE_HANDOFF, FeatureFlag.GET);
   }
 
-  /** Has the server hand over to the successor that listens at `request.socket`. @throws DEVSTATE_E_HANDOFF when it goes on */
+  /** Has the server hand over to the successor that listens at `request.socket`. @throws DEVSTATE_E_HANDOFF when it continues */
   async handOver(request: HandoffRequest, timeoutMs: number): Promise<HandoffReport> {
     const data = new TextEncoder().encode(JSON.stringify(request));
     try {
@@ -252,7 +262,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
       return parsed(handoffReport, await reply, 'reports on its handoff');
     } catch (error) {
       if (!(error instanceof DevstateError) || error.code !== 'DEVSTATE_E_REFUSED') throw error;
-      // It says which phase it ended in, and who goes on.
+      // It says which phase it ended in, and who continues.
       throw new DevstateError('DEVSTATE_E_HANDOFF', (await this.lastError()) ?? error.message, {
         cause: error,
       });
@@ -265,7 +275,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     return parsed(handoffStatus, data, 'tells whether it serves');
   }
 
-  /** Whether one VMM can follow another at this server while the device goes on. */
+  /** Whether one VMM can follow another at this server while the device continues. */
   canFollow(): Promise<boolean> {
     return this.probeFeature(Feature.DEVSTATE_NEXT_VMM, FeatureFlag.GET);
   }
@@ -283,7 +293,7 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   /** The next step of it. @throws DEVSTATE_E_REFUSED when it cannot be taken: nothing has changed then */
   async setNextVmm(request: NextVmmRequest): Promise<void> {
     const data = new TextEncoder().encode(JSON.stringify(request));
-    await this.explained(this.setFeature(Feature.DEVSTATE_NEXT_VMM, data));
+    await this.setFeature(Feature.DEVSTATE_NEXT_VMM, data);
   }
 
   /** Whether the server tells which reads of configuration space its VMM has sent. */
@@ -294,24 +304,20 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   /** The reads of configuration space that a VMM has sent. @throws DEVSTATE_E_REFUSED (ENOTCONN) when no such VMM is connected */
   async configReads(request: ConfigReadsRequest): Promise<ConfigReads> {
     const data = encodeConfigReadsRequest(request);
-    const reply = await this.explained(
-      this.getFeature(Feature.DEVSTATE_CONFIG_READS, MAX_CONFIG_READS_LENGTH, data),
-    );
+    const reply = await this.getFeature(Feature.DEVSTATE_CONFIG_READS, MAX_CONFIG_READS_LENGTH, data);
     return decoded(() => decodeConfigReads(viewOf(reply), 0, reply.length));
   }
 
   /** The images that the device works on, and whether others have byte `byte` of them locked; undefined when it does not say. */
   async images(byte: number): Promise<ImagesReport['images'] | undefined> {
     if (!(await this.probeFeature(Feature.DEVSTATE_IMAGES, FeatureFlag.GET))) return undefined;
-    const data = await this.explained(
-      this.getFeature(Feature.DEVSTATE_IMAGES, MAX_FEATURE_LENGTH, encodeImageByte(byte)),
-    );
+    const data = await this.getFeature(Feature.DEVSTATE_IMAGES, MAX_FEATURE_LENGTH, encodeImageByte(byte));
     return parsed(imagesReport, data, 'tells which images it works on').images;
   }
 
   /** Has the device's locks of its images leave a byte out; 0 for none. */
   async leaveOut(byte: number): Promise<void> {
-    await this.explained(this.setFeature(Feature.DEVSTATE_IMAGES, encodeImageByte(byte)));
+    await this.setFeature(Feature.DEVSTATE_IMAGES, encodeImageByte(byte));
   }
 
   note(): Promise<Uint8Array> {
@@ -325,25 +331,35 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   async dmaMaps(): Promise<DmaMapEntry[]> {
     const all: DmaMapEntry[] = [];
     for (;;) {
-      const request = encodeDmaMapsRequest({ first: all.length, most: MAX_DMA_MAP_ENTRIES });
+      const request = encodeDmaMapsRequest({ first: all.length, most: RANGES_AT_ONCE });
       const data = await this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH, request);
       const entries = decoded(() => decodeDmaMapEntries(viewOf(data), 0, data.length));
       for (const entry of entries) all.push(entry);
-      if (entries.length < MAX_DMA_MAP_ENTRIES) return all;
-      if (all.length > DEFAULT_MAX_DMA_MAPS)
-        throw new DevstateError(
-          'DEVSTATE_E_PROTOCOL',
-          'the server tells of more DMA ranges than there can be',
-        );
+      if (entries.length < RANGES_AT_ONCE) return all;
+      requireFew(all.length);
     }
   }
 
   /** The DMA ranges that are files, with the files, the caller's to close; undefined when the server gives none away. */
   async dmaFiles(): Promise<{ readonly entries: DmaFileEntry[]; readonly fds: Fd[] } | undefined> {
     if (!(await this.probeFeature(Feature.DEVSTATE_DMA_FILES, FeatureFlag.GET))) return undefined;
-    const { data, fds } = await this.getFeatureWithFds(Feature.DEVSTATE_DMA_FILES, MAX_FEATURE_LENGTH);
+    const entries: DmaFileEntry[] = [];
+    const fds: Fd[] = [];
     try {
-      return { entries: decoded(() => decodeDmaFileEntries(viewOf(data), 0, data.length)), fds };
+      for (let first = 0; ; first += RANGES_AT_ONCE) {
+        const request = encodeDmaMapsRequest({ first, most: RANGES_AT_ONCE });
+        const behind = encodeDmaMapsRequest({ first: first + RANGES_AT_ONCE, most: 1 });
+        const more = this.getFeature(Feature.DEVSTATE_DMA_MAPS, MAX_FEATURE_LENGTH, behind);
+        more.catch(() => {}); // It is waited for below, unless the other one fails first.
+        const part = await this.getFeatureWithFds(Feature.DEVSTATE_DMA_FILES, MAX_FEATURE_LENGTH, request);
+        // Each reply has the fds that its own ranges refer to.
+        const before = fds.length;
+        fds.push(...part.fds);
+        const found = decoded(() => decodeDmaFileEntries(viewOf(part.data), 0, part.data.length));
+        for (const entry of found) entries.push({ ...entry, file: before + entry.file });
+        if ((await more).length === 0) return { entries, fds };
+        requireFew(first + RANGES_AT_ONCE);
+      }
     } catch (error) {
       closeAll(fds);
       throw error;
@@ -359,12 +375,14 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
   }
 
   #readPart(address: number, target: Uint8Array): Promise<void> {
-    return this.client.request(Command.DMA_READ, [transferHead(address, target.length)], (frame) => {
+    const head = transferHead(address, target.length);
+    const read = this.client.request(Command.DMA_READ, [head], (frame) => {
       const start = HEADER_LENGTH + transferLength;
       if (frame.length !== start + target.length)
         throw new DevstateError('DEVSTATE_E_PROTOCOL', 'DMA_READ reply is too short');
       target.set(frame.bytes.subarray(start, frame.length));
     });
+    return this.explained(read);
   }
 
   /** Writes guest memory, likewise. */
@@ -372,17 +390,20 @@ export class MigrationClient extends FeatureClient implements MigrationEnd, Valu
     const length = this.client.maxTransfer;
     for (let done = 0; done < source.length; done += length) {
       const part = source.subarray(done, done + length);
-      await this.client.request(
-        Command.DMA_WRITE,
-        [transferHead(address + done, part.length), part],
-        () => {},
-      );
+      const head = transferHead(address + done, part.length);
+      await this.explained(this.client.request(Command.DMA_WRITE, [head, part], () => {}));
     }
   }
 
   reset(): Promise<void> {
     return this.client.reset();
   }
+}
+
+/** @throws DEVSTATE_E_PROTOCOL */
+function requireFew(ranges: number): void {
+  if (ranges > DEFAULT_MAX_DMA_MAPS)
+    throw new DevstateError('DEVSTATE_E_PROTOCOL', 'the server tells of more DMA ranges than there can be');
 }
 
 /** What a peer offers, as negotiation takes it. */

@@ -5,7 +5,7 @@ import { DevstateError } from '../errors.js';
 import { MAX_WINDOW_LENGTH, type Mapping, native, Protection } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
 import { type RegionInfo, RegionInfoFlag } from '../wire/index.js';
-import type { Client } from './client.js';
+import type { Requester } from './requester.js';
 
 /** As `Client.regionInfo` gives it. */
 export type RegionWithFd = RegionInfo & { fd?: Fd };
@@ -18,12 +18,12 @@ interface Area {
 }
 
 export class RegionMemory {
-  readonly #client: Client;
+  readonly #client: Requester;
   readonly #index: number;
   readonly #areas: Area[] = [];
 
   /** Takes the region's fd. What cannot be mapped, or is not to be, is reached by messages. */
-  constructor(client: Client, { fd, ...region }: RegionWithFd, map: boolean) {
+  constructor(client: Requester, { fd, ...region }: RegionWithFd, map: boolean) {
     this.#client = client;
     this.#index = region.index;
     if (fd === undefined) return;

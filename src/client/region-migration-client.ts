@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Migration protocol v1 as its client drives it: the region, as QEMU 5.2 to 7.2 did. It offers what the client of v2
- * does, states by their names there, so that whoever moves a state need not know which it has.
+ * does, states by their names there, so that the code that moves a state need not know which it has.
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
@@ -38,6 +38,7 @@ import {
 import type { Client } from './client.js';
 import { MigrationClient } from './migration-client.js';
 import { RegionMemory, type RegionWithFd } from './region-memory.js';
+import type { Requester } from './requester.js';
 
 /** Longest chunk of a source that we take: it bounds what a server makes us hold. */
 const MAX_CHUNK = 64 * 1024 * 1024;
@@ -47,7 +48,7 @@ const MAX_REGIONS = 256;
 /** The page size of DIRTY_PAGES: the host's. */
 const PAGE_SIZE = DEFAULT_PAGE_SIZES;
 
-export class RegionMigrationClient extends MigrationClient {
+export class RegionMigrationClient<Through extends Requester = Client> extends MigrationClient<Through> {
   override readonly protocol = 'v1';
   readonly #index: number;
   readonly #size: number;
@@ -60,7 +61,7 @@ export class RegionMigrationClient extends MigrationClient {
   /** data_offset of the next chunk to be loaded, asked for together with the last data_size. */
   #place: Promise<number> | undefined;
 
-  private constructor(client: Client, region: RegionWithFd, map: boolean) {
+  private constructor(client: Through, region: RegionWithFd, map: boolean) {
     super(client);
     this.#index = region.index;
     this.#size = region.size;
@@ -71,10 +72,10 @@ export class RegionMigrationClient extends MigrationClient {
    * Looks for the migration region; undefined when the device has none.
    * @param options.map whether its data section is mapped, where it can be. Default true.
    */
-  static async open(
-    client: Client,
+  static async open<Through extends Requester>(
+    client: Through,
     { map = true }: { map?: boolean } = {},
-  ): Promise<RegionMigrationClient | undefined> {
+  ): Promise<RegionMigrationClient<Through> | undefined> {
     const { flags, regions } = await client.deviceInfo();
     const first = (flags & DeviceInfoFlag.PCI) !== 0 ? PciRegion.COUNT : 0;
     for (let index = first; index < Math.min(regions, MAX_REGIONS); index++) {
@@ -97,7 +98,7 @@ export class RegionMigrationClient extends MigrationClient {
     super.close();
   }
 
-  /** Of v1 a device has pre-copy, even if nothing comes of it, and no P2P. */
+  /** In v1 a device has pre-copy, even if nothing comes of it, and no P2P. */
   override async flags(): Promise<number> {
     return MigrationFlag.STOP_COPY | MigrationFlag.PRE_COPY;
   }
@@ -168,7 +169,7 @@ export class RegionMigrationClient extends MigrationClient {
   async #nextChunk(): Promise<boolean> {
     const ahead = this.#ahead;
     this.#ahead = undefined;
-    // What was told ahead may be old: in PRE_COPY there may be something by now.
+    // What was reported ahead may be old: in PRE_COPY there may be something by now.
     const told = (await this.explained(ahead ?? Promise.resolve(0))) || (await this.#pending());
     if (told === 0) return false;
     const [offset, size] = await this.explained(

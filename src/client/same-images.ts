@@ -36,7 +36,11 @@ export async function whyOtherImages(source: ImageEnd, destination: ImageEnd): P
   if (here.length !== there.length)
     return `it has ${here.length} images at the source and ${there.length} at the destination`;
   const names = (images: typeof here): string => images.map(({ path }) => path ?? 'not told').join(', ');
-  const other = `the destination works on another image (${names(there)}) than the source (${names(here)})`;
+  const isOnePath = names(here) === names(there);
+  const seen = isOnePath
+    ? ', which is another file there (another host or mount namespace, or it was replaced)'
+    : '';
+  const other = `the destination works on another image (${names(there)}${seen}) than the source (${names(here)})`;
   const unlocked = here.filter(({ locked }) => !locked);
   if (unlocked.length > 0)
     return `its source has not locked its image (${names(unlocked)}), so it cannot be proven that the destination's is the same`;

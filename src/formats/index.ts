@@ -29,7 +29,8 @@ export { detectContent, FOREIGN_KINDS, probeLengthOf } from './foreign/index.js'
 export { envelopeKind, reportOf } from './inspection/envelope-kind.js';
 export { type InspectOptions, inspect } from './inspection/inspect.js';
 export { printable } from './inspection/lines.js';
-export { type RenderOptions, renderInspection } from './inspection/render.js';
+export { renderInspection } from './inspection/render.js';
+export type { RenderOptions } from './inspection/render-sections.js';
 export type * from './inspection/types.js';
 export { withHex } from './inspection/with-hex.js';
 export { KERNEL_DRIVER_FORMATS } from './kernel-drivers.js';
@@ -58,6 +59,7 @@ export {
   nvmeDescription,
   nvmeRecords,
   nvmeValues,
+  prepareNvmeRecords,
 } from './nvme/records.js';
 export type * from './nvme/state.js';
 export { checkNvmeState } from './nvme/validate.js';
@@ -70,6 +72,7 @@ export {
 export type { PciFunctionState } from './pci/state.js';
 export * from './qemu-cpr/index.js';
 export * from './qemu-stream/index.js';
+export type { RegisteredFormat } from './registered-format.js';
 export {
   COUNTER,
   findFormat,
@@ -81,7 +84,6 @@ export {
   NVME_STANDARD,
   PCI_FUNCTION,
   REGISTERED_FORMATS,
-  type RegisteredFormat,
   requireFormat,
   requireReadableVersion,
   SAMPLE,

@@ -4,7 +4,7 @@
  * gave. One for each driver with migration, so that a state is never given to another driver. Names and models are made of
  * what sysfs calls the driver, see `src/vfio/migration/driver.ts`.
  */
-import type { RegisteredFormat } from './registry.js';
+import type { RegisteredFormat } from './registered-format.js';
 import { parseUuid } from './uuid.js';
 
 function driverFormat(family: string, uuid: string): RegisteredFormat {

@@ -30,7 +30,7 @@ export interface ParameterDefinition {
 export type ParameterDefinitions = Readonly<Record<string, ParameterDefinition>>;
 
 /**
- * What a guest can tell of a device: two devices of one model with equal parameters are interchangeable, whoever built
+ * What a guest can tell of a device: two devices of one model with equal parameters are interchangeable, no matter who built
  * them.
  */
 export interface DeviceModel {
@@ -58,7 +58,7 @@ export function allows(definition: ParameterDefinition, value: ParameterValue): 
 const TYPE_OF = { bool: 'boolean', int: 'number', str: 'string' } as const;
 
 /**
- * Every reason why the state of the device `source` cannot go on in the device `destination`, as sentences; empty when
+ * Every reason why the state of the device `source` cannot be loaded into the device `destination`, as sentences; empty when
  * there is none. A parameter at its off value is as good as absent.
  */
 export function modelDifferences(source: DeviceModel, destination: DeviceModel): string[] {

@@ -3,24 +3,8 @@
 import { DevstateError } from '../errors.js';
 import type { FormatVersion } from './envelope/header.js';
 import { KERNEL_DRIVER_FORMATS } from './kernel-drivers.js';
+import type { RegisteredFormat } from './registered-format.js';
 import { isUuid, parseUuid, type Uuid } from './uuid.js';
-
-/** An entry of the registry. */
-export interface RegisteredFormat {
-  uuid: Uuid;
-  /** Reverse domain name; unique. */
-  name: string;
-  /** `standard`: any vendor may implement it. `vendor`: its payload is its vendor's affair. */
-  kind: 'standard' | 'vendor';
-  /** URIs of the device models whose state it can hold. */
-  models: readonly string[];
-  /** Versions that exist, `major.minor`, oldest first. */
-  versions: readonly string[];
-  /** Path of the payload schema within `formats/`; null if the payload is opaque. */
-  schema: string | null;
-  /** `experimental`: may change without a new version. `stable`: never. */
-  stability: 'experimental' | 'stable';
-}
 
 /** State of the counter device. */
 export const COUNTER: RegisteredFormat = {

@@ -34,7 +34,7 @@ interface Branch {
 }
 
 /**
- * The tree that `leaves` are of. What the values mean is checked by whoever takes the tree.
+ * The tree that `leaves` are of. What the values mean is checked by the code that takes the tree.
  * @throws DevstateError DEVSTATE_E_STATE_VALUE for names that do not make a tree
  */
 export function unflattenTree(leaves: ReadonlyMap<string, LeafValue>): unknown {

@@ -53,7 +53,7 @@ export class BlockWriter {
     this.#readEvery = options.readEvery ?? 5;
     this.ledger = new Uint32Array(options.blocks);
     this.#workers = Promise.all(Array.from({ length: options.depth }, () => this.#work())).then(() => {});
-    // Whoever waits for progress or for the end is told.
+    // Resolves those who wait for progress or for the end.
     this.#workers.catch(() => {});
   }
 
@@ -77,7 +77,7 @@ export class BlockWriter {
     buffer.free();
   }
 
-  /** The first position from `position` on that nobody else works on. */
+  /** The first position from `position` on that no one else works on. */
   #free(position: number): number {
     while (this.#busy.has(position)) position = (position + 1) % this.ledger.length;
     return position;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** A buffer in guest memory, made of pages from anywhere, and how NVMe is told of it: PRP entries and PRP lists. */
+/** A buffer in guest memory, made of pages from anywhere, and how NVMe addresses it: PRP entries and PRP lists. */
 
 import { writeU64 } from '../wire/index.js';
 import { PAGE_SIZE, type PageAllocator } from './page-allocator.js';

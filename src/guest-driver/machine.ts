@@ -169,7 +169,7 @@ export class GuestMachine {
     this.#deliver();
   }
 
-  /** Pending vectors, eventfds that nobody has looked at yet included; they are no longer pending here. */
+  /** Pending vectors, eventfds that no one has looked at yet included; they are no longer pending here. */
   takePending(): number[] {
     this.#eventfds.forEach((fd, vector) => {
       if (native.eventfdRead(fd.number) > 0) this.#pending.add(vector);

@@ -60,7 +60,7 @@ const CHUNK = 1024 * 1024;
 /**
  * Moves what runs in `driver.machine` (at `source`) to a new machine at `destination`. Afterwards the guest runs there;
  * the source's device is stopped, its machine closed. When it fails before the guest is paused, or before the destination
- * runs, the guest goes on at the source and the new machine is closed. @throws what failed
+ * runs, the guest continues at the source and the new machine is closed. @throws what failed
  */
 export async function moveGuest(
   driver: NvmeDriver,

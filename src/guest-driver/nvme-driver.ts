@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * An NVMe driver for a {@link GuestMachine}: does what a guest's own driver does, through guest memory alone, so that a
- * device server cannot tell the two apart. It can be paused between any two instructions and go on with another machine.
+ * device server cannot tell the two apart. It can be paused between any two instructions and continue with another machine.
  */
 
 import {
@@ -343,7 +343,7 @@ export class NvmeDriver implements QueueOwner {
 
   /**
    * Stops the guest's processor, as a VMM does for a migration: at once no more entries, doorbells or completions are
-   * looked at, whatever the device has goes on. Settles when the device has taken every doorbell that was rung.
+   * looked at, whatever the device has continues. Settles when the device has taken every doorbell that was rung.
    */
   async pause(): Promise<void> {
     if (this.paused) return;
@@ -353,7 +353,7 @@ export class NvmeDriver implements QueueOwner {
   }
 
   /**
-   * Goes on: where it was, or in `machine`, a successor of the one it was paused in, whose memory and device are as this
+   * Continues: where it was, or in `machine`, a successor of the one it was paused in, whose memory and device are as this
    * one's. Interrupts that were pending in the old machine are pending in the new one.
    */
   resume(machine: GuestMachine = this.#machine): void {
@@ -394,7 +394,7 @@ export class NvmeDriver implements QueueOwner {
   detach(): void {
     clearInterval(this.#clock);
     this.fail(
-      new DevstateError('DEVSTATE_E_GUEST_CONTROLLER', 'the built-in driver has let go of the controller'),
+      new DevstateError('DEVSTATE_E_GUEST_CONTROLLER', 'the built-in driver has released the controller'),
     );
   }
 }

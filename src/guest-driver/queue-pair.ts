@@ -61,7 +61,7 @@ export interface QueueOwner extends MemoryOwner {
   readonly machine: GuestMachine;
   readonly counters: DriverCounters;
   readonly paused: boolean;
-  /** The driver can go on no more: the connection is gone, or the controller does what it must not. */
+  /** The driver cannot continue: the connection is gone, or the controller does what it must not. */
   fail(error: DevstateError): void;
 }
 
@@ -84,7 +84,7 @@ interface Pending {
 /** A command the device has. */
 interface Slot extends Pending {
   readonly lists: readonly number[];
-  /** Of performance.now(). */
+  /** On the clock of performance.now(), ms. */
   deadline: number;
   /** Its issuer has been told of a time-out; the device may still use its memory. */
   abandoned: boolean;

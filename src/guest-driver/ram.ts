@@ -88,7 +88,7 @@ export class GuestRam {
     return total;
   }
 
-  /** Unmaps the memory; the device server's own mapping stays until it is told. */
+  /** Unmaps the memory; the device server's own mapping stays until it gets DMA_UNMAP. */
   close(): void {
     this.#mapping.unmap();
     this.fd.close();

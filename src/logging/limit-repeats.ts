@@ -20,7 +20,7 @@ export interface RepeatLimit {
   readonly perPeer: number;
   /** Lines of a kind, of all peers, in a window. */
   readonly perKind: number;
-  /** Kinds that are told apart in a window; all further ones count as one. */
+  /** Kinds that are distinguished in a window; all further ones count as one. */
   readonly kinds: number;
   /** Length of a window, ms. A kind that repeats through a whole window stays limited in the next. */
   readonly windowMs: number;

@@ -14,8 +14,7 @@ export type {
 } from './migration-end.js';
 export * from './next-vmm.js';
 export { PageBitmap } from './page-bitmap.js';
-export { RawLoadSession, RawSaveSession, type RawState } from './raw-state.js';
+export { RawLoadSession, RawSaveSession } from './raw-state.js';
 export { type RecordSource, SaveSession } from './save-session.js';
-export type { SaveRound, StateFormat, StateLoader, StateRecord } from './state-format.js';
 export { BrokenDeviceError, MigrationMachine, migrationPath, supportedStates } from './state-machine.js';
 export * from './v1/index.js';

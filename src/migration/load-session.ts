@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One loading of a device's state: takes the bytes of an envelope as they come and gives its records to a format. */
 
+import type { StateFormat, StateLoader } from '../device/index.js';
 import { EnvelopeDecoder, type EnvelopeHeader, FORMAT_RECORD_TYPES, RecordFlag } from '../formats/index.js';
 import { Errno, RequestError } from '../wire/index.js';
-import type { StateFormat, StateLoader } from './state-format.js';
 
 /** Chooses the format to load with, or refuses. @throws RequestError with every reason */
 export type FormatChooser = (header: EnvelopeHeader) => StateFormat;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A device as seen by whoever moves its state: a device server behind a migration socket, or a device of the kernel's
+ * A device as seen by the code that moves its state: a device server behind a migration socket, or a device of the kernel's
  * VFIO. Both have the states of migration v2 and a stream of bytes that belongs to some of them; that is all they share.
  */
 
@@ -25,9 +25,9 @@ export interface EndDescription {
 
 /** What is left of pre-copy, as the device estimates it. Bytes. */
 export interface PrecopyInfo {
-  /** Of what is to be read before the device may stop, lest it take long. */
+  /** Bytes to be read before the device stops: else the stop takes long. */
   readonly initial: number;
-  /** Of what has changed since. */
+  /** Bytes that have changed since. */
   readonly dirty: number;
 }
 

@@ -7,7 +7,7 @@
  *     none ──await──▶ awaited ──arrives──▶ arrived ──promote──▶ promoted ──commit──▶ none
  *       ▲               │  ▲                │   │                  │
  *       │               │  └──second leaves─┘   │                  │
- *       └──roll-back, expires, nobody is left───┴──────────────────┘
+ *       └──roll-back, expires, no one is left───┴──────────────────┘
  *
  * Until `promote` the second is an understudy: what it says is taken down, and nothing of it reaches the device. From
  * then on the first is that, so that `roll-back` is the same exchange once more. As long as this is under way no VMM's
@@ -34,7 +34,7 @@ export type NextVmmEvent = NextVmmAction | 'arrives' | 'first-leaves' | 'second-
 export type NextVmmAction = 'await' | 'promote' | 'commit' | 'roll-back';
 
 /**
- * `exchange`: the two change places. `end-first`, `end-second`: its connection is closed. `release`: nobody has the
+ * `exchange`: the two change places. `end-first`, `end-second`: its connection is closed. `release`: no one has the
  * device any more.
  */
 export type NextVmmEffect = 'exchange' | 'end-first' | 'end-second' | 'release';

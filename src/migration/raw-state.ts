@@ -4,23 +4,8 @@
  * finds the very bytes that it would find there. Nothing in such a stream says what it is, or whether it is whole.
  */
 
+import type { RawState } from '../device/index.js';
 import { Errno, RequestError } from '../wire/index.js';
-import type { SaveRound } from './state-format.js';
-
-/** What a device saves for, and loads from, a client that has not selected a format. Small: it is held in memory. */
-export interface RawState {
-  /** All bytes of one round. `pre-copy` comes at most once, while the device runs; `final` once, quiesced. */
-  save(round: SaveRound): Uint8Array;
-  /** About how many bytes the final round takes. */
-  readonly estimate: number;
-  /** Longest stream that `load` takes, bytes. */
-  readonly maxLength: number;
-  /**
-   * Becomes the state of a whole stream, of every round that was read of it. The device is stopped.
-   * @throws RequestError when refused, which changes nothing
-   */
-  load(stream: Uint8Array): void;
-}
 
 /** One saving, see `SaveSession`. */
 export class RawSaveSession {

@@ -5,8 +5,8 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
+import type { StateFormat, StateRecord } from '../device/index.js';
 import { EnvelopeEncoder, type EnvelopeHeader, RecordFlag } from '../formats/index.js';
-import type { StateFormat, StateRecord } from './state-format.js';
 
 type Records = Iterator<StateRecord> | AsyncIterator<StateRecord>;
 
@@ -80,7 +80,7 @@ export class SaveSession {
 
   /**
    * Encodes the next `size` bytes of the last round ahead, while the reader is busy with those it has. What goes wrong
-   * is told by the next `read`. Not at the same time as another call.
+   * is reported by the next `read`. Not at the same time as another call.
    */
   async prepare(size: number): Promise<void> {
     if (!this.#final || this.#failure !== undefined) return;

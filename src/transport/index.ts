@@ -7,5 +7,6 @@ export { connect, Listener, type ListenOptions, socketPair } from './listener.js
 export type { Frame, Framing, MessageHandler, MessageLimits, SendOptions } from './message.js';
 export { BURST_MS, MessageSocket } from './message-socket.js';
 export { type Completion, RequestTable } from './request-table.js';
+export { bindAt, setSocketMode, setSocketOwner } from './socket-path.js';
 export { SocketWatcher } from './socket-watcher.js';
 export { type StreamHandler, StreamSocket } from './stream-socket.js';

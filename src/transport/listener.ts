@@ -9,7 +9,7 @@ import { Fd, peerGroup } from './fd.js';
 import { listenAt, removePath } from './socket-path.js';
 
 export interface ListenOptions {
-  /** Permissions of the path; 0600 unless given, as whoever connects controls the device. */
+  /** Permissions of the path; 0600 unless given, since a process that connects controls the device. */
   readonly mode?: number;
   /** Connections that may wait to be accepted. */
   readonly backlog?: number;
@@ -60,7 +60,7 @@ export class Listener {
     return new Listener(new Fd(fd), path, onConnection);
   }
 
-  /** Goes on with a listening socket that another process bound. `path`, if given, is removed by {@link close}. */
+  /** Continues with a listening socket that another process bound. `path`, if given, is removed by {@link close}. */
   static adopt(fd: Fd, onConnection: (fd: Fd) => void, path?: string): Listener {
     return new Listener(fd.take(), path, onConnection);
   }
@@ -107,7 +107,7 @@ export class Listener {
     if (!this.#fd.isOpen) return;
     clearTimeout(this.#retry);
     this.#poller.close();
-    // Before the socket is closed: as long as it is live nobody else takes the path.
+    // Before the socket is closed: as long as it is live no one else takes the path.
     if (this.#path !== undefined && options.keepPath !== true) removePath(this.#path);
     this.#fd.close();
   }
@@ -138,7 +138,7 @@ export async function connect(path: string, timeoutMs = 5000): Promise<Fd> {
 function connectError(path: string, errno: number): DevstateError {
   const reasons: Record<number, string> = {
     [Errno.ENOENT]: 'it does not exist; start the process that listens there first',
-    [Errno.ECONNREFUSED]: 'nobody listens there any more; start the process again',
+    [Errno.ECONNREFUSED]: 'no process listens there any more; start the process again',
     [Errno.EAGAIN]: 'its process accepts no more connections; another client may hold it',
     [Errno.EACCES]: 'permission denied; run as the user that owns the socket',
     [Errno.ENAMETOOLONG]: 'the path is longer than 107 bytes; choose a shorter one',
@@ -149,7 +149,7 @@ function connectError(path: string, errno: number): DevstateError {
   return new DevstateError('DEVSTATE_E_CONNECT', `cannot connect to ${path}: ${reason}`, { cause, errno });
 }
 
-/** Connecting to a file or a folder fails as it does to a socket that nobody has open any more. */
+/** Connecting to a file or a folder fails as it does to a socket that no one has open any more. */
 function isOther(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.isSocket() === false;
 }

@@ -50,7 +50,7 @@ export class MessageSocket {
   readonly #fd: Fd;
   readonly #group: number;
   readonly #gate: CloseGate;
-  /** Of {@link #fd}, only used while it is open. */
+  /** Number of {@link #fd}, only used while it is open. */
   readonly #socket: number;
   readonly #framing: Framing;
   readonly #limits: MessageLimits;
@@ -179,7 +179,7 @@ export class MessageSocket {
 
   resume(): void {
     this.#paused = false;
-    this.#atBoundary?.reject(new DevstateError('DEVSTATE_E_CANCELLED', 'the connection goes on'));
+    this.#atBoundary?.reject(new DevstateError('DEVSTATE_E_CANCELLED', 'the connection continues'));
     this.#atBoundary = undefined;
     this.#watch();
   }
@@ -216,7 +216,7 @@ export class MessageSocket {
     if (this.#queue.isEmpty) this.close();
   }
 
-  /** Closes at once; the queue is dropped. `error` is what `handler.closed` is told. May be called again. */
+  /** Closes at once; the queue is dropped. `error` goes to `handler.closed`. May be called again. */
   close(error?: DevstateError): void {
     if (this.#closed) return;
     this.#closed = true;

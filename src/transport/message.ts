@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What a MessageSocket is told about messages, and how it hands one over. */
+/** What a MessageSocket must know about messages, and how it hands one over. */
 
 import type { DevstateError } from '../errors.js';
 import type { Fd } from './fd.js';
@@ -63,7 +63,7 @@ export class ReusedFrame implements Frame {
     this.view = new DataView(this.bytes.buffer);
   }
 
-  /** Goes on in `bytes`, a whole buffer, with the first `used` bytes of what is here. */
+  /** Continues in `bytes`, a whole buffer, with the first `used` bytes of what is here. */
   moveTo(bytes: Uint8Array, used: number): void {
     bytes.set(this.bytes.subarray(0, used));
     this.bytes = bytes;

@@ -11,7 +11,7 @@ export type Completion<Reply> = (error: Error | undefined, reply: Reply | undefi
 interface Pending<Reply> {
   readonly complete: Completion<Reply>;
   readonly what: string;
-  /** Of performance.now(); Infinity when it may take for ever. */
+  /** On the clock of performance.now(), ms; Infinity when it may take for ever. */
   readonly deadline: number;
   readonly timeoutMs: number;
 }

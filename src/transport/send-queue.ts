@@ -81,7 +81,7 @@ export class SendQueue {
     return this.#entries.length === 0;
   }
 
-  /** Appends bytes [start, end) of `parts`: copied unless `owned`. The fds are duplicated, as their owner goes on. */
+  /** Appends bytes [start, end) of `parts`: copied unless `owned`. The fds are duplicated, as their owner continues. */
   push(parts: Parts, start: number, end: number, fds: readonly Fd[], owned: boolean): void {
     const held = fds.length > 0 ? duplicateAll(fds) : NO_FDS;
     let first = true;

@@ -13,6 +13,8 @@
 
 import { createHash } from 'node:crypto';
 import {
+  chmodSync,
+  chownSync,
   closeSync,
   constants,
   fstatSync,
@@ -51,7 +53,22 @@ export function listenAt(path: string, mode: number, backlog: number): number {
   }
 }
 
-/** What is at `path`: nothing, a socket that nobody listens at, or something to leave alone. */
+/**
+ * Like {@link listenAt} for a socket that another process is to have, and will be asked where it is: it says the name that
+ * the socket was bound to, so that it is bound as `path` itself. For a path that one process alone takes.
+ * @throws DEVSTATE_E_ADDRESS_IN_USE, DEVSTATE_E_SYSTEM
+ */
+export function bindAt(path: string, mode: number, backlog: number): number {
+  if (Buffer.byteLength(path) > MAX_PATH_LENGTH) throw systemError(`listen at ${path}`, Errno.ENAMETOOLONG);
+  if (occupant(path) === 'stale') rmSync(path, { force: true });
+  const fd = native.unixListen(path, mode, backlog);
+  if (fd === -Errno.EADDRINUSE)
+    throw inUse(path, 'another process listens there, or it is no socket; choose another path');
+  if (fd < 0) throw systemError(`listen at ${path}`, -fd);
+  return fd;
+}
+
+/** What is at `path`: nothing, a socket at which no process listens, or something to leave alone. */
 function occupant(path: string): 'none' | 'stale' | 'live' | 'other' {
   const info = lstatSync(path, { throwIfNoEntry: false });
   if (info === undefined) return 'none';
@@ -63,13 +80,13 @@ function occupant(path: string): 'none' | 'stale' | 'live' | 'other' {
 }
 
 /**
- * The path appears when the socket listens: a client that waits for the path to exist would else find it bound and nobody
+ * The path appears when the socket listens: a client that waits for the path to exist would else find it bound and no one
  * listening.
  */
 function listenAsHidden(path: string, mode: number, backlog: number, replace: boolean): number {
   const hash = createHash('sha256').update(basename(path)).digest('hex').slice(0, 8);
   const hidden = join(dirname(path), `.${hash}`);
-  // Of a process that was killed here: we have the lock, so nobody else is.
+  // Left by a process that was killed here: we have the lock, so no other process uses it.
   if (lstatSync(hidden, { throwIfNoEntry: false })?.isSocket() === true) rmSync(hidden, { force: true });
   const fd = bindIn(dirname(path), `.${hash}`, mode, backlog);
   if (fd === -Errno.EADDRINUSE)
@@ -157,6 +174,42 @@ export function removePath({ name, device, inode }: { name: string; device: numb
     unlinkSync(name);
   } catch {
     // Whoever cleans up the directory may be faster, or has made it read-only: nothing is to keep the socket open then.
+  }
+}
+
+/** Opens a file for nothing but its place in the file system. Node.js has no name for it. */
+const O_PATH = 0o10000000;
+
+/**
+ * Sets the mode of a socket that this process has made at `path`, which umask has cut. What somebody else has put there
+ * meanwhile, a link above all, is left as it is.
+ * @throws DEVSTATE_E_ADDRESS_IN_USE when it is no socket of this user
+ */
+export function setSocketMode(path: string, mode: number): void {
+  withOwnSocket(path, (itself) => chmodSync(itself, mode));
+}
+
+/** Like {@link setSocketMode}, for the owner. */
+export function setSocketOwner(
+  path: string,
+  { uid, gid }: { readonly uid: number; readonly gid: number },
+): void {
+  withOwnSocket(path, (itself) => chownSync(itself, uid, gid));
+}
+
+/** @param work is given a name for the socket that no one else can change */
+function withOwnSocket(path: string, work: (itself: string) => void): void {
+  const fd = openSync(path, O_PATH | constants.O_NOFOLLOW);
+  try {
+    const info = fstatSync(fd);
+    if (!info.isSocket() || info.uid !== process.geteuid?.())
+      throw inUse(
+        path,
+        'somebody has put another file there meanwhile; choose a path in a folder of your own',
+      );
+    work(`/proc/self/fd/${fd}`);
+  } finally {
+    closeSync(fd);
   }
 }
 

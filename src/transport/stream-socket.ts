@@ -23,7 +23,7 @@ const NO_FDS: readonly Fd[] = [];
 const received = new Int32Array(2 + MAX_MESSAGE_FDS);
 
 export interface StreamHandler {
-  /** Most bytes of the next read, so that fds are told apart from those that come later; any number unless given. */
+  /** Most bytes of the next read, so that fds are distinguished from those that come later; any number unless given. */
   readonly wanted?: number;
   /**
    * Bytes arrived; they are valid during the call. Fds that came with one of them and that the handler does not `take()`
@@ -116,7 +116,7 @@ export class StreamSocket {
     return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }));
   }
 
-  /** Tells the peer that nothing more is sent: call it when {@link drained}. Receiving goes on. */
+  /** Tells the peer that nothing more is sent: call it when {@link drained}. Receiving continues. */
   endSending(): void {
     if (!this.#closed) native.shutdown(this.#fd.number, Shutdown.send);
   }

@@ -5,7 +5,7 @@ import { DevstateError } from '../errors.js';
 import { type BundleEntry, FdKind } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
 import { closeAll, Fd } from '../transport/index.js';
-import type { DeviceDocument } from './assignment-document.js';
+import { CONFIG_LENGTH, type DeviceDocument } from './assignment-document.js';
 import type { VfioDevice } from './device.js';
 import type { GroupId } from './group.js';
 import { DeviceFlag, PciRegion, type RegionInfo } from './uapi/index.js';
@@ -13,8 +13,6 @@ import { DeviceFlag, PciRegion, type RegionInfo } from './uapi/index.js';
 /** Throws DEVSTATE_E_VFIO_LEASE unless this process may operate the devices. */
 export type RequireLease = () => void;
 
-/** Of PCI config space, what goes over. */
-const CONFIG_LENGTH = 256;
 /** What a reset clears or a driver sets, and nothing changes by itself: ids, COMMAND, BARs, interrupt line. */
 const SETTLED: readonly (readonly [offset: number, length: number])[] = [
   [0x00, 4],
@@ -129,7 +127,7 @@ export class AssignedDevice {
       group: this.group,
       flags,
       regions: this.#regions().map(({ index, size, flags }) => ({ index, size, flags })),
-      config: this.#config(flags)?.toString('base64') ?? null,
+      config: this.#config(flags),
       interrupts: [...this.#vectors].map(([index, { length: vectors }]) => ({ index, vectors })),
     };
   }
@@ -147,9 +145,9 @@ export class AssignedDevice {
   }
 
   /** The first part of config space of a PCI device. */
-  #config(flags: number): Buffer | undefined {
-    if ((flags & DeviceFlag.PCI) === 0) return undefined;
-    const config = Buffer.alloc(CONFIG_LENGTH);
+  #config(flags: number): Uint8Array<ArrayBuffer> | null {
+    if ((flags & DeviceFlag.PCI) === 0) return null;
+    const config = new Uint8Array(CONFIG_LENGTH);
     this.raw.readRegion(PciRegion.CONFIG, 0, config);
     return config;
   }
@@ -170,10 +168,7 @@ export class AssignedDevice {
     if (JSON.stringify([now.flags, now.regions]) !== JSON.stringify([document.flags, document.regions]))
       throw changed(this.name, 'it has other regions than it was given with');
     if (now.config === null || document.config === null) return;
-    const [is, was] = [now.config, document.config].map((text) => Buffer.from(text, 'base64')) as [
-      Buffer,
-      Buffer,
-    ];
+    const [is, was] = [Buffer.from(now.config), Buffer.from(document.config)];
     for (const [offset, length] of SETTLED) {
       const found = is.subarray(offset, offset + length);
       const expected = was.subarray(offset, offset + length);

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What goes over with the fds of an assignment, as JSON (docs/vfio.md). */
+/** What goes over with the fds of an assignment (docs/vfio.md). */
 
-import { z } from 'zod';
+import * as z from 'zod';
+import { documentBytes } from '../documents/index.js';
+
+/** Bytes of PCI configuration space that go over. */
+export const CONFIG_LENGTH = 256;
 
 const size = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 /** In a name of an fd, with what stands before it. */
@@ -15,8 +19,8 @@ const deviceDocument = z.object({
   group: name.nullable(),
   flags,
   regions: z.array(z.object({ index, size, flags })).max(1024),
-  /** The first 256 bytes of PCI config space, base64. */
-  config: z.string().max(1024).nullable(),
+  /** The first 256 bytes of PCI config space. */
+  config: documentBytes(CONFIG_LENGTH).nullable(),
   /** Interrupts that are armed, with the number of their vectors. */
   interrupts: z.array(z.object({ index, vectors: z.number().int().positive().max(4096) })).max(64),
 });
@@ -42,7 +46,7 @@ export const assignmentDocument = z.object({
 });
 export type AssignmentDocument = z.infer<typeof assignmentDocument>;
 
-/** What the receiver is told before anything is moved. */
+/** What the receiver receives before anything is moved. */
 export const assignmentOffer = z.object({
   what: z.literal('vfio'),
   version: z.literal(1),

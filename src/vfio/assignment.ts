@@ -44,7 +44,7 @@ const groupName = (id: GroupId): string => `group:${id}`;
 const memoryName = (name: string): string => `memory:${name}`;
 const BELL_NAME = 'bell';
 
-/** What an assignment consists of; whoever makes one of it gives it all away. */
+/** What an assignment consists of; the assignment that is made of it gives it all away. */
 interface Parts {
   readonly space: DmaSpace;
   readonly groups: Group[];
@@ -57,7 +57,7 @@ export class VfioAssignment {
   readonly #devices = new Map<string, AssignedDevice>();
   readonly #memory = new Map<string, SharedMemory>();
   #dma: DmaMapping[] = [];
-  /** Of a receiver that has not taken over: none. */
+  /** Undefined for a receiver that has not taken over. */
   #lease: Lease | undefined;
   #bell: Fd | undefined;
 
@@ -125,7 +125,7 @@ export class VfioAssignment {
     return this.#lease as Lease;
   }
 
-  /** For a lender: an eventfd that whoever takes the devices over signals, then and from then on. It is this object's. */
+  /** For a lender: an eventfd that the process that takes the devices over signals, then and from then on. It is this object's. */
   get bell(): Fd {
     this.#bell ??= new Fd(check(native.eventfdCreate(0), 'make an eventfd'));
     return this.#bell;
@@ -213,7 +213,7 @@ export class VfioAssignment {
     this.#space.requireMovable(this.#dma);
   }
 
-  /** What goes over; from now on the addresses of mappings are nobody's, and DMA goes on. The fds stay this object's. */
+  /** What goes over; from now on the addresses of mappings belong to no process, and DMA continues. The fds stay this object's. */
   release(application: unknown): { entries: BundleEntry[]; document: AssignmentDocument } {
     const document = this.#describe(application);
     this.#space.release(this.#dma);
@@ -260,7 +260,7 @@ export class VfioAssignment {
 
   /**
    * Takes all that a bundle's document names out of it. Does nothing with it but make sure that it is as it is described,
-   * and may not be operated before {@link takeOver}.
+   * and may not be operated before {@link rebind}.
    * @throws DEVSTATE_E_HANDOFF_BUNDLE, DEVSTATE_E_VFIO_STATE, having closed what it took
    */
   static adopt(bundle: Bundle): { assignment: VfioAssignment; application: unknown } {
@@ -308,12 +308,12 @@ export class VfioAssignment {
     });
   }
 
-  /** The lease is this process's: so is the rest, from now on. Takes the lease. Does not fail: DMA goes on in any case. */
-  takeOver(lease: Lease): Rebinding {
+  /** The lease is this process's: so is the rest, from now on. Takes the lease. Does not fail: DMA continues in any case. */
+  rebind(lease: Lease): Rebinding {
     this.#lease?.close();
     this.#lease = lease;
     if (this.#bell !== undefined) native.eventfdSignal(this.#bell.number);
-    return this.#space.takeOver(this.#dma);
+    return this.#space.rebind(this.#dma);
   }
 
   /**
@@ -343,7 +343,7 @@ export class VfioAssignment {
     return inContainer(this.#groups);
   }
 
-  /** Closes all of it. What another process has goes on there; with the last one the devices are disabled. */
+  /** Closes all of it. What another process has continues there; with the last one the devices are disabled. */
   close(): void {
     for (const device of this.#devices.values()) device.close();
     for (const memory of this.#memory.values()) memory.close();

@@ -107,7 +107,7 @@ export class Container {
 
   /** The mappings stay, and DMA through them; the kernel forgets where their memory is in this process. */
   invalidateAddresses(): void {
-    this.#unmap(UnmapDmaFlag.VADDR | UnmapDmaFlag.ALL, 0, 0, 'let go of the addresses of DMA mappings');
+    this.#unmap(UnmapDmaFlag.VADDR | UnmapDmaFlag.ALL, 0, 0, 'release the addresses of DMA mappings');
   }
 
   /**

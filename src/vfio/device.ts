@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * A device of the kernel's VFIO, opened by its group or bound by its own file (`Cdev`). What it is, its regions, its
- * interrupts and its features belong to the open file: whoever has a duplicate of it has the same device in the same state.
+ * interrupts and its features belong to the open file: a process that has a duplicate of it has the same device in the same state.
  */
 
 import { readSync, writeSync } from 'node:fs';

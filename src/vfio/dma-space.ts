@@ -3,7 +3,7 @@
  * The addresses that devices see, by either interface of the kernel, and what moving them to another process takes:
  *
  *   container  Its mappings are of addresses in one process, which alone may unmap them. The giver has the kernel forget
- *              the addresses (UNMAP_DMA VADDR), the receiver tells it its own (MAP_DMA VADDR). DMA goes on meanwhile.
+ *              the addresses (UNMAP_DMA VADDR), the receiver tells it its own (MAP_DMA VADDR). DMA continues meanwhile.
  *   iommufd    Whoever has the file may map and unmap. Where mappings are of files, the pinned pages can be counted as
  *              the receiver's (IOAS_CHANGE_PROCESS); nothing else is to be moved.
  */
@@ -38,14 +38,14 @@ export interface DmaSpace {
   map(mapping: DmaMapping): void;
   /** @returns bytes that were unmapped */
   unmap(iova: number, size: number): number;
-  /** @throws DEVSTATE_E_VFIO_REBIND when another process could not go on with `mappings` */
+  /** @throws DEVSTATE_E_VFIO_REBIND when another process could not continue with `mappings` */
   requireMovable(mappings: readonly DmaMapping[]): void;
-  /** The giver lets go of `mappings`; DMA goes on. */
+  /** The giver releases `mappings`; DMA continues. */
   release(mappings: readonly DmaMapping[]): void;
   /** The giver keeps them after all. */
   keep(mappings: readonly DmaMapping[]): void;
   /** They are this process's from now on. Does not fail: it comes when there is no way back. */
-  takeOver(mappings: readonly DmaMapping[]): Rebinding;
+  rebind(mappings: readonly DmaMapping[]): Rebinding;
   close(): void;
 }
 
@@ -97,7 +97,7 @@ export class ContainerSpace implements DmaSpace {
     for (const mapping of mappings) this.container.updateAddress(mapping.iova, part(mapping));
   }
 
-  takeOver(mappings: readonly DmaMapping[]): Rebinding {
+  rebind(mappings: readonly DmaMapping[]): Rebinding {
     if (mappings.length === 0) return NOTHING_MAPPED;
     const bytes = mappings.reduce((sum, { size }) => sum + size, 0);
     try {
@@ -105,7 +105,7 @@ export class ContainerSpace implements DmaSpace {
       const explanation = `${mappings.length} DMA mappings of ${bytes} bytes have addresses in this process now`;
       return { moved: true, explanation };
     } catch (error) {
-      const explanation = `DMA goes on, but not all mappings can be ended here: ${(error as Error).message}`;
+      const explanation = `DMA continues, but not all mappings can be ended here: ${(error as Error).message}`;
       return { moved: false, explanation };
     }
   }
@@ -146,7 +146,7 @@ export class IommufdSpace implements DmaSpace {
 
   keep(): void {}
 
-  takeOver(mappings: readonly DmaMapping[]): Rebinding {
+  rebind(mappings: readonly DmaMapping[]): Rebinding {
     if (mappings.length === 0) return NOTHING_MAPPED;
     if (this.#changeProcess())
       return { moved: true, explanation: 'the pinned memory is counted as that of this process now' };

@@ -18,7 +18,7 @@ const CAP_IPC_LOCK = 14n;
 /** Bytes of `kB` in /proc. */
 const KILOBYTE = 1024;
 
-/** Of this process. */
+/** Memory that this process has locked, and may lock. */
 export function memoryLock(
   status = readFileSync('/proc/self/status', 'latin1'),
   limits = readFileSync('/proc/self/limits', 'latin1'),

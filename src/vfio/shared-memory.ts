@@ -43,7 +43,7 @@ export class SharedMemory {
     return new Uint8Array(checkObject(this.mapping.window(offset, length), `see the memory ${this.name}`));
   }
 
-  /** What devices do through a DMA mapping of it goes on: the kernel has its pages. */
+  /** What devices do through a DMA mapping of it continues: the kernel has its pages. */
   close(): void {
     this.mapping.unmap();
     this.fd.close();

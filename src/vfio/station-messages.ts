@@ -1,16 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What a station is asked, and says: JSON in REQUEST and RESPONSE messages (docs/handoff.md). */
+/** What a station is asked, and answers (docs/handoff.md). */
 
-import { z } from 'zod';
-import { asDevstateError, DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
-import {
-  Channel,
-  decodeJson,
-  encodeJson,
-  HandoffMessage,
-  handoffReport,
-  parseHandoff,
-} from '../handoff/index.js';
+import * as z from 'zod';
+import { Asker, Channel, MAX_REQUEST_MESSAGE } from '../documents/index.js';
+import { type HandoffReport, handoffReport } from '../handoff/index.js';
 import { connect } from '../transport/index.js';
 
 export const stationRequest = z.discriminatedUnion('command', [
@@ -45,15 +38,6 @@ export const stationStatus = z.object({
 });
 export type StationStatus = z.infer<typeof stationStatus>;
 
-const failure = z.object({ error: z.object({ code: z.string(), message: z.string() }) });
-
-export type StationResponse = { status: StationStatus } | { report: z.infer<typeof handoffReport> };
-
-export function encodeFailure(error: unknown): Uint8Array {
-  const { code, message } = asDevstateError(error);
-  return encodeJson({ error: { code, message } });
-}
-
 /** Asks the station that listens at `path`. @throws what it says, under its code; DEVSTATE_E_CONNECT */
 async function ask<Schema extends z.ZodType>(
   path: string,
@@ -61,34 +45,20 @@ async function ask<Schema extends z.ZodType>(
   schema: Schema,
 ): Promise<z.infer<Schema>> {
   // Nothing of ours goes there but the question, so its user is no matter.
-  const channel = new Channel(await connect(path), { peers: 'any' });
+  const options = { peers: 'any', maxMessageLength: MAX_REQUEST_MESSAGE } as const;
+  const station = new Asker(new Channel(await connect(path), options), `the station at ${path}`);
   try {
-    await channel.send(HandoffMessage.REQUEST, encodeJson(request));
-    const { payload } = await channel.expect(HandoffMessage.RESPONSE);
-    const answer = decodeJson(payload);
-    const failed = failure.safeParse(answer);
-    if (failed.success) throw remoteError(failed.data.error);
-    return parseHandoff(schema, answer, `the answer of ${path}`);
+    return await station.ask(request, schema);
   } finally {
-    channel.end();
+    station.close();
   }
 }
 
-function remoteError({ code, message }: { code: string; message: string }): DevstateError {
-  const known = Object.hasOwn(ERROR_CODES, code) ? (code as ErrorCode) : 'DEVSTATE_E_HANDOFF';
-  return new DevstateError(known, message);
+export function askStatus(path: string): Promise<StationStatus> {
+  return ask(path, { command: 'status' }, stationStatus);
 }
 
-export async function askStatus(path: string): Promise<StationStatus> {
-  return (await ask(path, { command: 'status' }, z.object({ status: stationStatus }))).status;
-}
-
-/** Has the station at `from` give its devices to the one at `to`. @throws HandoffError's words when it goes on */
-export async function askToGive(
-  from: string,
-  to: string,
-  timeoutMs: number,
-): Promise<z.infer<typeof handoffReport>> {
-  const request = { command: 'give', to, timeoutMs } as const;
-  return (await ask(from, request, z.object({ report: handoffReport }))).report;
+/** Has the station at `from` give its devices to the one at `to`. @throws HandoffError's words when it continues */
+export function askToGive(from: string, to: string, timeoutMs: number): Promise<HandoffReport> {
+  return ask(from, { command: 'give', to, timeoutMs }, handoffReport);
 }

@@ -7,37 +7,26 @@
  * what they have given.
  */
 
-import { chmodSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
+import { type Answer, answerAll, Channel, HandoffMessage, MAX_REQUEST_MESSAGE } from '../documents/index.js';
 import { DevstateError } from '../errors.js';
 import {
-  Channel,
-  decodeJson,
-  encodeJson,
   type GiveReport,
   give,
-  HandoffMessage,
   isKnown,
   isRunning,
-  MAX_REQUEST_MESSAGE,
   type PhaseTimeouts,
   parseHandoff,
-  type ReceivedMessage,
   receive,
   thisProcess,
 } from '../handoff/index.js';
 import { type Log, limitRepeats } from '../logging/index.js';
 import { checkObject, native, PollEvent, type Poller } from '../native/index.js';
-import { closeAll, connect, type Fd, Listener } from '../transport/index.js';
+import { connect, type Fd, Listener, setSocketMode } from '../transport/index.js';
 import type { VfioAssignment } from './assignment.js';
 import { ProcessWatch } from './process-watch.js';
-import {
-  encodeFailure,
-  type StationResponse,
-  type StationStatus,
-  stationRequest,
-} from './station-messages.js';
+import { type StationStatus, stationRequest } from './station-messages.js';
 import { AssignmentGiver, AssignmentReceiver, type Operator } from './transfer.js';
 
 /** Root may take anything from any process anyway, so it may give as well. */
@@ -59,7 +48,7 @@ export interface StationOptions {
   readonly mode?: number;
   /** Longest that a client may say nothing, or not read its answer, ms. Default 30 s. */
   readonly idleMs?: number;
-  /** Is told what happens that nobody asked for. */
+  /** Receives what happens without a request. */
   readonly log?: Log;
 }
 
@@ -88,7 +77,7 @@ export class VfioStation {
     const permissions = mode ?? (users.length > 0 ? 0o666 : 0o600);
     this.#listener = Listener.listen(path, (fd) => void this.#serve(fd), { mode: permissions });
     // The umask of a service seldom lets others in.
-    chmodSync(path, permissions);
+    setSocketMode(path, permissions);
   }
 
   /** What it has, or lends; undefined when it has none. */
@@ -116,7 +105,7 @@ export class VfioStation {
 
   /**
    * Gives what it has to the station at `to`. @param timeoutMs for each phase of the handoff
-   * @throws DEVSTATE_E_VFIO_LEASE, DEVSTATE_E_VFIO_REBIND before anything has begun; HandoffError when this one goes on
+   * @throws DEVSTATE_E_VFIO_LEASE, DEVSTATE_E_VFIO_REBIND before anything has begun; HandoffError when this one continues
    */
   async give(to: string, timeoutMs: number): Promise<GiveReport> {
     const assignment = this.#assignment;
@@ -132,12 +121,12 @@ export class VfioStation {
         name: 'the source',
       });
       if (this.#lends) this.#watchOwner();
-      else this.#letGo(assignment);
+      else this.#endLease(assignment);
       return report;
     });
   }
 
-  #letGo(assignment: VfioAssignment): void {
+  #endLease(assignment: VfioAssignment): void {
     this.#assignment = undefined;
     assignment.close();
     this.#operator.gone?.();
@@ -175,7 +164,10 @@ export class VfioStation {
         channel.expectHandoff();
         channel.putBack(first);
         await this.#receive(channel);
-      } else await this.#answerAll(channel, first, idle);
+      } else {
+        const carryOut = (request: unknown): Promise<Answer> => this.#answer(request);
+        await answerAll(channel, { carryOut, wait: (promise) => idle.during(promise) }, first);
+      }
     } catch (error) {
       if ((error as DevstateError).code !== 'DEVSTATE_E_CONNECTION_CLOSED')
         this.#log('warn', (error as Error).message);
@@ -210,30 +202,20 @@ export class VfioStation {
       });
       await receive(channel, receiver, { keepLease: true });
     }).catch(async (error: unknown) => {
-      // A giver that comes at the wrong time is told so.
+      // A giver that comes at the wrong time gets a refusal.
       const { code = 'DEVSTATE_E_INTERNAL', message } = error as DevstateError;
-      await channel.send(HandoffMessage.REFUSED, encodeJson({ code, message })).catch(() => {});
+      await channel.sendDocument(HandoffMessage.REFUSED, { code, message }).catch(() => {});
       throw error;
     });
   }
 
-  async #answerAll(channel: Channel, first: ReceivedMessage, idle: IdleTimer): Promise<void> {
-    for (let message = first; ; message = await idle.during(channel.next())) {
-      closeAll(message.fds);
-      const answer = await this.#answer(message).then(encodeJson, encodeFailure);
-      await idle.during(channel.send(HandoffMessage.RESPONSE, answer));
-    }
+  async #answer(asked: unknown): Promise<Answer> {
+    const request = parseHandoff(stationRequest, asked, 'the request');
+    if (request.command === 'status') return { document: this.status() };
+    return { document: await this.give(request.to, request.timeoutMs) };
   }
 
-  async #answer({ type, payload }: ReceivedMessage): Promise<StationResponse> {
-    if (type !== HandoffMessage.REQUEST)
-      throw new DevstateError('DEVSTATE_E_HANDOFF_BUNDLE', `a message of type ${type} is not known here`);
-    const request = parseHandoff(stationRequest, decodeJson(payload), 'the request');
-    if (request.command === 'status') return { status: this.status() };
-    return { report: await this.give(request.to, request.timeoutMs) };
-  }
-
-  // Of a lender
+  // A lender alone
 
   /** Whoever takes the devices over signals it. */
   #listenForBell(assignment: VfioAssignment): void {
@@ -285,12 +267,12 @@ export class VfioStation {
     this.#bell = undefined;
   }
 
-  /** Lets go of everything, and stops listening. What another process has goes on there. */
+  /** Releases everything, and stops listening. What another process has continues there. */
   async close(): Promise<void> {
     this.#listener.close();
     this.#stopWatching();
     for (const channel of this.#channels) channel.end();
-    // A handoff that is under way comes to its end first: half of one is nobody's.
+    // A handoff that is under way comes to its end first: half of one belongs to no process.
     while (this.#busy) await delay(10);
     this.#assignment?.close();
     this.#assignment = undefined;

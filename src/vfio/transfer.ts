@@ -9,7 +9,7 @@
  *                                                  takes the lease
  *       lets go                          ◀──────   tells the kernel its addresses; resumes
  *
- * Nobody resets anything: that a device came this way says that it runs.
+ * No one resets anything: that a device came this way says that it runs.
  */
 
 import {
@@ -29,7 +29,7 @@ import { requireMemoryLock } from './memory-lock.js';
 /** What the process does that operates the devices. */
 export interface Operator {
   /**
-   * Stops operating them. What it returns becomes JSON for the next process. After it this process is refused every
+   * Stops operating them. What it returns (see `packDocument`) is for the next process. After it this process is refused every
    * access to the devices, until it has them again.
    */
   suspend?(assignment: VfioAssignment): unknown | Promise<unknown>;
@@ -104,7 +104,7 @@ export class AssignmentReceiver implements Receiver {
     const { assignment, application } = VfioAssignment.adopt(bundle);
     return {
       start: async (lease: Lease) => {
-        const rebinding = assignment.takeOver(lease);
+        const rebinding = assignment.rebind(lease);
         this.#host.installed(assignment);
         await this.#operator.adopted?.(assignment, application, rebinding);
       },

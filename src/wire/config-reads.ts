@@ -21,7 +21,7 @@ export const CONFIG_READS_KEPT = 4096;
 /** Room for every reply. */
 export const MAX_CONFIG_READS_LENGTH = HEAD_LENGTH + ENTRY_LENGTH * CONFIG_READS_KEPT;
 
-/** Whose reads: those of the VMM that has the device, or of the other one while one follows another (DEVSTATE_NEXT_VMM). */
+/** Which VMM reads: the one that has the device, or the other one while one follows another (DEVSTATE_NEXT_VMM). */
 export const WitnessedVmm = { PRESENT: 0, OTHER: 1 } as const;
 export type WitnessedVmm = (typeof WitnessedVmm)[keyof typeof WitnessedVmm];
 

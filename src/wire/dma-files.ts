@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * DEVSTATE_DMA_FILES, what a GET answers: the DMA ranges that are files, and the files themselves with the message.
+ * The request chooses among the ranges of DEVSTATE_DMA_MAPS, as there.
  *
  *     { address u64, size u64, offset u64, flags u32, file u32 } each       file: index among the message's fds
  */
@@ -13,7 +14,7 @@ export interface DmaFileEntry {
   /** Guest-physical, bytes. */
   readonly address: number;
   readonly size: number;
-  /** Of the range's first byte, in the file. */
+  /** Where the range's first byte is in the file. */
   readonly offset: number;
   /** `DmaMapFlag` READ and WRITE. */
   readonly flags: number;

@@ -96,3 +96,15 @@ export function encodeDmaTransfer(
   if (width === 64) writeU64(view, at + 8, transfer.count);
   else view.setUint32(at + 8, transfer.count, true);
 }
+
+/** Index of the first of the ranges, which are in order of address, that begins after `address`. */
+export function indexAfter(ranges: readonly { readonly address: number }[], address: number): number {
+  let low = 0;
+  let high = ranges.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (ranges[middle]!.address <= address) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}

@@ -104,7 +104,7 @@ export function dirtyBitmapLength(length: number, pageSize: number): number {
   return Math.ceil(Math.ceil(length / pageSize) / 64) * 8;
 }
 
-/** Most entries of one DEVSTATE_DMA_MAPS reply, so that it fits a message. */
+/** Most entries of one DEVSTATE_DMA_MAPS or DEVSTATE_DMA_FILES reply, so that it fits a message. */
 export const MAX_DMA_MAP_ENTRIES = 32_768;
 
 /** Which ranges a manager asks for: from the one with index `first` on, `most` of them. */
@@ -113,7 +113,7 @@ export interface DmaMapsRequest {
   readonly most: number;
 }
 
-/** Reads the data of a GET of DEVSTATE_DMA_MAPS. `at` is where the data begin. */
+/** Reads the data of a GET of DEVSTATE_DMA_MAPS or DEVSTATE_DMA_FILES. `at` is where the data begin. */
 export function decodeDmaMapsRequest(view: DataView, at: number, end: number): DmaMapsRequest {
   if (at === end) return { first: 0, most: MAX_DMA_MAP_ENTRIES };
   requireBytes(view, at, end, DMA_MAPS_REQUEST_LENGTH, 'DEVSTATE_DMA_MAPS');

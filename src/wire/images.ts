@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * DEVSTATE_IMAGES: whether two devices work on one image file. The one that has the image holds a lock over all of it, also
- * over what is beyond its end. It leaves one byte out, far beyond the end, and whoever has the same file open sees a lock
+ * over what is beyond its end. It leaves one byte out, far beyond the end, and a process that has the same file open sees a lock
  * everywhere but there, on whatever host, by whatever path.
  *
  *     GET   request  byte u64                          reply  JSON, `imagesReport`
  *     SET   byte u64, 0 to lock everything again
  */
 
-import { z } from 'zod';
+import * as z from 'zod';
 import { readU64, requireBytes, writeU64 } from './reader.js';
 
 export const IMAGE_BYTE_LENGTH = 8;
@@ -19,11 +19,11 @@ export const MAX_IMAGE_BYTE = 2 ** 51;
 export const imagesReport = z.object({
   images: z.array(
     z.object({
-      /** As the server was given it; left out for whoever is no manager. */
+      /** As the server was given it; left out for a client that is no manager. */
       path: z.string().optional(),
       /** The server holds its lock. */
       locked: z.boolean(),
-      /** Nobody else has the byte locked that was asked for. */
+      /** No one else has the byte locked that was asked for. */
       free: z.boolean(),
     }),
   ),

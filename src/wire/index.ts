@@ -13,6 +13,7 @@ export * from './format-offer.js';
 export * from './header.js';
 export * from './images.js';
 export * from './irq.js';
+export * from './last-error.js';
 export * from './migration-data.js';
 export * from './migration-v1.js';
 export * from './next-vmm.js';

@@ -221,7 +221,7 @@ const cases: Case[] = [
     says: ['* ash 1.0 → beech 1.0: converted by 1 step; asked for'],
   },
   {
-    what: 'one that nobody has',
+    what: 'one that neither end has',
     source: [offer('ash')],
     destination: [offer('ash')],
     options: { format: 'yew' },

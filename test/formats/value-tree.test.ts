@@ -91,7 +91,7 @@ t.test('names that do not make a tree', async (t) => {
     ['a negative length', { 'a.length': -1 }],
     ['half a length', { 'a.length': 0.5 }],
     ['a length without items', { 'a.length': 65536 }],
-    ['a length that nobody can have', { 'a.length': Number.MAX_SAFE_INTEGER }],
+    ['a length that no array can have', { 'a.length': Number.MAX_SAFE_INTEGER }],
     ['items without a length', { 'a[0]': 1 }],
     ['items and a length that is no number', { 'a.length': '1', 'a[0]': 1 }],
     ['items among fields', { 'a.length': 1, 'a[0]': 1, 'a.b': 1 }],

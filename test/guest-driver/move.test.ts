@@ -76,7 +76,7 @@ t.test('a destination that refuses leaves the guest where it is', async (t) => {
   t.equal(driver.counters.failed, 0);
 });
 
-t.test('a guest that was paused with commands in flight goes on where it was', async (t) => {
+t.test('a guest that was paused with commands in flight continues where it was', async (t) => {
   const bed = new TestBed(t, BLOCKS * BLOCK_BYTES);
   const { socketPath } = await bed.serve();
   const driver = await bootAt(t, socketPath);

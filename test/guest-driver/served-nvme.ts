@@ -6,9 +6,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
-import { DeviceRuntime, type ParameterValue } from '../../src/device/index.js';
+import type { ParameterValue } from '../../src/device/index.js';
 import { createBirchNvme } from '../../src/devices/nvme/birch/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { Server } from '../../src/server/index.js';
 
 export interface Served {

@@ -59,7 +59,7 @@ t.test('a kind that repeats through a window stays limited; one that stops is wr
 t.test('a log has one limit, however often it is asked for', async (t) => {
   const { log } = collected();
   t.equal(limitRepeats(log), log);
-  t.doesNotThrow(() => limitRepeats(undefined)('info', 'nobody hears it'));
+  t.doesNotThrow(() => limitRepeats(undefined)('info', 'without a log'));
 });
 
 t.test('a long line is cut', async (t) => {

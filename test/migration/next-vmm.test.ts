@@ -89,8 +89,8 @@ t.test('what happens to the connections', async (t) => {
 });
 
 /**
- * A world of connections that obeys the effects. At every moment the device is with one of the two or with nobody, and
- * it is released exactly when nobody who could have it is left.
+ * A world of connections that obeys the effects. At every moment the device is with one of the two or with no one, and
+ * it is released exactly when no one who could have it is left.
  */
 t.test('in every history', async () => {
   const events: NextVmmEvent[] = [
@@ -107,7 +107,7 @@ t.test('in every history', async () => {
   fc.assert(
     fc.property(history, (events) => {
       let state = idleNextVmm(true);
-      let owner: 'first' | 'second' | 'nobody' = 'first';
+      let owner: 'first' | 'second' | 'neither' = 'first';
       let there = { first: true, second: false };
       for (const event of events) {
         if (event === 'first-leaves' && (!there.first || state.phase === 'none')) continue;
@@ -126,7 +126,7 @@ t.test('in every history', async () => {
           if (effect === 'exchange') owner = owner === 'first' ? 'second' : 'first';
           else if (effect === 'end-first') there.first = false;
           else if (effect === 'end-second') there.second = false;
-          else owner = 'nobody';
+          else owner = 'neither';
         }
         state = next.state;
         if (state.phase !== 'none') {
@@ -134,11 +134,11 @@ t.test('in every history', async () => {
           if (owner !== (state.phase === 'promoted' ? 'second' : 'first')) return false;
           continue;
         }
-        // It is over: who has the device is there and alone, or nobody has it and nobody is there.
+        // It is over: who has the device is there and alone, or no one has it and no one is there.
         if (there.first && there.second) return false;
-        if (owner === 'nobody' ? there.first || there.second : !there[owner]) return false;
-        if (state.first !== (owner !== 'nobody')) return false;
-        if (owner === 'nobody') return true;
+        if (owner === 'neither' ? there.first || there.second : !there[owner]) return false;
+        if (state.first !== (owner !== 'neither')) return false;
+        if (owner === 'neither') return true;
         owner = 'first';
         there = { first: true, second: false };
       }

@@ -23,7 +23,7 @@ t.test('close is idempotent and the number is gone', async (t) => {
   t.equal(native.eventfdSignal(number), -Errno.EBADF);
 });
 
-t.test('take moves, duplicate shares, release lets go', async (t) => {
+t.test('take moves, duplicate shares, release gives it up', async (t) => {
   const fd = eventfd();
   const number = fd.number;
   const taken = fd.take();

@@ -9,13 +9,14 @@ import {
   renameSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { check, native } from '../../src/native/index.js';
-import { connect, type Fd, Listener, MessageSocket } from '../../src/transport/index.js';
+import { connect, type Fd, Listener, MessageSocket, setSocketMode } from '../../src/transport/index.js';
 import { framing, limits, message, openFds, Recorder, turn, withRoomFor } from './support.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'devstate-listener-'));
@@ -24,7 +25,7 @@ const path = join(folder, 'socket');
 
 const closeAtOnce = (fd: Fd): void => fd.close();
 
-/** Leaves a socket at `at` that nobody listens at. */
+/** Leaves a socket at `at` that no process listens at. */
 function leaveStale(at: string): void {
   native.close(check(native.unixListen(at, 0o600, 1), 'listen'));
 }
@@ -141,7 +142,7 @@ t.test('why a connection fails', async (t) => {
   await t.rejects(connect(path), { code: 'DEVSTATE_E_CONNECT', exitCode: 5, message: /does not exist/ });
   await t.rejects(connect(folder), { code: 'DEVSTATE_E_CONNECT', message: /it is no socket/ });
   leaveStale(path);
-  await t.rejects(connect(path), { code: 'DEVSTATE_E_CONNECT', message: /nobody listens/ });
+  await t.rejects(connect(path), { code: 'DEVSTATE_E_CONNECT', message: /no process listens/ });
   rmSync(path);
   await t.rejects(connect('x'.repeat(200)), { code: 'DEVSTATE_E_CONNECT', message: /107 bytes/ });
 
@@ -154,6 +155,19 @@ t.test('why a connection fails', async (t) => {
   for (const fd of waiting) fd.close();
   native.close(full);
   chmodSync(path, 0o600);
+  rmSync(path);
+});
+
+t.test('the mode of a socket is set, and of nothing that was put in its place', async (t) => {
+  const listener = Listener.listen(path, closeAtOnce);
+  setSocketMode(path, 0o666);
+  t.equal(statSync(path).mode & 0o777, 0o666);
+  listener.close();
+  const precious = join(folder, 'precious');
+  writeFileSync(precious, '', { mode: 0o600 });
+  symlinkSync(precious, path);
+  t.throws(() => setSocketMode(path, 0o666), { code: 'DEVSTATE_E_ADDRESS_IN_USE' });
+  t.equal(statSync(precious).mode & 0o777, 0o600);
   rmSync(path);
 });
 

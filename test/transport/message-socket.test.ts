@@ -229,7 +229,7 @@ t.test('fds that the kernel had to drop end the connection; those that arrived a
   peer.close();
 });
 
-t.test('a half-sent message holds nobody else up', async (t) => {
+t.test('a half-sent message holds up no other peer', async (t) => {
   const slow = receiver();
   const quick = receiver();
   rawSend(slow.peer, message(1, 100).subarray(0, 50));

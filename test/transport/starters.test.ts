@@ -97,7 +97,7 @@ t.test(
   },
 );
 
-t.test('who begins while another holds the lock is told so', async (t) => {
+t.test('who begins while another holds the lock gets an error that says so', async (t) => {
   const fd = openSync(join(folder, '.socket.lock'), 'w', 0o600);
   t.equal(native.setLock(fd, LockType.write, 0, 0), 0);
   t.throws(() => Listener.listen(path, (fd) => fd.close()), {

@@ -50,7 +50,7 @@ t.test('what is sent arrives, and fds with the byte they were sent with', async 
   const before = openFds();
   const { a, b, left, right } = pair();
   const fd = eventfd();
-  // With reads that end where the fds are wanted, they are told apart.
+  // With reads that end where the fds are wanted, they are distinguished.
   const lengths = [3, 1, 2, 1, 4];
   b.wanted = lengths[0]!;
   b.onData = () => {
@@ -75,7 +75,7 @@ t.test('what is sent arrives, and fds with the byte they were sent with', async 
   right.close();
   right.close();
   fd.close();
-  t.equal(openFds(), before, 'fds that nobody took are closed');
+  t.equal(openFds(), before, 'fds that were not taken are closed');
 });
 
 t.test('any pieces, however slowly they are taken', async () => {
@@ -140,7 +140,7 @@ t.test('a peer that is gone, one that does not read, a handler that throws', asy
   closing.b.onData = () => closing.right.close();
   closing.left.send(Buffer.from('x'));
   await until(() => closing.a.isEnded);
-  t.equal(closing.b.error, undefined, 'who closes is told nothing');
+  t.equal(closing.b.error, undefined, 'the side that closes gets no error');
   closing.left.close();
   t.equal(openFds(), before);
 });

@@ -4,7 +4,8 @@
 import { once } from 'node:events';
 import { connect as connectStream, type Socket } from 'node:net';
 import t from 'tap';
-import { encodeEntries, encodeMessage, FdKind, HandoffMessage } from '../../src/handoff/index.js';
+import { encodeMessage, HandoffMessage, packDocument } from '../../src/documents/index.js';
+import { encodeEntries, FdKind } from '../../src/handoff/index.js';
 import { MAX_MESSAGE_FDS, native } from '../../src/native/index.js';
 import { closeAll, connect, type Fd } from '../../src/transport/index.js';
 import { askStatus, VfioStation } from '../../src/vfio/index.js';
@@ -12,7 +13,10 @@ import { openFds } from '../support/closes.js';
 import { eventfd } from '../support/memory.js';
 import { socketFolder, type Test } from '../support/served.js';
 
-const REQUEST = encodeMessage(HandoffMessage.REQUEST, new TextEncoder().encode('{"command":"status"}'));
+const REQUEST = encodeMessage(
+  HandoffMessage.REQUEST,
+  Uint8Array.from([1, 0, 0, 0, ...packDocument({ command: 'status' })]),
+);
 
 function station(test: Test, idleMs: number) {
   const path = `${socketFolder(test)}/station`;
@@ -81,7 +85,7 @@ async function floodWith(socket: Fd, of: number): Promise<{ sent: number; of: nu
   };
 }
 
-t.test('a reader that does not read its answers is let go of', async (t) => {
+t.test('a reader that does not read its answers is closed', async (t) => {
   const { path } = station(t, 300);
   const slow = connectStream(path);
   await once(slow, 'connect');
@@ -110,5 +114,5 @@ t.test('before a handoff a message is short', async (t) => {
   socket.on('error', () => {}).resume();
   socket.write(head);
   await once(socket, 'close');
-  t.same(log, [], 'and whoever sends another is closed like any stranger');
+  t.same(log, [], 'and a sender of another one is closed like any stranger');
 });

@@ -12,11 +12,17 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import {
   Channel,
+  decodeDocument,
+  FIRST_VERSION,
+  HANDOFF_VERSION,
+  HandoffMessage,
+  packDocument,
+  unpackDocument,
+} from '../../src/documents/index.js';
+import {
   encodeEntries,
-  encodeJson,
   encodeTransferred,
   FdKind,
-  HandoffMessage,
   isRunning,
   LEASE_NAME,
   Lease,
@@ -97,32 +103,51 @@ t.test('others may connect when there are users, and are checked', (t) =>
 t.test('what a station does not understand is refused, and the next is answered', (t) =>
   withStations(t, 1, async (only) => {
     const channel = new Channel(await connect(only!.path));
-    const ask = async (type: number, payload: Uint8Array): Promise<string> => {
+    const ask = async (type: number, payload: Uint8Array): Promise<unknown> => {
       await channel.send(type as HandoffMessage, payload);
       const answer = await channel.expect(HandoffMessage.RESPONSE);
-      return new TextDecoder().decode(answer.payload);
+      return unpackDocument(answer.payload.subarray(4));
     };
     const { REQUEST, ADOPTED } = HandoffMessage;
-    t.match(await ask(ADOPTED, encodeJson(null)), /message of type 5 is not known here/);
-    t.match(await ask(REQUEST, encodeJson({ command: 'explode' })), /DEVSTATE_E_HANDOFF_BUNDLE/);
+    const asked = (request: unknown) => Uint8Array.from([1, 0, 0, 0, ...packDocument(request)]);
+    const refused = (message: RegExp) => ({ error: { code: 'DEVSTATE_E_HANDOFF_BUNDLE', message } });
+    t.match(await ask(ADOPTED, asked(null)), refused(/message of type 5 is not known here/));
+    t.match(await ask(REQUEST, asked({ command: 'explode' })), refused(/the request is wrong at command/));
     t.match(
-      await ask(REQUEST, encodeJson({ command: 'give', to: '', timeoutMs: 1 })),
-      /the request is wrong at to/,
+      await ask(REQUEST, asked({ command: 'give', to: '', timeoutMs: 1 })),
+      refused(/the request is wrong at to/),
     );
-    t.match(await ask(REQUEST, new TextEncoder().encode('{')), /should hold JSON/);
-    t.match(await ask(REQUEST, encodeJson({ command: 'status' })), /"status"/);
+    t.match(await ask(REQUEST, new TextEncoder().encode('{"a":{}}')), refused(/behind it/));
+    t.match(await ask(REQUEST, new Uint8Array(2)), refused(/has no number/));
+    t.match(await ask(REQUEST, asked({ command: 'status' })), { answer: { held: false } });
     channel.end();
     const noise = await connect(only!.path);
     const raw = new Channel(noise);
     await raw.send(99 as HandoffMessage, new Uint8Array(10));
-    t.match(new TextDecoder().decode((await raw.next()).payload), /message of type 99/);
+    t.match(unpackDocument((await raw.next()).payload.subarray(4)), refused(/message of type 99/));
     raw.end();
-    t.equal((await askStatus(only!.path)).held, false, 'it goes on');
+    t.equal((await askStatus(only!.path)).held, false, 'it continues');
+  }),
+);
+
+t.test('who asks in the first version is refused in that', (t) =>
+  withStations(t, 1, async (only) => {
+    const channel = new Channel(await connect(only!.path));
+    await channel.sendDocument(32, { command: 'status' }, FIRST_VERSION);
+    const { version, type, payload } = await channel.next();
+    t.same([version, type], [FIRST_VERSION, 33]);
+    t.match(decodeDocument(payload, version), {
+      error: {
+        code: 'DEVSTATE_E_HANDOFF_BUNDLE',
+        message: /speaks version 1 of the handoff, this one 2: both/,
+      },
+    });
+    channel.end();
   }),
 );
 
 t.test('what is handed over and is no assignment is refused, and nothing of it is kept', async (t) => {
-  const offer = { what: 'vfio', version: 1, locked: 0, devices: [] };
+  const offer = { handoff: HANDOFF_VERSION, what: 'vfio', version: 1, locked: 0, devices: [] };
   const document = {
     version: 1,
     space: { kind: 'container' },
@@ -134,7 +159,12 @@ t.test('what is handed over and is no assignment is refused, and nothing of it i
     application: null,
   };
   const cases: [string, unknown, unknown, RegExp][] = [
-    ['another thing', { what: 'device-server' }, document, /phase prepare: the offer is wrong at what/],
+    [
+      'another thing',
+      { ...offer, what: 'device-server' },
+      document,
+      /phase prepare: the offer is wrong at what/,
+    ],
     [
       'more than may be locked',
       { ...offer, locked: -1 },
@@ -156,7 +186,7 @@ t.test('what is handed over and is no assignment is refused, and nothing of it i
         const channel = new Channel(await connect(only!.path));
         const lease = Lease.create(1);
         const fd = eventfd();
-        await channel.send(HandoffMessage.PREPARE, encodeJson(offered));
+        await channel.sendDocument(HandoffMessage.PREPARE, offered, FIRST_VERSION);
         const said = await channel.next();
         if (said.type === HandoffMessage.READY) {
           const entries = [
@@ -169,11 +199,10 @@ t.test('what is handed over and is no assignment is refused, and nothing of it i
         }
         const refusal = said.type === HandoffMessage.REFUSED ? said : await channel.next();
         t.equal(refusal.type, HandoffMessage.REFUSED);
-        t.match(
-          `${new TextDecoder().decode(refusal.payload)}`,
-          new RegExp(message.source.replace(/^.*?: /, '')),
-        );
-        t.ok(said.type === HandoffMessage.REFUSED || lease.takeBack(), 'the giver goes on');
+        t.match(unpackDocument(refusal.payload), {
+          message: new RegExp(message.source.replace(/^.*?: /, '')),
+        });
+        t.ok(said.type === HandoffMessage.REFUSED || lease.takeBack(), 'the giver continues');
         channel.end();
         lease.close();
         closeAll([fd]);

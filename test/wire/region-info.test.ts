@@ -62,7 +62,7 @@ t.test('one capability of two, each alone', async (t) => {
   }
 });
 
-t.test('argsz too small for all: none is included, and the size needed is told', async (t) => {
+t.test('argsz too small for all: none is included, and the size needed is in the reply', async (t) => {
   for (const argsz of [32, 33, 48, 95]) {
     const bytes = encode(FULL, argsz);
     t.equal(bytes.length, 32);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A counter whose commands are not idempotent, for whoever wants to know whether a command takes effect once: registers
+ * A counter whose commands are not idempotent, for tests that need to know whether a command takes effect once: registers
  * that add and compare-and-swap, and a ring of such commands in guest memory with completions and an interrupt.
  *
  *     BAR 0   registers.ts

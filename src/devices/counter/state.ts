@@ -16,16 +16,16 @@ export interface CounterState {
   exchanges: number;
   expected: bigint;
   desired: bigint;
-  /** Of the last compare-and-swap by register: 1 exchanged, 0 not. */
+  /** Result of the last compare-and-swap by register: 1 exchanged, 0 not. */
   result: number;
-  /** Of each ring; 0 while there are none. */
+  /** Entries of each ring; 0 while there are none. */
   entries: number;
   commands: number;
   completions: number;
   head: number;
   tail: number;
   phase: number;
-  /** An interrupt was raised, and nobody could be told yet. */
+  /** An interrupt was raised, and there was no one to notify yet. */
   interrupt: boolean;
 }
 

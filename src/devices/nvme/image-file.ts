@@ -6,22 +6,12 @@
  * write is under way, and what was written is on stable storage before it is given up.
  */
 
-import {
-  close,
-  closeSync,
-  constants,
-  fdatasync,
-  fstatSync,
-  ftruncateSync,
-  openSync,
-  readv,
-  writev,
-} from 'node:fs';
-import type { DeviceFiles, DeviceImage } from '../../device/device.js';
+import { close, closeSync, constants, fstatSync, ftruncateSync, openSync, readv, writev } from 'node:fs';
+import type { DeviceFile, DeviceFileKind, DeviceFiles, DeviceImage } from '../../device/index.js';
 import { DevstateError, type ErrorCode } from '../../errors.js';
-import { type BundleEntry, FdKind } from '../../handoff/index.js';
 import { check, Errno, errnoText, LockType, native, whySystem } from '../../native/index.js';
 import { Fd } from '../../transport/index.js';
+import { Flushing } from './flushing.js';
 import { type ClearMode, RangeClearing } from './range-clearing.js';
 
 export interface ImageOptions {
@@ -56,12 +46,14 @@ export interface Extent {
   readonly length: number;
 }
 
-/** Name of the image in a bundle. */
+/** Name of the image for a successor. */
 const IMAGE_NAME = 'device:image';
 
 /** What is to be said of an image that is handed over. */
 interface ImageHandover {
   readonly locked: boolean;
+  /** Why a flush has failed, if one has. */
+  readonly flushErrno?: number | undefined;
 }
 
 export class ImageFile implements DeviceFiles, DeviceImage {
@@ -78,17 +70,23 @@ export class ImageFile implements DeviceFiles, DeviceImage {
   #writing = 0;
   /** Written since the last flush that succeeded. */
   #dirty = false;
-  #flushRunning: Promise<void> | undefined;
-  #flushNext: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
   #canWriteNow = true;
   #canReadNow = true;
   readonly #clearing = new RangeClearing(() => this.#fd);
+  readonly #flushing: Flushing;
 
   private constructor(path: string, fd: number, size: number) {
     this.path = path;
     this.#fd = fd;
     this.size = size;
+    this.#flushing = new Flushing(
+      path,
+      () => this.#fd,
+      () => {
+        this.#dirty = this.#writing > 0;
+      },
+    );
   }
 
   /**
@@ -108,12 +106,25 @@ export class ImageFile implements DeviceFiles, DeviceImage {
         info.size === 0 && options.lock ? (options.size ?? 0) : info.size,
       );
       if (options.lock) image.lock();
-      if (info.size === 0 && image.size > 0) ftruncateSync(fd, image.size);
+      if (info.size === 0 && image.size > 0) image.#resize();
       requireSize(path, image.size, options.size);
       return image;
     } catch (error) {
       closeSync(fd);
       throw error;
+    }
+  }
+
+  /** Gives a new image its size. */
+  #resize(): void {
+    try {
+      ftruncateSync(this.#fd, this.size);
+    } catch (error) {
+      throw imageError(
+        'DEVSTATE_E_IMAGE_OPEN',
+        `cannot make ${this.path} with ${this.size} bytes: ${whySystem(error)}`,
+        error,
+      );
     }
   }
 
@@ -148,7 +159,7 @@ export class ImageFile implements DeviceFiles, DeviceImage {
   async unlock(): Promise<void> {
     if (!this.#locked) return;
     this.#requireNoWrites();
-    if (this.#dirty) await this.flush();
+    if (this.#dirty || this.#flushing.failure !== undefined) await this.flush();
     if (!this.#locked) return; // another call was faster
     this.#requireNoWrites();
     const result = native.setLock(this.#fd, LockType.unlocked, 0, 0);
@@ -178,18 +189,24 @@ export class ImageFile implements DeviceFiles, DeviceImage {
     return type === LockType.unlocked;
   }
 
+  get generation(): number {
+    return this.#flushing.failure ?? 0;
+  }
+
   /** The image as it goes to a successor: with its lock, if it is held. */
-  handOver(): { files: BundleEntry[]; data: ImageHandover } {
+  exportFiles(): { files: DeviceFile[]; data: ImageHandover } {
     const fd = new Fd(check(native.duplicate(this.#fd), `duplicate ${this.path}`));
-    return { files: [{ kind: FdKind.FILE, name: IMAGE_NAME, fd }], data: { locked: this.#locked } };
+    const { failure } = this.#flushing;
+    const data = { locked: this.#locked, ...(failure === undefined ? {} : { flushErrno: failure }) };
+    return { files: [{ kind: 'file', name: IMAGE_NAME, fd }], data };
   }
 
   /**
-   * Goes on with the open file of a predecessor. Its lock is held by whoever has that file open, so neither may unlock
+   * Continues with the open file of a predecessor. Its lock is held by the process that has that file open, so neither may unlock
    * it from now on before the other has closed it. @throws DevstateError DEVSTATE_E_IMAGE_OPEN for another file
    */
-  adopt(take: (name: string, kind: FdKind) => Fd, data: unknown): void {
-    const fd = take(IMAGE_NAME, FdKind.FILE);
+  importFiles(take: (name: string, kind: DeviceFileKind) => Fd, data: unknown): void {
+    const fd = take(IMAGE_NAME, 'file');
     const [own, theirs] = [fstatSync(this.#fd), fstatSync(fd.number)];
     if (own.dev !== theirs.dev || own.ino !== theirs.ino) {
       fd.close();
@@ -201,14 +218,15 @@ export class ImageFile implements DeviceFiles, DeviceImage {
     closeSync(this.#fd);
     this.#fd = fd.release();
     // Its open file has the lock already: unless somebody else has come in between, asking again changes nothing.
-    const hadLock = (data as Partial<ImageHandover> | null)?.locked === true;
-    this.#locked = hadLock && native.setLock(this.#fd, LockType.write, 0, 0) >= 0;
-    // The other process may have written what nobody has flushed.
+    const { locked: hadLock, flushErrno } = (data ?? {}) as Partial<ImageHandover>;
+    this.#locked = hadLock === true && native.setLock(this.#fd, LockType.write, 0, 0) >= 0;
+    this.#flushing.adopt(typeof flushErrno === 'number' ? flushErrno : undefined);
+    // The other process may have written what no one has flushed.
     this.#dirty = this.#locked;
   }
 
   /** Closes it without giving the lock up: a successor has the same open file. */
-  letGo(): void {
+  relinquish(): void {
     if (this.#closed !== undefined) return;
     this.#closed = Promise.resolve();
     this.#locked = false;
@@ -305,31 +323,9 @@ export class ImageFile implements DeviceFiles, DeviceImage {
     }
   }
 
-  /** Settles when every write that has completed so far is on stable storage. Flushes asked for at one time share one. */
+  /** Settles when every write that has completed so far is on stable storage. @throws DevstateError DEVSTATE_E_SYSTEM */
   flush(): Promise<void> {
-    if (this.#flushRunning === undefined) return this.#startFlush();
-    // The one under way may have begun before our caller's writes.
-    this.#flushNext ??= this.#flushRunning
-      .catch(() => {})
-      .then(() => {
-        this.#flushNext = undefined;
-        return this.#startFlush();
-      });
-    return this.#flushNext;
-  }
-
-  #startFlush(): Promise<void> {
-    this.#dirty = this.#writing > 0;
-    const done = new Promise<void>((resolve, reject) => {
-      fdatasync(this.#fd, (error) => {
-        this.#flushRunning = undefined;
-        if (error === null) return resolve();
-        this.#dirty = true;
-        reject(systemError(`flush ${this.path}`, error.errno ?? 0, error));
-      });
-    });
-    this.#flushRunning = done;
-    return done;
+    return this.#flushing.flush();
   }
 
   /** @returns false where the file system cannot @throws DevstateError DEVSTATE_E_SYSTEM */

@@ -10,7 +10,7 @@ const TURN_MS = 5;
 export class Turn {
   #end = 0;
 
-  /** Whether the time of this turn is used up: go on in the next one, by `setImmediate`. */
+  /** Whether the time of this turn is used up: continue in the next one, by `setImmediate`. */
   get isOver(): boolean {
     const now = performance.now();
     if (this.#end !== 0) return now > this.#end;

@@ -73,7 +73,7 @@ export class SampleDevice implements Device, StatefulSample {
     this.#host = host;
   }
 
-  /** Lets go of BAR 1, when it is not served any more. */
+  /** Releases BAR 1, when it is not served any more. */
   close(): void {
     this.#alarm.clear();
     this.#memory.close();

@@ -17,7 +17,7 @@ export interface TimerState {
   readonly second: bigint;
   /** It has yet to come, or it has come while the device was stopped. */
   readonly armed: boolean;
-  /** INTx was raised, and nobody could be told yet. */
+  /** INTx was raised, and there was no one to notify yet. */
   readonly interrupt: boolean;
 }
 

@@ -8,7 +8,7 @@ import type { FieldMap } from '../fields.js';
 
 /** A part of some content: a contiguous range of its bytes. Siblings do not overlap and are in order. */
 export interface ContentSection {
-  /** What it is, in the words of its own specification; null if nobody here knows. */
+  /** What it is, in the words of its own specification; null if this version does not know. */
   readonly name: string | null;
   /** First byte, counted from the start of the whole input. */
   readonly offset: number;

@@ -41,7 +41,7 @@ export class Nesting {
   }
 }
 
-/** What was found: a report, or the first bytes of what nobody knows, or of what is too large. */
+/** What was found: a report, or the first bytes of what is unknown, or of what is too large. */
 export interface FoundContent {
   readonly content: ContentReport | null;
   readonly first: string | null;

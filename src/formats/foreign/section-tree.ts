@@ -6,7 +6,7 @@
 import type { FieldMap } from '../fields.js';
 import type { ContentReport, ContentSection } from './content.js';
 
-/** Sections listed on the top level; of those that repeat, as a migration goes on for hours; and below, in all. */
+/** Sections listed on the top level; of those that repeat, as a migration continues for hours; and below, in all. */
 const LISTED = 10_000;
 const REPEATING_LISTED = 2000;
 const INNER_LISTED = 10_000;

@@ -236,7 +236,7 @@ function* walkQueuePairs(context: WalkContext, length: number): Pull<void> {
   tree.end(input.offset);
 }
 
-/** Of each queue identifier in turn: tail of the submission queue, head of the completion queue. */
+/** For each queue identifier in turn: tail of the submission queue, head of the completion queue. */
 function describeDoorbells(bytes: Buffer): FieldMap {
   const values = listOf('u32', bytes);
   const last = values.findLastIndex((value) => value !== 0);

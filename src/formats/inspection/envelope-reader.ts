@@ -147,7 +147,7 @@ export class EnvelopeReader {
 
   #onHeader(header: EnvelopeHeader): void {
     this.#header = header;
-    // What a version that nobody here knows means by its records is not to be guessed.
+    // What a version that this version does not know means by its records is not to be guessed.
     if (isUnknownVersion(header)) return;
     this.#description = this.#formats.find((format) => format.uuid === header.format);
   }

@@ -3,7 +3,13 @@
 import type { ContentReport, ContentSection } from '../foreign/content.js';
 import { HEX_LENGTH, hexLines } from './hex-dump.js';
 import { bytesText, clip, fieldLines, printable, spaced } from './lines.js';
-import type { RenderOptions } from './render.js';
+
+export interface RenderOptions {
+  /** Show the fields of records and sections. Default: false. */
+  readonly fields?: boolean;
+  /** Show bytes: gives those at an offset of the input. Default: none are shown. */
+  readonly bytes?: (offset: number, length: number) => Uint8Array;
+}
 
 /**
  * Rows shown of the sections of one parent, its first and its last; a run of sections of the same name is one row. What is
@@ -93,7 +99,7 @@ function contentLines(content: ContentReport, prefix: string, options: RenderOpt
   ];
 }
 
-/** Of a blob of ours, which. */
+/** Names the format of a blob in devstate's envelope. */
 function describe({ format }: ContentReport['fields']): string {
   if (typeof format !== 'object' || format === null || Array.isArray(format)) return '';
   const { name, uuid, version } = format;

@@ -5,7 +5,7 @@ import { RECORD_HEADER_LENGTH } from '../envelope/layout.js';
 import type { FieldMap } from '../fields.js';
 import { HEX_LENGTH, hexLines } from './hex-dump.js';
 import { bytesText, clip, fieldLines, pair, printable, spaced, wrapped } from './lines.js';
-import { sectionLines } from './render-sections.js';
+import { type RenderOptions, sectionLines } from './render-sections.js';
 import type {
   ContentInspection,
   EnvelopeInspection,
@@ -14,13 +14,6 @@ import type {
   OpaqueInspection,
   RecordInspection,
 } from './types.js';
-
-export interface RenderOptions {
-  /** Show the fields of records and sections. Default: false. */
-  readonly fields?: boolean;
-  /** Show bytes: gives those at an offset of the input. Default: none are shown. */
-  readonly bytes?: (offset: number, length: number) => Uint8Array;
-}
 
 /** Rows of records shown; a run of equal records is one row. */
 const RECORD_ROWS = 200;
@@ -79,7 +72,7 @@ function envelopeLines(value: EnvelopeInspection): string[] {
 const SUMMED_UP: readonly string[] = ['libvirt-save'];
 
 function contentLines({ title, recognised, content }: ContentInspection, options: RenderOptions): string[] {
-  // Of what is only recognised there is nothing but these.
+  // Content that is only recognised has nothing but these.
   const shown = options.fields === true || recognised !== undefined || SUMMED_UP.includes(content.kind);
   const fields = shown ? fieldLines(content.fields, pair('', '')) : [];
   return [

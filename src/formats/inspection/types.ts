@@ -4,7 +4,7 @@ import type { FormatVersion } from '../envelope/header.js';
 import type { FieldMap } from '../fields.js';
 import type { ContentReport } from '../foreign/content.js';
 import type { ParameterValue } from '../model.js';
-import type { RegisteredFormat } from '../registry.js';
+import type { RegisteredFormat } from '../registered-format.js';
 import type { SignatureGroup } from '../signatures/index.js';
 import type { Uuid } from '../uuid.js';
 
@@ -21,7 +21,7 @@ export interface FormatDescription {
 export interface RecordInspection {
   sequence: number;
   type: number;
-  /** Name of the type; null if nobody here knows it. */
+  /** Name of the type; null if this version does not know it. */
   name: string | null;
   flags: number;
   optional: boolean;
@@ -41,7 +41,7 @@ export interface RecordInspection {
 
 /** Records of one type that were too many to be listed. */
 export interface OmittedRecords {
-  /** null: of further types, too many to be told apart. */
+  /** null: of further types, too many to be distinguished. */
   type: number | null;
   name: string | null;
   count: number;
@@ -67,7 +67,7 @@ export interface InspectionError {
 /** A foreign stream. Offsets in `content` count from its own start. */
 export interface OpaqueInspection {
   size: number;
-  /** What it is; null if nobody here knows. */
+  /** What it is; null if this version does not know. */
   content: ContentReport | null;
   /** First bytes, hexadecimal, if `content` is null; else null. */
   first: string | null;

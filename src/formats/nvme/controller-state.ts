@@ -18,7 +18,7 @@ export interface NvmeControllerState {
   readonly suspended: boolean;
   /** The NVMe Controller State; null if it was not asked for (NVMECSS is 0). */
   readonly nvme: NvmeIoQueues | null;
-  /** Vendor specific bytes, a multiple of 4. Whose they are the structure does not say. */
+  /** Vendor specific bytes, a multiple of 4. The structure does not name the vendor. */
   readonly vendor: Uint8Array;
 }
 

@@ -34,7 +34,7 @@ const RECORDS = {
 
 const byType = new Map(Object.entries(RECORDS).map(([part, record]) => [record.type, { part, ...record }]));
 
-/** A state whose counters nobody has told. */
+/** A state whose counters are unknown. */
 const NO_HEALTH: NvmeState['health'] = {
   bytesRead: 0,
   bytesWritten: 0,
@@ -46,6 +46,11 @@ const NO_HEALTH: NvmeState['health'] = {
 };
 
 export const NVME_STANDARD_VERSION = { major: 1, minor: 0 } as const;
+
+/** Does the work of the first encoding and decoding, for one that must not wait for it later. */
+export function prepareNvmeRecords(): void {
+  for (const { codec } of Object.values(RECORDS)) codec.prepare();
+}
 
 export function encodeNvmeState(state: NvmeState): FormatRecord[] {
   return [...nvmeRecords(state)];

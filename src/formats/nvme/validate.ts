@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The ranges of the values in an `NvmeState`. What values say about each other is for the controller that takes them. */
 
-import { z } from 'zod';
+import * as z from 'zod';
 import { DevstateError } from '../../errors.js';
 import type { PciFunctionState } from '../pci/state.js';
 import { pciFunctionDefect } from '../pci/validate.js';

@@ -21,19 +21,21 @@ const FIRST_BYTES = 16;
 /** Lists, nested messages, defaults: everything is there. Integers as numbers, whole ones below 2^53. */
 const TO_VALUE = { longs: Number, defaults: true, arrays: true, objects: true } as const;
 
+/** Read and parsed when a message is first coded: a command that codes none starts without it. */
 export class Schema {
-  readonly #root: protobuf.Root;
-  readonly #package: string;
+  readonly #text: () => string;
+  #parsed: protobuf.IParserResult | undefined;
 
   /** @param file name of the schema in `formats/`; `text` in its place is for schemas that are not there */
-  constructor(file: string, text = readFileSync(join(PACKAGE_ROOT, 'formats', file), 'utf8')) {
-    const { root, package: name = '' } = protobuf.parse(text);
-    this.#root = root;
-    this.#package = name;
+  constructor(file: string, text?: string) {
+    this.#text = () => text ?? readFileSync(join(PACKAGE_ROOT, 'formats', file), 'utf8');
   }
 
   message(name: string): MessageCodec {
-    return new MessageCodec(this.#root.lookupType(`${this.#package}.${name}`));
+    return new MessageCodec(() => {
+      this.#parsed ??= protobuf.parse(this.#text());
+      return this.#parsed.root.lookupType(`${this.#parsed.package ?? ''}.${name}`);
+    });
   }
 }
 
@@ -41,10 +43,22 @@ export class Schema {
 export type MessageValue = { [name: string]: unknown };
 
 export class MessageCodec {
-  readonly #type: protobuf.Type;
+  readonly #find: () => protobuf.Type;
+  #found: protobuf.Type | undefined;
 
-  constructor(type: protobuf.Type) {
-    this.#type = type;
+  /** @param find called once, when it is first needed */
+  constructor(find: () => protobuf.Type) {
+    this.#find = find;
+  }
+
+  get #type(): protobuf.Type {
+    this.#found ??= this.#find();
+    return this.#found;
+  }
+
+  /** Makes now what the first message needs, some milliseconds of work. */
+  prepare(): void {
+    this.#type.setup();
   }
 
   /** @param value fields by their JSON names; others are left out */

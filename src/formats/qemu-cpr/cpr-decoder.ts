@@ -5,7 +5,7 @@
  *     while (bytes come)  decoder.push(at most decoder.wanted bytes, count of descriptors that came with them)
  *     decoder.end()
  *
- * Nobody can tell which byte of a read a descriptor came with. So no more is read at once than the next element has:
+ * No one can tell which byte of a read a descriptor came with. So no more is read at once than the next element has:
  * then the place of a descriptor is exact, and one that is out of place is noticed.
  */
 import { DevstateError } from '../../errors.js';

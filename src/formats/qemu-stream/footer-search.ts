@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The end of a section whose length nobody says: its footer (u8 0x7e, be32 the section's id) where something follows
+ * The end of a section whose length is not stated: its footer (u8 0x7e, be32 the section's id) where something follows
  * that can follow a section. By chance, that is there once in 2^50 bytes or so.
  */
 

@@ -237,7 +237,7 @@ export class StreamWalk {
     return true;
   }
 
-  /** Reads over data that nobody here knows. */
+  /** Reads over data that this version does not know. */
   *#unknownData(section: OpenSection, id: number, limit: number): Pull<void> {
     let first = Buffer.alloc(0);
     let length = 0;
@@ -265,7 +265,7 @@ export class StreamWalk {
     tree.end(input.offset);
   }
 
-  /** Elements that the destination reads at once, to go on with memory while it loads them. */
+  /** Elements that the destination reads at once, to continue with memory while it loads them. */
   *#packaged(length: number, section: OpenSection): Pull<void> {
     const { input, tree } = this;
     if (tree.outermost !== section) throw unsupported(section.offset, 'a packaged stream is in another one');

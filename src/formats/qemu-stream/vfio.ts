@@ -89,7 +89,7 @@ export class VfioDevices {
     return data;
   }
 
-  /** No more sections come: each device's data is told of in its last section. Offsets in it count from its start. */
+  /** No more sections come: each device's data is reported in its last section. Offsets in it count from its start. */
   finish(): void {
     for (const { content, last, pieces, length } of this.#data.values()) {
       const found = content?.finish();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What files are that hold no device's state, told by their first bytes: an operator who names the wrong file is told what
+ * What files are that hold no device's state, recognised by their first bytes: an operator who names the wrong file learns what
  * it is. To make another one known, add a row to one of the tables.
  */
 import { hasMagic } from '../envelope/header.js';
@@ -59,7 +59,7 @@ export function nextStepWith({ group }: Signature): string {
   return NEXT_STEP[group];
 }
 
-/** What a file is, for a sentence: `a qcow2 disk image (version 3)`, `a QEMU migration stream`; undefined if nobody knows. */
+/** What a file is, for a sentence: `a qcow2 disk image (version 3)`, `a QEMU migration stream`; undefined if that is unknown. */
 export function saysWhat(
   head: Uint8Array,
   kinds: readonly Pick<ContentKind, 'title' | 'probeLength' | 'matches'>[],

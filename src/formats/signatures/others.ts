@@ -116,11 +116,46 @@ const bzip2: Signature = {
   },
 };
 
+/** Properties of the usual encoder, a dictionary of a power of two, and a length that is unknown or below 1 TiB. */
+const lzma: Signature = {
+  name: 'lzma',
+  title: 'compressed with lzma',
+  group: 'compressed',
+  match(head) {
+    if (head.length < 14 || head[0] !== 0x5d || head[13] !== 0) return undefined;
+    const dictionary = head.readUInt32LE(1);
+    const length = head.readBigUInt64LE(5);
+    const isKnown = length === 0xffff_ffff_ffff_ffffn || length < 1n << 40n;
+    return dictionary >= 4096 && (dictionary & (dictionary - 1)) === 0 && isKnown ? {} : undefined;
+  },
+};
+
+const ZSTD_MAGIC = 0xfd2fb528;
+/** The last four bits may be any. */
+const SKIPPABLE_MAGIC = 0x184d2a50;
+
+/** Frames that a reader skips may come first, as pzstd writes them. */
+const zstd: Signature = {
+  name: 'zstd',
+  title: 'compressed with zstd',
+  group: 'compressed',
+  match(head) {
+    for (let at = 0; at + 4 <= head.length; ) {
+      const magic = head.readUInt32LE(at);
+      if (magic === ZSTD_MAGIC) return {};
+      if ((magic & ~0xf) >>> 0 !== SKIPPABLE_MAGIC || at + 8 > head.length) return undefined;
+      at += 8 + head.readUInt32LE(at + 4);
+    }
+    return undefined;
+  },
+};
+
 export const ARCHIVES: readonly Signature[] = [
   gzip,
   bzip2,
+  lzma,
+  zstd,
   magicRow('compressed', 'xz', 'compressed with xz', '\xfd7zXZ\0'),
-  magicRow('compressed', 'zstd', 'compressed with zstd', '\x28\xb5\x2f\xfd'),
   magicRow('compressed', 'lzop', 'compressed with lzop', '\x89LZO\0\r\n\x1a\n'),
   magicRow('compressed', 'lz4', 'compressed with lz4', '\x04\x22\x4d\x18'),
   magicRow('compressed', 'lzip', 'compressed with lzip', 'LZIP'),

@@ -51,7 +51,7 @@ const BLK: Layout = [
   ['zonedModel', 'u8', 92],
 ];
 
-/** The fields that lie in `config` whole; a device may have fewer. Of other device types: the bytes. */
+/** The fields that lie in `config` whole; a device may have fewer. For other device types: the bytes. */
 export function deviceConfigFields(deviceType: number, config: Uint8Array): FieldMap {
   const bytes = Buffer.from(config.buffer, config.byteOffset, config.length);
   if (deviceType === VirtioDeviceType.blk) return fieldsOf(within(BLK, bytes.length), bytes);

@@ -38,7 +38,7 @@ export interface FeaturesPart extends Part {
 /** One field of `struct virtio_pci_common_cfg`. */
 export interface PciCommonConfigPart extends Part {
   readonly part: 'PCI_COMMON_CFG';
-  /** Of the field in the structure; its width follows. See `PCI_COMMON_CONFIG_FIELDS`. */
+  /** Where the field is in the structure; its width follows. See `PCI_COMMON_CONFIG_FIELDS`. */
   readonly offset: number;
   readonly value: number;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * The state of a virtio device: the device parts of virtio 1.4, and what they lack for a driver to go on as if nothing had
+ * The state of a virtio device: the device parts of virtio 1.4, and what they lack for a driver to continue as if nothing had
  * happened. The device is stopped, and has nothing in flight: every buffer that it took it has given back.
  */
 import type { PciFunctionState } from '../pci/state.js';

@@ -9,7 +9,7 @@
  *                    ◀────────────────────────────────────────┘
  *
  * The text draws the way there. QEMU, the protocol's user, also goes back to RUNNING from everywhere (a migration that
- * is cancelled, a VM that is paused and goes on) and begins to save a VM that is paused.
+ * is cancelled, a VM that is paused and continues) and begins to save a VM that is paused.
  */
 
 import {

@@ -47,7 +47,7 @@ export class RegionFront {
   readonly #device: LifeCycle;
   readonly #section: DataSection;
   #generation: number;
-  /** The client was told PRE_COPY of a device that cannot, and runs. */
+  /** The client sees PRE_COPY; the device cannot do that, and runs. */
   #pretends = false;
   #saving: SavePhase = 'idle';
   #loading: LoadPhase = 'idle';

@@ -11,7 +11,7 @@
  *
  * A chunk is the client's, and the next one comes, only when pending_bytes is read after its data_size was: who does not
  * know how long it is cannot have taken it. So nothing is staged twice, and nothing is lost by a read too many. The
- * saving goes on from PRE_COPY to STOP_COPY with the chunk that is staged.
+ * saving continues from PRE_COPY to STOP_COPY with the chunk that is staged.
  */
 
 /** Accesses that take part, of either direction. */
@@ -30,7 +30,7 @@ export type SavePhase = 'idle' | 'pending' | 'staged' | 'told';
 
 interface Step<Action, Phase> {
   readonly action: Action;
-  /** Of `next`, when there is a chunk; without one the phase is `idle`. */
+  /** The phase of `next`, when there is a chunk; without one the phase is `idle`. */
   readonly phase: Phase;
 }
 
@@ -72,7 +72,7 @@ export type LoadAction = 'place' | 'write' | 'consume' | 'refuse';
 /** `placed`: the client knows where to write. */
 export type LoadPhase = 'idle' | 'placed';
 
-/** Of RESUMING: data_offset is read, data and data_size are written. */
+/** The steps of RESUMING: data_offset is read, data and data_size are written. */
 export const loadSteps: Readonly<
   Record<LoadPhase, Readonly<Record<Exclude<IterationAccess, 'pending_bytes'>, Step<LoadAction, LoadPhase>>>>
 > = {

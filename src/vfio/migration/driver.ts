@@ -11,11 +11,11 @@ import { type DeviceModel, findFormat, type RegisteredFormat } from '../../forma
 export interface KernelDriver {
   /** As sysfs has it: `mlx5_vfio_pci`, `mtty`. */
   readonly name: string;
-  /** The format of its state; undefined for a driver that nobody has registered one for. */
+  /** The format of its state; undefined for a driver that no one has registered one for. */
   readonly format: RegisteredFormat | undefined;
-  /** What must be the same where the state is to go on. Undefined likewise. */
+  /** What must be the same where the state is loaded. Undefined likewise. */
   readonly model: DeviceModel | undefined;
-  /** Of a PCI device that is not mediated. */
+  /** Identity of a PCI device that is not mediated. */
   readonly pci: { readonly vendorId: number; readonly deviceId: number } | undefined;
 }
 

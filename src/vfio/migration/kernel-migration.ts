@@ -46,7 +46,7 @@ export class KernelMigration implements MigrationEnd {
   readonly #onClose: () => void;
   #session: DataSession | undefined;
 
-  /** @param onClose closes the device, if nobody else has a use for it */
+  /** @param onClose closes the device, if no one else has a use for it */
   constructor(device: VfioDevice, driver: KernelDriver, onClose: () => void = () => {}) {
     this.device = device;
     this.driver = driver;
@@ -112,7 +112,7 @@ export class KernelMigration implements MigrationEnd {
   }
 
   /**
-   * Ends what a process has left that died while it saved or loaded. Its data file is gone, so nobody can go on; a
+   * Ends what a process has left that died while it saved or loaded. Its data file is gone, so no one can continue; a
    * device that its driver resets when it is opened never has any.
    */
   async settle(): Promise<void> {

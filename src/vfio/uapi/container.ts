@@ -117,7 +117,7 @@ export function decodeIovaRange(view: DataView, at: number): IovaRange {
   return { start: cut(view.getBigUint64(at, true)), last: cut(view.getBigUint64(at + 8, true)) };
 }
 
-/** An address that is told only to compare others with. */
+/** An address that others are compared with, and nothing else. */
 function cut(value: bigint): number {
   return value > BigInt(Number.MAX_SAFE_INTEGER) ? Number.MAX_SAFE_INTEGER : Number(value);
 }

@@ -23,11 +23,11 @@ export const VfioRequest = {
   DEVICE_BIND_IOMMUFD: request(VFIO_BASE + 18),
   DEVICE_ATTACH_IOMMUFD_PT: request(VFIO_BASE + 19),
   DEVICE_DETACH_IOMMUFD_PT: request(VFIO_BASE + 20),
-  // Of the type 1 IOMMU; the same numbers mean something else on a device.
+  // Requests of the type 1 IOMMU; the same numbers mean something else on a device.
   IOMMU_GET_INFO: request(VFIO_BASE + 12),
   IOMMU_MAP_DMA: request(VFIO_BASE + 13),
   IOMMU_UNMAP_DMA: request(VFIO_BASE + 14),
-  // Of a migration's data file.
+  // Requests of a migration's data file.
   MIG_GET_PRECOPY_INFO: request(VFIO_BASE + 21),
 } as const;
 

@@ -3,7 +3,6 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { DeviceRuntime } from '../../../src/device/index.js';
 import {
   CounterDevice,
   CounterRegister,
@@ -20,6 +19,7 @@ import {
   STATE_LENGTH,
 } from '../../../src/devices/counter/state.js';
 import { CounterDriver, GuestMachine } from '../../../src/guest-driver/index.js';
+import { DeviceRuntime } from '../../../src/runtime/index.js';
 import { Server } from '../../../src/server/index.js';
 import { socketFolder, type Test } from '../../support/served.js';
 

@@ -3,8 +3,9 @@
 
 import { join } from 'node:path';
 import t from 'tap';
-import { PciRegister, PciStatus } from '../../../src/device/pci-config.js';
+import { PciRegister, PciStatus } from '../../../src/device/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
+import { ConfigAccess } from '../../../src/runtime/config-access.js';
 import { IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
 import { createRig, DATA, imageFolder, type MemoryKind, PAGE, VENDORS } from './rig.js';
 
@@ -119,7 +120,7 @@ for (const vendor of VENDORS) {
     rig.write(CC, 0x468001);
     await rig.until('abrupt shutdown', () => rig.read(CSTS) === 9);
 
-    rig.device.config.write(PciRegister.COMMAND, Uint8Array.of(6, 0));
+    new ConfigAccess(rig.device.config).write(PciRegister.COMMAND, Uint8Array.of(6, 0));
     await rig.device.reset('requested');
     t.equal(rig.read(CSTS), 0);
     t.equal(rig.read(CC), 0);
@@ -178,10 +179,10 @@ for (const vendor of VENDORS) {
         t.notOk(rig.interrupts.intxAsserted, 'INTMS');
         rig.write(0x10, 1);
         t.ok(rig.interrupts.intxAsserted, 'INTMC');
-        rig.device.config.write(PciRegister.COMMAND, Uint8Array.of(6, 4));
+        new ConfigAccess(rig.device.config).write(PciRegister.COMMAND, Uint8Array.of(6, 4));
         rig.device.configWritten?.(PciRegister.COMMAND, 2);
         t.notOk(rig.interrupts.intxAsserted, 'INTx disabled in the command register');
-        rig.device.config.write(PciRegister.COMMAND, Uint8Array.of(6, 0));
+        new ConfigAccess(rig.device.config).write(PciRegister.COMMAND, Uint8Array.of(6, 0));
         rig.device.configWritten?.(PciRegister.COMMAND, 2);
         rig.poll(0);
         t.notOk(rig.interrupts.intxAsserted, 'down when all is consumed');

@@ -3,15 +3,16 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { GuestMemory, type MemoryRange } from '../../../src/device/guest-memory.js';
+import type { MemoryRange } from '../../../src/device/index.js';
 import { Command, CommandError } from '../../../src/devices/nvme/alder/command.js';
 import { collectPrps } from '../../../src/devices/nvme/alder/prp.js';
 import { DataPointer } from '../../../src/devices/nvme/birch/data-pointer.js';
 import { Dword, Status } from '../../../src/devices/nvme/spec/index.js';
+import { DmaTable } from '../../../src/runtime/dma-table.js';
 import { Guest, MEMORY_BASE, MEMORY_SIZE, type MemoryKind, VENDORS, type Vendor } from './rig.js';
 
-function memoryOf(guest: Guest, kind: MemoryKind): GuestMemory {
-  const memory = new GuestMemory();
+function memoryOf(guest: Guest, kind: MemoryKind): DmaTable {
+  const memory = new DmaTable();
   const backing = guest.backing(kind);
   memory.add({ address: MEMORY_BASE, length: MEMORY_SIZE, readable: true, writable: true, backing });
   return memory;
@@ -19,7 +20,7 @@ function memoryOf(guest: Guest, kind: MemoryKind): GuestMemory {
 
 /** A vendor's way from PRPs to ranges. @returns a status instead when the PRPs are wrong */
 type Resolver = (
-  memory: GuestMemory,
+  memory: DmaTable,
   prp1: number,
   prp2: number,
   length: number,

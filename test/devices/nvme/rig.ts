@@ -5,13 +5,13 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
-import type { Device, StateRecord } from '../../../src/device/device.js';
-import { type Backing, GuestMemory } from '../../../src/device/guest-memory.js';
-import { journalOfNothing } from '../../../src/device/host-journal.js';
-import { Interrupts } from '../../../src/device/interrupts.js';
+import type { Device, GuestMemory, HostJournal, StateRecord } from '../../../src/device/index.js';
 import { createAlderNvme } from '../../../src/devices/nvme/alder/index.js';
 import { createBirchNvme } from '../../../src/devices/nvme/birch/index.js';
 import { ImageFile } from '../../../src/devices/nvme/image-file.js';
+import { type Backing, DmaTable } from '../../../src/runtime/dma-table.js';
+import { journalOfNothing } from '../../../src/runtime/host-journal.js';
+import { InterruptTable } from '../../../src/runtime/interrupt-table.js';
 import { IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
 import { MemoryPeer } from '../../support/memory.js';
 
@@ -98,8 +98,8 @@ export class Guest {
 }
 
 export class Rig {
-  readonly memory = new GuestMemory();
-  readonly interrupts = new Interrupts([1, 0, 64, 1, 1]);
+  readonly memory = new DmaTable();
+  readonly interrupts = new InterruptTable([1, 0, 64, 1, 1]);
   /** How often each MSI-X vector was signalled. */
   readonly vectors: number[] = [];
   /** How often INTx was signalled. */
@@ -112,12 +112,13 @@ export class Rig {
     readonly kind: MemoryKind,
     readonly image: ImageFile,
     readonly vendor: Vendor,
+    journal: (memory: GuestMemory) => HostJournal = journalOfNothing,
   ) {
     device.attach({
       memory: this.memory,
       messages: new MemoryPeer(),
       interrupts: this.interrupts,
-      journal: journalOfNothing(this.memory),
+      journal: journal(this.memory),
       log: (level, message) => this.logs.push(`${level}: ${message}`),
     });
     this.memory.add({
@@ -337,6 +338,8 @@ export interface RigOptions {
   size?: number;
   lock?: boolean;
   parameters?: Record<string, string | number>;
+  /** None, unless it is given. */
+  journal?: (memory: GuestMemory) => HostJournal;
 }
 
 export function createRig(options: RigOptions): Rig {
@@ -347,5 +350,6 @@ export function createRig(options: RigOptions): Rig {
   });
   const vendor = options.vendor ?? 'alder';
   const device = makers[vendor]({ image, parameters: options.parameters ?? {} });
-  return new Rig(device, options.guest ?? new Guest(), options.kind ?? 'mapped', image, vendor);
+  const { guest = new Guest(), kind = 'mapped', journal } = options;
+  return new Rig(device, guest, kind, image, vendor, journal);
 }

@@ -7,6 +7,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import type { DeviceValues } from '../../../src/device/index.js';
 import { checkNvmeState, type NvmeState } from '../../../src/formats/index.js';
+import { ConfigAccess } from '../../../src/runtime/config-access.js';
 import { type CommandFields, createRig, DATA, Guest, imageFolder, type Rig, VENDORS } from './rig.js';
 
 const COMMANDS = 1000;
@@ -213,7 +214,7 @@ t.test('what a guest can write before it enables the controller can be loaded', 
         try {
           for (const [offset, value] of writes) source.write(offset, value);
           for (const [offset, value] of configWrites)
-            source.device.config.write(offset, Uint8Array.of(value));
+            new ConfigAccess(source.device.config).write(offset, Uint8Array.of(value));
           await source.device.quiesce();
           const records = await source.save();
           const copy = copies[VENDORS.indexOf(vendor)]!;

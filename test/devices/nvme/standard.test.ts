@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The standard format and the converters, between every two vendors: what one gives, the other takes, and the guest goes on. */
+/** The standard format and the converters, between every two vendors: what one gives, the other takes, and the guest continues. */
 
 import { join } from 'node:path';
 import t from 'tap';
-import type { StateFormat, StateRecord } from '../../../src/device/device.js';
+import type { StateFormat, StateRecord } from '../../../src/device/index.js';
 import { nvmeConverters } from '../../../src/devices/nvme/converters.js';
 import { asDevstateError } from '../../../src/errors.js';
 import {
@@ -84,7 +84,7 @@ for (const from of VENDORS)
       t.equal(state.commands.length > 0, from === 'birch', `${state.commands.length} commands in flight`);
       t.match(state.events.requests, [0x200]);
 
-      await rig.device.handOver?.();
+      await rig.device.releaseExclusive?.();
       const other = createRig({ vendor: to, path, guest: rig.guest, lock: false });
       t.teardown(() => other.image.close());
       await other.device.quiesce();
@@ -113,7 +113,7 @@ for (const from of VENDORS)
       const { header, records } = decodeEnvelope(Buffer.concat(parts));
       t.equal(header.format, theirs.uuid);
 
-      await rig.device.handOver?.();
+      await rig.device.releaseExclusive?.();
       const other = createRig({ vendor: to, path, guest: rig.guest, lock: false });
       t.teardown(() => other.image.close());
       await other.device.quiesce();
@@ -128,7 +128,7 @@ async function goOn(
   t: { equal(a: unknown, b: unknown): void; match(a: unknown, b: unknown): void },
   rig: Rig,
 ) {
-  await rig.device.takeOver?.();
+  await rig.device.acquireExclusive?.();
   rig.useMsix(5);
   await rig.device.resume();
   for (let i = 0; i < MANY; i++) t.equal((await rig.completion(1)).status, 0);

@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import type { StateRecord } from '../../../src/device/device.js';
+import type { StateRecord } from '../../../src/device/index.js';
 import { AlderRecord } from '../../../src/devices/nvme/alder/index.js';
 import {
   decodeMetadataMap,
@@ -13,6 +13,7 @@ import {
   type MetadataValue,
   NVME_ALDER,
 } from '../../../src/formats/index.js';
+import { ConfigAccess } from '../../../src/runtime/config-access.js';
 import { openFds } from '../../support/closes.js';
 import { createRig, DATA, Guest, imageFolder, type MemoryKind, PAGE, type Rig, VENDORS } from './rig.js';
 
@@ -24,7 +25,7 @@ async function move(t: Test, source: Rig): Promise<Rig> {
   await source.device.quiesce();
   const records = await source.save();
   t.same(await source.save(), records, 'saved twice, equal bytes');
-  await source.device.handOver?.();
+  await source.device.releaseExclusive?.();
   t.notOk(source.image.locked);
   const destination = createRig({
     vendor: source.vendor,
@@ -34,7 +35,7 @@ async function move(t: Test, source: Rig): Promise<Rig> {
     lock: false,
   });
   await destination.load(records);
-  await destination.device.takeOver?.();
+  await destination.device.acquireExclusive?.();
   t.same(await destination.save(), records, 'loaded and saved, equal bytes');
   if (source.interrupts.msixEnabled) destination.useMsix(5);
   await destination.device.resume();
@@ -185,15 +186,15 @@ for (const vendor of VENDORS) {
         await rig.device.quiesce();
         rig.write(0x14, 0x460001);
         t.equal(rig.read(0x1c), 0, 'an enable waits');
-        await rig.device.handOver?.();
+        await rig.device.releaseExclusive?.();
         await rig.device.resume();
         t.equal(rig.read(0x1c), 1);
         t.ok(rig.image.locked);
 
         await rig.device.quiesce();
-        await rig.device.handOver?.();
+        await rig.device.releaseExclusive?.();
         const other = createRig({ vendor, path: rig.image.path });
-        t.throws(() => rig.device.takeOver?.(), {
+        t.throws(() => rig.device.acquireExclusive?.(), {
           name: 'RequestError',
           message: /in use by another process/,
         });
@@ -209,7 +210,7 @@ for (const vendor of VENDORS) {
     const rig = createRig({ vendor, path: join(imageFolder(t), 'msix') });
     rig.useMsix(5);
     const msix = rig.device.config.findCapability(0x11);
-    rig.device.config.write(msix + 3, Uint8Array.of(0x80));
+    new ConfigAccess(rig.device.config).write(msix + 3, Uint8Array.of(0x80));
     await rig.enable();
     await rig.createPair(1);
     rig.queue(1, { opcode: 0, nsid: 1 });
@@ -217,13 +218,13 @@ for (const vendor of VENDORS) {
     await rig.until('an interrupt', () => rig.vectors[1] === 1);
     await rig.device.quiesce();
     const records = await rig.save();
-    await rig.device.handOver?.();
+    await rig.device.releaseExclusive?.();
     await rig.image.close();
     const destination = createRig({ vendor, guest: rig.guest, path: rig.image.path, lock: false });
     t.teardown(() => destination.image.close());
     destination.useIntx();
     await destination.load(records);
-    await destination.device.takeOver?.();
+    await destination.device.acquireExclusive?.();
     await destination.device.resume();
     t.equal(destination.intx, 0, 'not told by INTx');
     destination.useMsix(5);
@@ -261,7 +262,7 @@ t.test('format of alder', async (t) => {
   t.ok(records.reduce((sum, { payload }) => sum + payload.length, 0) < format.estimate());
   t.throws(() => format.load({ major: 2, minor: 0 }), { message: /2\.0 cannot be read/ });
 
-  await rig.device.handOver?.();
+  await rig.device.releaseExclusive?.();
   const target = createRig({ path: rig.image.path, lock: false, guest: new Guest() });
   t.teardown(() => target.image.close());
   await target.device.quiesce();

@@ -170,7 +170,7 @@ t.test('what a host must not change while the controller is enabled stays as it 
     rig.write(CC, cc ^ 0x3ff0),
   );
   t.equal(await twins.both('CC after', (rig) => rig.read(CC)), cc);
-  t.equal((await twins.command(0, { opcode: 6, cdw10: 1 })).status, 0, 'it goes on');
+  t.equal((await twins.command(0, { opcode: 6, cdw10: 1 })).status, 0, 'it continues');
   // What it saves it takes back.
   for (const rig of twins.rigs) await rig.load(await rig.save());
   t.same(await twins.both('loaded', show), before);

@@ -3,8 +3,8 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { type Client, MigrationClient } from '../../../src/client/index.js';
-import { DeviceRuntime, type RuntimeOptions } from '../../../src/device/index.js';
 import { SampleDevice } from '../../../src/devices/sample/index.js';
+import { DeviceRuntime, type RuntimeOptions } from '../../../src/runtime/index.js';
 import type { Fd } from '../../../src/transport/index.js';
 import { DmaMapFlag, IrqSetFlag, PciIrq } from '../../../src/wire/index.js';
 import { eventfd, memfd, signals } from '../../support/memory.js';

@@ -109,7 +109,7 @@ async function alarmRings(t: Test): Promise<void> {
   for (const page of [0, 1]) t.ok(sameBytes(vmm.page(page), PATTERN), `page ${page}`);
   for (const page of [2, 3]) t.ok(vmm.page(page).every((byte) => byte === 0));
 
-  // An edge: a second alarm is signalled although nobody has unmasked INTx. A second that has been rings at once.
+  // An edge: a second alarm is signalled although no one has unmasked INTx. A second that has been rings at once.
   await vmm.alarm(now() - 5);
   t.equal(vmm.interrupts(), 1);
 }

@@ -282,7 +282,7 @@ t.test('in its format: records that are refused', async (t) => {
         }
         format.begin();
         const saved = [...format.save('final')];
-        // Nobody listens here, so no interrupt is pending.
+        // No one listens here, so no interrupt is pending.
         payload.writeUInt32LE(flags & 1, 8);
         return flags <= 3 && given.every((record, i) => sameBytes(record.payload, saved[i]!.payload));
       },
@@ -312,7 +312,7 @@ async function alarmTravels(t: Test): Promise<void> {
   }
 }
 
-/** It was raised at the source, and nobody was there to be told. */
+/** It was raised at the source, and no one was there to be told. */
 async function interruptTravels(t: Test): Promise<void> {
   const [source, target] = [await Vmm.start(t), await Vmm.start(t)];
   await source.disableInterrupt();

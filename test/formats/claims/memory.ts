@@ -7,7 +7,7 @@ import { runInNewContext } from 'node:vm';
 setFlagsFromString('--expose-gc');
 const collect = runInNewContext('gc') as () => void;
 
-/** Below this nobody asks how much of it is garbage, bytes. */
+/** Below this no one asks how much of it is garbage, bytes. */
 const COLLECT_ABOVE = 32 * 1024 * 1024;
 
 /** On the heap, and in buffers beside it. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Whole blobs through converters: in pieces of any size, there and back with all that nobody understood, or refused by name. */
+/** Whole blobs through converters: in pieces of any size, there and back with all that no one understood, or refused by name. */
 
 import fc from 'fast-check';
 import t from 'tap';
@@ -186,7 +186,7 @@ t.test('in pieces of any size', async (t) => {
     t.ok(JSON.stringify(content(convert(blob, way(OAK, PINE), pieces))) === whole, `pieces of ${pieces}`);
 });
 
-t.test('what nobody understands is kept, there and back', async (t) => {
+t.test('what neither end understands is kept, there and back', async (t) => {
   const records = [stranger('one', optional | 0x00040000), runes('abc'), stranger('two')];
   const blob = blobOf(headerOf(OAK), records);
   const there = convert(blob, way(OAK, PINE));

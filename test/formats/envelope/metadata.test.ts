@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The metadata map: its MessagePack subset against msgpackr, its limits, and the names that have a meaning. */
 import fc from 'fast-check';
-import { pack, unpack } from 'msgpackr';
+import { Packr, unpack } from 'msgpackr';
 import t from 'tap';
 import { crc32c } from '../../../src/formats/envelope/crc32c.js';
 import { type EnvelopeHeader, encodeHeader } from '../../../src/formats/envelope/header.js';
@@ -33,10 +33,12 @@ const arbitraryMap = (numbers: fc.Arbitrary<number>): fc.Arbitrary<MetadataMap> 
   })).map;
 
 t.test('agrees with msgpackr in both directions', async (t) => {
+  // By default it writes the size of every map in 16 bits.
+  const packr = new Packr({ useRecords: false, variableMapSize: true });
   const property = fc.property(arbitraryMap(fc.integer({ min: -(2 ** 31), max: 2 ** 31 - 1 })), (map) => {
     const ours = encodeMetadataMap(map);
     const theirs = unpack(ours) as MetadataMap;
-    const back = decodeMetadataMap(new Uint8Array(pack(map)));
+    const back = decodeMetadataMap(new Uint8Array(packr.pack(map)));
     return (
       Buffer.from(encodeMetadataMap(theirs)).equals(ours) && Buffer.from(encodeMetadataMap(back)).equals(ours)
     );
@@ -102,6 +104,16 @@ t.test('refuses what is outside the subset', async (t) => {
     ['a map past the end', 'df ffffffff'],
     ['a number past the end', '81 a161 cf 00000000'],
     ['a map without its value', '81 a161'],
+    ['a number longer than it needs to be', '81 a161 cc 01'],
+    ['a negative number longer than it needs to be', '81 a161 d0 ff'],
+    ['a positive number as a signed one', '81 a161 d1 0100'],
+    ['a whole number as a float', '81 a161 ca 3f800000'],
+    ['text with a longer length', '81 a161 d901 61'],
+    ['a key with a longer length', '81 d90161 01'],
+    ['bytes with a longer length', '81 a161 c50001 00'],
+    ['a list with a longer length', '81 a161 dc0001 01'],
+    ['a map with a longer length', 'de0001 a161 01'],
+    ['text of 64 KiB', `81 a161 db00010000 ${'61'.repeat(65536)}`],
     ['lists nested deeper than 8', `81 a161 ${'91'.repeat(8)} 01`],
     ['lists nested 60,000 deep', `81 a161 ${'91'.repeat(60_000)} 01`],
   ];
@@ -112,7 +124,9 @@ t.test('refuses what is outside the subset', async (t) => {
       what,
     );
   t.same(decodeMetadataMap(hex(`81 a161 ${'91'.repeat(7)} 01`)), { a: [[[[[[[1]]]]]]] }, 'nested 8 deep');
-  t.throws(() => decodeMetadataMap(hex('81 a161 c0'), 48), { code: METADATA, offset: 52 });
+  t.throws(() => decodeMetadataMap(hex('81 a161 c0'), 48), { code: METADATA, offset: 51 }, 'where nil is');
+  t.throws(() => decodeMetadataMap(hex('82 a161 01 a16202 a161 03'), 48), { code: METADATA, offset: 48 });
+  t.throws(() => decodeMetadataMap(hex('82 a161 01 a162 cc02'), 48), { code: METADATA, offset: 54 });
 });
 
 t.test('does not write what it would not read', async (t) => {

@@ -25,7 +25,7 @@ const WHOLE_AT: ReadonlyMap<string, (length: number) => boolean> = new Map([
   ['qemu-cpr', (length: number) => length === cprState(ENTRIES).length],
 ]);
 
-t.test('cut anywhere, it is told of, and every byte is accounted for', async (t) => {
+t.test('cut anywhere, the cut is reported, and every byte is accounted for', async (t) => {
   for (const { name, kind, bytes } of samples) {
     for (let length = 0; length < bytes.length; length++) {
       const reader = kind.read({});
@@ -94,7 +94,7 @@ t.test('arbitrary bytes, alone and behind a beginning', async () => {
   }
 });
 
-/** Content that goes on for ever, and bytes to say of it. */
+/** Content that continues for ever, and bytes to say of it. */
 const ENDLESS: readonly [name: string, begin: Buffer, repeated: Buffer][] = [
   ['mlx5', SAMPLES.get('mlx5')!.subarray(0, 24), join(u64(4), u32(0, 0), zeros(4))],
   ['virtio-device-parts', virtioDeviceParts(), join(u16(0x103), u8(0, 0), zeros(8), u32(1), u8(15))],

@@ -57,7 +57,7 @@ t.test('bytes shown are those of the file, however the content within came', asy
   const text = renderInspection(found, { bytes });
   const offsets = leaves(found.content.sections).map(({ offset }) => offset);
   t.same(asked, offsets, 'each once, and nothing else');
-  t.match(text, /is mtty\n.*port 0 .*36 B @24\n.*port 1 /s, 'what is within is told of by its own offsets');
+  t.match(text, /is mtty\n.*port 0 .*36 B @24\n.*port 1 /s, 'what is within is described by its own offsets');
   const { content } = withHex(found, bytes) as {
     content: { sections: (ContentSection & { hex?: string })[] };
   };

@@ -27,7 +27,7 @@ t.test('the helpers’ states come out byte for byte', async (t) => {
   });
 });
 
-t.test('cut or damaged anywhere it is told of, and every byte is accounted for', async (t) => {
+t.test('cut or damaged anywhere, that is reported, and every byte is accounted for', async (t) => {
   const description = REPORT.sections.at(-1)!;
   for (let length = 0; length < BYTES.length; length++) {
     const { error, sections } = read(BYTES.subarray(0, length), { pipe: length % 2 === 0 });

@@ -74,7 +74,7 @@ class Model {
         if (this.state === 4) this.placed = true;
         else if (!saves || !this.known) return -Errno.EINVAL;
         else {
-          // Of what nobody sees, the section keeps what was there.
+          // The section keeps what was there where no one sees it.
           if (this.shared) this.section.splice(0, this.chunk.length, ...this.chunk);
           this.staged = true;
         }
@@ -267,7 +267,7 @@ t.test('one who keeps to the order, whatever else is tried in between, gets ever
           }
         };
         let turn = 0;
-        /** Accesses that must not change anything: before the size is told, pending_bytes among them. */
+        /** Accesses that must not change anything: before the size is read, pending_bytes among them. */
         const disturb = async (told: boolean): Promise<void> => {
           for (const one of noises[turn++ % noises.length] ?? []) {
             if (one.kind === 'read' && !(told && one.offset === 8))

@@ -265,7 +265,7 @@ t.test('one chunk after the other', async (t) => {
   t.equal(await region.raw(DATA_OFFSET, 1), -Errno.EINVAL);
   t.equal(device.reads, 1);
   t.equal(await region.read(OFFSET), DATA_OFFSET);
-  t.equal(await region.read(PENDING), 9, 'nobody who does not know its size has taken the chunk');
+  t.equal(await region.read(PENDING), 9, 'a client that does not know its size has not taken the chunk');
   t.equal(await region.read(OFFSET), DATA_OFFSET, 'the same');
   t.equal(await region.read(SIZE), 8);
   t.equal(await region.read(SIZE), 8);

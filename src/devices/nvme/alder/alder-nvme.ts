@@ -11,19 +11,21 @@
  * and what is so may differ while commands drain or the device is quiesced; `#settle` closes the gap.
  */
 
-import type {
-  Bar,
-  Device,
-  DeviceFiles,
-  DeviceHost,
-  DeviceModel,
-  DeviceValues,
-  InterruptCounts,
-  ParameterValue,
-  ResetReason,
-  StateFormat,
-} from '../../../device/device.js';
-import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
+import {
+  type Bar,
+  type Device,
+  type DeviceFiles,
+  type DeviceHost,
+  type DeviceModel,
+  type DeviceValues,
+  type InterruptCounts,
+  type ParameterValue,
+  type PciConfigSpace,
+  PciRegister,
+  PciStatus,
+  type ResetReason,
+  type StateFormat,
+} from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import type { NvmeState } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
@@ -195,11 +197,11 @@ class AlderNvme
     this.#interrupts.announceAll();
   }
 
-  async handOver(): Promise<void> {
+  async releaseExclusive(): Promise<void> {
     await this.image.unlock();
   }
 
-  takeOver(): void {
+  acquireExclusive(): void {
     this.#requireLock();
   }
 

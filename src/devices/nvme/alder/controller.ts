@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the parts of the controller share. */
 
-import type { DeviceHost } from '../../../device/device.js';
+import type { DeviceHost } from '../../../device/index.js';
 import type { ImageFile } from '../image-file.js';
 import type { NvmeParameters } from '../spec/index.js';
 import type { QueueEngine } from './engine.js';

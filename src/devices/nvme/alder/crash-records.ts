@@ -12,7 +12,7 @@
  * carried out again: the guest has not been told of it, so it does the same to the same blocks.
  */
 
-import type { DeviceJournal } from '../../../device/device.js';
+import type { DeviceJournal } from '../../../device/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { Csts, SQ_ENTRY_SIZE } from '../spec/index.js';
 import type { Command } from './command.js';
@@ -39,7 +39,7 @@ const SLOW = [
 const INDEXES = SLOW.length;
 const FIRST_COMMAND = INDEXES + 1;
 
-/** Of one pair of queues: head and tail of the submission queue, of the completion queue, and its phase. 8 × u16. */
+/** Words of one pair of queues: head and tail of the submission queue, of the completion queue, and its phase. 8 × u16. */
 const PAIR_WORDS = 8;
 const COUNTERS = 5;
 /** `sq u32, reserved u32, entry` */

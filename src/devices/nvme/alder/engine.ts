@@ -4,7 +4,7 @@
  * completion queue entries, raises interrupts.
  *
  * ```
- * doorbell ─► service ─► execute ─► (I/O goes on) ─► complete ─► post ─► announce
+ * doorbell ─► service ─► execute ─► (I/O continues) ─► complete ─► post ─► announce
  *               ▲  ▲                                               │
  *               │  └── fewer commands under way ◄──────────────────┤
  *               └───── the guest consumed entries of a full queue ─┘
@@ -13,8 +13,7 @@
  * interrupt. What is under way is counted in `activity`; `stop` ends fetching, and once idle nothing touches the guest.
  */
 
-import type { DeviceHost } from '../../../device/device.js';
-import { DmaFault } from '../../../device/guest-memory.js';
+import { type DeviceHost, DmaFault } from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import { CQ_ENTRY_SIZE, SQ_ENTRY_SIZE, Status, statusField } from '../spec/index.js';
 import { Turn } from '../turn.js';
@@ -30,7 +29,7 @@ const MAX_HELD = 256;
 const BATCH = 64;
 /** Commands after which the time is looked at. */
 const LOOK_AFTER = 8;
-/** Of a command that no record holds. */
+/** The slot of a command that no record holds. */
 export const NOT_KEPT = -1;
 
 /** What the engine needs of the controller. */
@@ -106,7 +105,7 @@ export class QueueEngine {
     this.#posting = true;
     this.#frozen = false;
     this.#beginBatch();
-    for (const cq of this.completion) if (cq !== undefined) this.#post(cq);
+    for (const cq of this.completion) if (cq !== undefined) this.#postHeld(cq);
     this.#executeInherited();
     for (const sq of this.submission) if (sq !== undefined) this.#service(sq);
     this.#endBatch();
@@ -175,7 +174,7 @@ export class QueueEngine {
     const stalled = cq.held.length > 0;
     cq.head = head;
     if (stalled && this.#fetching) {
-      this.#post(cq);
+      this.#postHeld(cq);
       this.#serviceBound(cq);
     }
     if (cq.empty) this.owner.announce(cq);
@@ -345,6 +344,12 @@ export class QueueEngine {
     this.#post(cq);
     if (cq.held.length > 0) this.keeper?.changed();
     this.#endBatch();
+  }
+
+  /** Writes completions that were held before now, while there is room. A successor must not find them held any more. */
+  #postHeld(cq: CompletionQueue): void {
+    if (cq.held.length > 0) this.keeper?.changed();
+    this.#post(cq);
   }
 
   /** Writes held completions while there is room. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Which interrupt tells the guest of completions: an MSI-X vector per queue, or INTx as a level (NVMe 1.4, section 7.5). */
 
-import { PciCapability, PciCommand, type PciConfigSpace } from '../../../device/pci-config.js';
+import { PciCapability, PciCommand, type PciConfigSpace } from '../../../device/index.js';
 import type { Controller } from './controller.js';
 import type { CompletionQueue } from './queues.js';
 

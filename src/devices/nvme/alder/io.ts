@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** NVM command set (NVMe 1.4, section 6): the data path. */
 
-import type { GuestMemory, MemoryRange } from '../../../device/guest-memory.js';
+import type { GuestMemory, MemoryRange } from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import { Comparing } from '../comparing.js';
 import type { Extent } from '../image-file.js';

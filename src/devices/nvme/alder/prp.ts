@@ -10,7 +10,7 @@
  * ```
  */
 
-import type { GuestMemory, MemoryRange } from '../../../device/guest-memory.js';
+import type { GuestMemory, MemoryRange } from '../../../device/index.js';
 import { Dword, Status } from '../spec/index.js';
 import { type Command, CommandError } from './command.js';
 
@@ -84,7 +84,7 @@ async function collectRemoteList(
   return next === undefined ? ranges : collectList(memory, next.list, next.rest, pageSize, ranges);
 }
 
-/** Appends the pages of one list. @returns where the list goes on, if it does */
+/** Appends the pages of one list. @returns where the list continues, if it does */
 function takeEntries(
   bytes: Uint8Array,
   needed: number,

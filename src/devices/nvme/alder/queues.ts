@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Submission and completion queues: rings in guest memory with their indexes. */
 
-import type { Access, GuestMemory } from '../../../device/guest-memory.js';
+import type { Access, GuestMemory } from '../../../device/index.js';
 import { CQ_ENTRY_SIZE, SQ_ENTRY_SIZE } from '../spec/index.js';
 
 /** A ring's place in guest memory, seen as dwords when it is mapped as one piece. */

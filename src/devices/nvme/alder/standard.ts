@@ -166,7 +166,7 @@ export function standardToAlder(
         mediaErrors: health.mediaErrors,
       },
       errorCount: health.errorCount,
-      // Of a longer log the newest entries are taken.
+      // The newest entries of a longer log are taken.
       errors: health.errors
         .slice(0, ERROR_LOG_ENTRIES)
         .map(({ submissionQueue, commandId, namespace, ...entry }) => ({

@@ -16,7 +16,7 @@
  */
 
 import type { z } from 'zod';
-import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/device.js';
+import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/index.js';
 import { decodeMetadataMap, encodeMetadataMap, NVME_ALDER } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import { type NvmeParameters, namespaceIdentity } from '../spec/index.js';
@@ -46,9 +46,9 @@ const recordNames = new Map<number, string>(
   Object.entries(AlderRecord).map(([name, type]) => [type, name.toLowerCase()]),
 );
 
-/** Of all but the queues, about. */
+/** Bytes of all but the queues, about. */
 const FIXED_ESTIMATE = 8192;
-/** Of one queue pair. */
+/** Bytes of one queue pair. */
 const QUEUE_ESTIMATE = 256;
 
 /** The controller as the format needs it. */

@@ -10,19 +10,21 @@
  * This file is where the parts meet: the device as the SDK sees it, and what the parts ask of each other.
  */
 
-import type {
-  Bar,
-  Device,
-  DeviceFiles,
-  DeviceHost,
-  DeviceModel,
-  DeviceValues,
-  InterruptCounts,
-  ParameterValue,
-  ResetReason,
-  StateFormat,
-} from '../../../device/device.js';
-import { type PciConfigSpace, PciRegister, PciStatus } from '../../../device/pci-config.js';
+import {
+  type Bar,
+  type Device,
+  type DeviceFiles,
+  type DeviceHost,
+  type DeviceModel,
+  type DeviceValues,
+  type InterruptCounts,
+  type ParameterValue,
+  type PciConfigSpace,
+  PciRegister,
+  PciStatus,
+  type ResetReason,
+  type StateFormat,
+} from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import type { NvmeState } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
@@ -194,11 +196,11 @@ class BirchNvme implements Device, Birch, EngineOwner, RegisterActions, Stateful
     this.#interrupts.announceAll();
   }
 
-  async handOver(): Promise<void> {
+  async releaseExclusive(): Promise<void> {
     await this.disk.unlock();
   }
 
-  takeOver(): void {
+  acquireExclusive(): void {
     this.#requireLock();
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the controller's functions are given: the image, the disk, the engine, and the world outside. */
 
-import type { DeviceHost } from '../../../device/device.js';
+import type { DeviceHost } from '../../../device/index.js';
 import type { Comparing } from '../comparing.js';
 import type { ImageFile } from '../image-file.js';
 import type { NvmeParameters } from '../spec/index.js';

@@ -40,7 +40,7 @@ export class ControllerImage {
   readonly bytes: Uint8Array;
   readonly view: DataView;
   readonly #words: Int32Array;
-  /** No command slot from here on is in use. Few ever are: whoever looks at all of them need not look at thousands. */
+  /** No command slot from here on is in use. Few ever are: code that looks at all of them need not look at thousands. */
   commandEnd = 0;
 
   /** @param size bytes, for the beginning of an image: what is behind is not looked at */

@@ -2,11 +2,11 @@
 /**
  * Where a command's data are: PRP1 and PRP2 (NVMe 1.4, section 4.3) resolved to segments of guest memory.
  *
- * A resolver that touches no memory: it says which list it needs next, is fed the bytes, and goes on. So one piece of
+ * A resolver that touches no memory: it says which list it needs next, is fed the bytes, and continues. So one piece of
  * code serves memory that is mapped and memory that is asked for by messages.
  */
 
-import type { MemoryRange } from '../../../device/guest-memory.js';
+import type { MemoryRange } from '../../../device/index.js';
 import { MIN_PAGE_SIZE, Status } from '../spec/index.js';
 
 const LIST_ENTRY = 8;
@@ -84,7 +84,7 @@ export class DataPointer {
     return this.#lengths[index]!;
   }
 
-  /** The segments, for whoever keeps them longer than the pointer. */
+  /** The segments, for callers that keep them longer than the pointer. */
   ranges(): MemoryRange[] {
     const ranges: MemoryRange[] = [];
     for (let i = 0; i < this.count; i++) ranges.push({ address: this.address(i), length: this.length(i) });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the engine needs of the controller. */
 
-import type { DeviceHost } from '../../../device/device.js';
+import type { DeviceHost } from '../../../device/index.js';
 
 export interface EngineOwner {
   readonly host: DeviceHost;

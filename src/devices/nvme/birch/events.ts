@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Asynchronous events (NVMe 1.4, section 5.2): a short queue in the image of events that nobody has asked for yet, and a
+ * Asynchronous events (NVMe 1.4, section 5.2): a short queue in the image of events that no one has asked for yet, and a
  * bit for each type that was reported and not read about. The requests are command slots that wait in the engine.
  */
 

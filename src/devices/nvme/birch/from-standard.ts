@@ -4,8 +4,7 @@
  * has and this one cannot have is refused, all of it by name.
  */
 
-import type { StateRecord } from '../../../device/device.js';
-import { PciRegister, PciStatus } from '../../../device/pci-config.js';
+import { PciRegister, PciStatus, type StateRecord } from '../../../device/index.js';
 import type {
   NvmeCompletionQueue,
   NvmeEvents,
@@ -304,7 +303,7 @@ function fillEvents(filler: ImageFiller, { pending, masked }: NvmeEvents): void 
   }
 }
 
-/** Of a longer error log the newest entries are taken. */
+/** Takes the newest entries of a longer error log. */
 function fillHealth(filler: ImageFiller, health: NvmeHealth): void {
   filler.u64('bytes read', HealthCounter.BYTES_READ, health.bytesRead);
   filler.u64('bytes written', HealthCounter.BYTES_WRITTEN, health.bytesWritten);

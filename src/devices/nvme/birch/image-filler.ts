@@ -4,7 +4,7 @@
 import type { ControllerImage } from './controller-image.js';
 import { refused } from './refused.js';
 
-/** Reasons that are told; a hostile state could have one for every field. */
+/** Reasons that are reported; a hostile state could have one for every field. */
 const REASONS_TOLD = 32;
 
 export class ImageFiller {

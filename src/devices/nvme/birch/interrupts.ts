@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Interrupts and the MSI-X table's BAR: a vector for each completion queue, or INTx as a level (NVMe 1.4, section 7.5). */
 
-import type { DeviceHost } from '../../../device/device.js';
-import { PciCapability, PciCommand, type PciConfigSpace } from '../../../device/pci-config.js';
+import { type DeviceHost, PciCapability, PciCommand, type PciConfigSpace } from '../../../device/index.js';
 import { MSIX_PBA_OFFSET, type NvmeParameters, pendingBits, Register } from '../spec/index.js';
 import { type ControllerImage, completionAt } from './controller-image.js';
 import {

@@ -4,7 +4,7 @@
  * what has to wait makes promises.
  */
 
-import type { GuestMemory } from '../../../device/guest-memory.js';
+import type { GuestMemory } from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import type { Extent } from '../image-file.js';
 import {
@@ -238,7 +238,7 @@ function isDurable({ image }: Birch, slot: number): boolean {
   return image.u32(WRITE_CACHE_AT) === 0 || (image.dword(slot, Dword.CDW12) & CDW12_FUA) !== 0;
 }
 
-/** Goes on with `work` when the data have come. */
+/** Continues with `work` when the data have come. */
 function afterCopy(
   birch: Birch,
   slot: number,

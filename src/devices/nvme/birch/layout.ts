@@ -199,12 +199,12 @@ export const CommandSlot = {
   STATE: 0,
   /** u16. */
   SQID: 2,
-  /** Of a completion that is due: status field without phase (u16), dword 0 (u32). */
+  /** A completion that is due: status field without phase (u16), dword 0 (u32). */
   STATUS: 4,
   RESULT: 8,
   /** f64: slots of one state and queue are in this order. In a saved image the slot's own place. */
   ORDER: 16,
-  /** The submission queue entry. Of a completion that came from another vendor only its command identifier. */
+  /** The submission queue entry. For a completion that came from another vendor: only its command identifier. */
   ENTRY: 32,
 } as const;
 export const CommandState = {

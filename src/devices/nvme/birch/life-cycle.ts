@@ -21,7 +21,7 @@ type Step = 'none' | 'disabling' | 'draining' | 'flushing';
 export interface LifeCycleEvents {
   /** Completion queues went away, so that no interrupt is due. */
   cleared(): void;
-  /** The controller cannot go on. */
+  /** The controller cannot continue. */
   fatal(reason: string): void;
 }
 

@@ -17,7 +17,7 @@ export const Mode = {
   SILENT: 0,
   /** Quiesced: guest memory is not touched. */
   HELD: May.KEEP,
-  /** What is under way ends and is told, nothing begins: on the way to `HELD`, and after a shutdown. */
+  /** What is under way ends and is reported, nothing begins: on the way to `HELD`, and after a shutdown. */
   SETTLING: May.KEEP | May.POST,
   /** What was fetched is carried out, nothing more is fetched: a shutdown. */
   DRAINING: May.KEEP | May.POST | May.START,

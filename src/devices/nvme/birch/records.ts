@@ -12,7 +12,7 @@
  * | 0x10005 | commands           | slots, oldest first                                              |
  */
 
-import type { StateRecord } from '../../../device/device.js';
+import type { StateRecord } from '../../../device/index.js';
 import { ControllerImage, commandAt } from './controller-image.js';
 import { STRUCTURE_SIZES } from './identity.js';
 import {

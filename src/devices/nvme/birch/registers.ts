@@ -56,7 +56,7 @@ export function writeRegisters(
   }
 }
 
-/** Of a register that keeps a value, the bytes not written stay; one that acts by the bits written gets zeros there. */
+/** Whether bytes of the register that are not written stay; a register that acts by the bits written gets zeros there. */
 function keepsValue(offset: number): boolean {
   return offset < REGISTERS_SIZE && offset !== Register.INTMS && offset !== Register.INTMC;
 }

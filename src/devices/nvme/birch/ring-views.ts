@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Guest memory of queues as dwords, looked up once for each state of the guest's memory map. */
 
-import type { Access, GuestMemory } from '../../../device/guest-memory.js';
+import type { Access, GuestMemory } from '../../../device/index.js';
 import { QUEUE_SLOTS } from './layout.js';
 
 export class RingViews {

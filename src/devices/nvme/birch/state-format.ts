@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Format `org.devstate.nvme.birch` 1.0: the controller's image. `records.ts` says how it is cut up. */
 
-import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/device.js';
+import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/index.js';
 import { NVME_BIRCH } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import type { NvmeParameters } from '../spec/index.js';

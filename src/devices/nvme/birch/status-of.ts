@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What was thrown, as the status of the command it happened to. */
 
-import type { DeviceHost } from '../../../device/device.js';
-import { DmaFault } from '../../../device/guest-memory.js';
+import { type DeviceHost, DmaFault } from '../../../device/index.js';
 import { DevstateError } from '../../../errors.js';
 import { Status } from '../spec/index.js';
 

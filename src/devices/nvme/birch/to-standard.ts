@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The image as the vendor-neutral `NvmeState`. By values alone: no controller is needed. */
 
-import type { StateRecord } from '../../../device/device.js';
+import type { StateRecord } from '../../../device/index.js';
 import type {
   NvmeCommand,
   NvmeCompletion,

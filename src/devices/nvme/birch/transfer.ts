@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Data between a command's data pointer and the controller: at once where guest memory is mapped, else later. */
 
-import type { GuestMemory } from '../../../device/guest-memory.js';
+import type { GuestMemory } from '../../../device/index.js';
 import { Dword, Status } from '../spec/index.js';
 import type { Birch } from './birch.js';
 import { DataPointer } from './data-pointer.js';

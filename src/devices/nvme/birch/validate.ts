@@ -183,7 +183,7 @@ function unusedProblem(image: ControllerImage): string | undefined {
 function queuesProblem(image: ControllerImage, parameters: NvmeParameters): string | undefined {
   const ready = (image.register(Register.CSTS) & Csts.RDY) !== 0;
   const isPresent = (at: number): boolean => image.u8(at + QueueSlot.STATE) !== QueueState.ABSENT;
-  // Of the many slots most are empty, which all of them together are soon seen to be.
+  // Most of the many slots are empty: one look at all of them together shows it.
   const own = parameters.queues + 1;
   const others = [submissionAt(own), completionAt(own)].map((at) =>
     image.span(at, (QUEUE_SLOTS - own) * QUEUE_SIZE),

@@ -60,7 +60,7 @@ export const IdentifyCns = {
   CONTROLLER: 0x01,
   ACTIVE_NAMESPACES: 0x02,
   NAMESPACE_DESCRIPTORS: 0x03,
-  /** Of the I/O command set in CDW11 31:24 (NVMe 2.0, taken into 1.4 controllers by TP 4056). */
+  /** The namespace for the I/O command set in CDW11 31:24 (NVMe 2.0, taken into 1.4 controllers by TP 4056). */
   COMMAND_SET_NAMESPACE: 0x05,
   COMMAND_SET_CONTROLLER: 0x06,
 } as const;

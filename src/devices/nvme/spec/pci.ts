@@ -6,13 +6,13 @@
  * BAR 4 to itself: a VMM emulates the table and traps the pages it lies in.
  */
 
-import type { Bar } from '../../../device/device.js';
 import {
+  type Bar,
   expressCapability,
   msixCapability,
   PciConfigSpace,
   powerManagementCapability,
-} from '../../../device/pci-config.js';
+} from '../../../device/index.js';
 import type { NvmeParameters } from './model.js';
 
 /**

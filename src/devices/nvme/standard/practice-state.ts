@@ -19,7 +19,7 @@ import {
 } from '../spec/index.js';
 import { standardIdentity } from './identity.js';
 
-/** Of each queue. */
+/** Entries of each queue. */
 const ENTRIES = 2;
 
 /** Sound, and of this model. There is something in every list, so that whatever reads a list does so once. */

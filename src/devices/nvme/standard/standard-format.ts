@@ -7,7 +7,7 @@ import type {
   StateFormat,
   StateLoader,
   StateRecord,
-} from '../../../device/device.js';
+} from '../../../device/index.js';
 import { asDevstateError } from '../../../errors.js';
 import {
   checkNvmeState,
@@ -17,15 +17,16 @@ import {
   type NvmeState,
   NvmeStateDecoder,
   nvmeRecords,
+  prepareNvmeRecords,
   unflattenTree,
 } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
 import type { NvmeParameters } from '../spec/index.js';
 import { practiceState } from './practice-state.js';
 
-/** Of all but the queues, about: the config space is half of it. */
+/** Bytes of all but the queues, about: the configuration space is half of it. */
 const FIXED_ESTIMATE = 8192;
-/** Of one queue pair with its interrupt vector. */
+/** Bytes of one queue pair with its interrupt vector. */
 const QUEUE_ESTIMATE = 256;
 
 /** A controller that can give and take the vendor-neutral state. */
@@ -45,9 +46,10 @@ export class NvmeStandardFormat implements StateFormat {
 
   constructor(readonly controller: StandardNvmeController) {}
 
-  /** The state is small: nothing is sent ahead. */
+  /** The state is small: nothing is sent ahead. But the last round, for which the guest waits, is prepared. */
   *save(round: SaveRound): Iterable<StateRecord> {
     if (round === 'final') yield* nvmeRecords(captured(this.controller));
+    else prepareNvmeRecords();
   }
 
   practice(): Iterable<StateRecord> {

@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import type { Device, StateRecord } from '../../../../src/device/device.js';
+import type { Device, StateRecord } from '../../../../src/device/index.js';
 import { birchToStandard, standardToBirch } from '../../../../src/devices/nvme/birch/index.js';
 import type { NvmeState, NvmeSubmissionQueue } from '../../../../src/formats/index.js';
 import { createRig, DATA, Guest, imageFolder, PAGE, type Rig } from '../rig.js';
@@ -21,7 +21,7 @@ function standardOf(rig: Rig): Standard {
   return rig.device as Device & Standard;
 }
 
-/** A quiesced controller with commands, a waiting event request, features and errors; its guest goes on. */
+/** A quiesced controller with commands, a waiting event request, features and errors; its guest continues. */
 async function busyRig(path: string): Promise<Rig> {
   const rig = createRig({ vendor: 'birch', path });
   rig.useMsix(5);
@@ -41,7 +41,7 @@ async function busyRig(path: string): Promise<Rig> {
   return rig;
 }
 
-t.test('captured, restored, captured: equal, and the guest goes on', async (t) => {
+t.test('captured, restored, captured: equal, and the guest continues', async (t) => {
   const path = join(imageFolder(t), 'disk');
   const rig = await busyRig(path);
   const state = standardOf(rig).captureStandard();
@@ -73,12 +73,12 @@ t.test('captured, restored, captured: equal, and the guest goes on', async (t) =
   t.same(birchToStandard(standardToBirch(state)), state);
   t.same(standardToBirch(state), records, 'and are the same, as no request has been taken anew');
 
-  await rig.device.handOver?.();
+  await rig.device.releaseExclusive?.();
   const other = createRig({ vendor: 'birch', path, guest: rig.guest, lock: false });
   t.teardown(() => other.image.close());
   standardOf(other).restoreStandard(state);
   t.same(standardOf(other).captureStandard(), state);
-  await other.device.takeOver?.();
+  await other.device.acquireExclusive?.();
   other.useMsix(5);
   await other.device.resume();
   for (let i = 0; i < 60; i++) t.equal((await other.completion(1)).status, 0);
@@ -95,7 +95,7 @@ t.test(
     const path = join(imageFolder(t), 'disk');
     const rig = await busyRig(path);
     const state = standardOf(rig).captureStandard();
-    await rig.device.handOver?.();
+    await rig.device.releaseExclusive?.();
     await rig.image.close();
     const guest = new Guest();
     const [cq1, cq3] = [state.completionQueues[1]!, state.completionQueues[2]!];
@@ -234,7 +234,7 @@ t.test('refused by name', async (t) => {
     ],
     ['twice', { submissionQueues: queues({ id: 3 }) }, /submission queue 3 is there twice/],
     ['CSTS', { registers: { ...registers, csts: 0x31 } }, /CSTS has bits that do not exist/],
-    ['shutdown of nobody', { registers: { ...registers, csts: 5 } }, /shutdown is under way/],
+    ['a shutdown that was not requested', { registers: { ...registers, csts: 5 } }, /shutdown is under way/],
     ['CC', { registers: { ...registers, cc: -1 } }, /CC is -1, not a number from 0/],
     ['table', { pci: { ...pci, msixTable: new Uint8Array(16) } }, /MSI-X table of 16 bytes instead of 80/],
     ['pending', { pci: { ...pci, msixPending: Uint8Array.of(0x20) } }, /vector 5, which does not exist/],

@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import type { StateRecord } from '../../../../src/device/device.js';
+import type { StateRecord } from '../../../../src/device/index.js';
 import { BirchRecord, birchDescription } from '../../../../src/devices/nvme/birch/index.js';
 import {
   COMMAND_SIZE,
@@ -78,14 +78,14 @@ for (const kind of ['mapped', 'remote'] satisfies MemoryKind[]) {
     t.equal(states(records).filter((state) => state === CommandState.WAITING).length, 1);
     for (let found = rig.poll(1); found !== undefined; found = rig.poll(1)) t.ok(cids.delete(found.cid));
     t.equal(cids.size, fetched, 'those that were started have ended');
-    await rig.device.handOver?.();
+    await rig.device.releaseExclusive?.();
     const consumed = await rig.save();
 
     const other = createRig({ vendor: 'birch', kind, path, parameters, lock: false, guest: rig.guest });
     t.teardown(() => other.image.close());
     await other.load(consumed);
     t.same(await other.save(), consumed, 'loaded and saved, equal bytes');
-    await other.device.takeOver?.();
+    await other.device.acquireExclusive?.();
     other.useMsix(5);
     await other.device.resume();
     while (cids.size > 0) {
@@ -118,7 +118,7 @@ t.test('format', async (t) => {
   );
   t.ok(records.reduce((sum, { payload }) => sum + payload.length, 0) < format.estimate());
   t.throws(() => format.load({ major: 2, minor: 0 }), { message: /2\.0 cannot be read/ });
-  await rig.device.handOver?.();
+  await rig.device.releaseExclusive?.();
   const victim = () =>
     createRig({ vendor: 'birch', path, parameters, lock: false, guest: new Guest(), kind: 'mapped' });
   const target = victim();

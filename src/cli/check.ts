@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** `devstate check`: whether a device's state could go on in another device, and how it would travel. */
+/** `devstate check`: whether a device's state could be loaded into another device, and how it would travel. */
 
 import { Command } from 'commander';
 import { ExitCode } from '../errors.js';
@@ -9,8 +9,10 @@ import {
   checkDevices,
   type ProtocolChoice,
 } from '../operations/index.js';
+import { expectedText } from './expected-pause.js';
 import { negotiationRows } from './negotiation.js';
 import {
+  downtimeOption,
   type FormatCommandOptions,
   formatOptions,
   imageUncheckedOption,
@@ -27,12 +29,15 @@ interface CheckCommandOptions extends FormatCommandOptions {
   destQmp?: string;
   device?: string;
   imageUnchecked: string[];
+  downtimeMs: number;
   output: 'text' | 'json';
 }
 
 export function checkCommand(): Command {
   const command = new Command('check')
-    .description("whether a device's state could go on in another device; changes nothing")
+    .description(
+      "whether another device can take over a device's state, and what pause to expect; changes nothing",
+    )
     .requiredOption(
       '--source <path>',
       'the device that has the state: a migration socket, or a VFIO device as for save',
@@ -41,7 +46,8 @@ export function checkCommand(): Command {
     .option('--source-qmp <path>', 'QMP socket of the QEMU that has the source: prove that it is its device')
     .option('--dest-qmp <path>', 'QMP socket of the QEMU that has the destination: the same')
     .option('--device <id>', "QEMU's id of the device, with --source-qmp or --dest-qmp")
-    .addOption(imageUncheckedOption());
+    .addOption(imageUncheckedOption())
+    .addOption(downtimeOption('the pause that a migration would aim at, all of it'));
   for (const option of formatOptions()) command.addOption(option);
   return command
     .addOption(protocolOption())
@@ -65,7 +71,16 @@ function printResult(result: CheckDevicesResult): void {
     ...parameterRows(result),
     ['State', sizeText(result.source)],
     ...negotiationRows(result.negotiation, 'Format'),
+    ['Expected pause', pauseText(result)],
   ]);
+}
+
+function pauseText({ expected, notExpected }: CheckDevicesResult): string {
+  if (expected === null) return `not known: ${notExpected}`;
+  const [device] = expected.devices;
+  const writes = `the device writes ${formatBytes(device?.dirtyBytesPerSecond ?? 0)}/s`;
+  const how = device?.byMessage === true ? ', and would have to write by messages' : '';
+  return `${expectedText(expected)}; ${writes}${how}`;
 }
 
 function peerText({ producer, protocol, interface: how, formats }: CheckedPeer): string {

@@ -2,8 +2,9 @@
 /** The crash journal of `devstate serve`: on wherever a service manager keeps fds for it. */
 
 import { Option } from 'commander';
-import { type Device, DeviceRuntime } from '../device/index.js';
+import type { Device } from '../device/index.js';
 import { type ServiceEnvironment, takeServiceEnvironment } from '../fd-store/index.js';
+import { DeviceRuntime } from '../runtime/index.js';
 import { CrashJournal } from '../server/index.js';
 import { closeAll } from '../transport/index.js';
 import type { Log } from './logger.js';
@@ -26,7 +27,7 @@ export function goesOn({ fds }: ServiceEnvironment): boolean {
 }
 
 /**
- * Undefined where nobody would keep it. @param wanted `--journal` was given
+ * Undefined where no one would keep it. @param wanted `--journal` was given
  * @throws DevstateError DEVSTATE_E_USAGE for a device that cannot be kept, DEVSTATE_E_JOURNAL, DEVSTATE_E_SYSTEM
  */
 export function openCrashJournal(

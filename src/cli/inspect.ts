@@ -89,7 +89,7 @@ function parsePath(text: string): (value: unknown) => unknown {
   }
 }
 
-/** Bytes of the file, until so many have been shown that nobody reads them. */
+/** Bytes of the file, until so many have been shown that no one reads them. */
 function bytesOf(input: InputFile): (offset: number, length: number) => Uint8Array {
   let left = HEX_TOTAL;
   return (offset, length) => {

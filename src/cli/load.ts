@@ -20,6 +20,7 @@ import { writeStderr } from './stderr.js';
 interface LoadCommandOptions extends DeviceCommandOptions, OwnerCommandOptions {
   allowLossy?: boolean;
   protocol: ProtocolChoice;
+  raw?: boolean;
   trap?: boolean;
   then: 'run' | 'stop';
 }
@@ -29,6 +30,10 @@ export function loadCommand(): Command {
   for (const option of [...deviceOptions(), ...ownerOptions()]) command.addOption(option);
   return command
     .option('--allow-lossy', 'convert in a way that loses a part of the state, if there is no other')
+    .option(
+      '--raw',
+      'give a device that says of no formats the bytes of the file as they are, whatever they are',
+    )
     .addOption(protocolOption())
     .addOption(trapOption())
     .addOption(thenOption())
@@ -39,6 +44,7 @@ export function loadCommand(): Command {
         ...givenOwner(options),
         input,
         allowLossy: options.allowLossy ?? false,
+        raw: options.raw ?? false,
         protocol: options.protocol,
         trap: options.trap ?? false,
         afterwards: options.then,

@@ -21,7 +21,7 @@ function describe(error: unknown): string {
   }
   const known = errno !== undefined && Object.values(constants.errno).includes(-errno);
   const what = known ? `${code}${path === undefined ? '' : ` at ${path}`}` : message.split('\n')[0];
-  return `cannot go on: ${what} [${known ? 'DEVSTATE_E_SYSTEM' : 'DEVSTATE_E_INTERNAL'}]`;
+  return `cannot continue: ${what} [${known ? 'DEVSTATE_E_SYSTEM' : 'DEVSTATE_E_INTERNAL'}]`;
 }
 
 let loaded = false;
@@ -36,10 +36,11 @@ function fail(error: unknown): never {
 }
 
 process.on('uncaughtException', fail);
-try {
+
+async function start(): Promise<void> {
   const { main } = await import('./program.js');
   loaded = true;
   await main();
-} catch (error) {
-  fail(error);
 }
+
+start().catch(fail);

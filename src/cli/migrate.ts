@@ -3,10 +3,12 @@
 
 import { Command } from 'commander';
 import { type DevicePair, type MigrateResult, migrate } from '../operations/index.js';
+import { expectedText } from './expected-pause.js';
 import { negotiationRows } from './negotiation.js';
 import {
   collect,
   deviceCollector,
+  downtimeOption,
   type FormatCommandOptions,
   formatOptions,
   imageUncheckedOption,
@@ -54,7 +56,7 @@ export function migrateCommand(): Command {
     )
     .addOption(unprovenOption())
     .addOption(imageUncheckedOption())
-    .option('--downtime-ms <ms>', 'the pause to aim at, all of it', parsePositive, 300)
+    .addOption(downtimeOption())
     .option('--timeout-s <s>', 'give up and stay at the source after this time', parsePositive, 3600)
     .option('--bandwidth <size>', "bound for QEMU's rate, bytes per second (default: none)", parseSize);
   for (const option of formatOptions()) command.addOption(option);
@@ -92,9 +94,7 @@ async function run(options: MigrateCommandOptions): Promise<void> {
 
 function expectedRow({ expected, downtime }: MigrateResult): [string, string][] {
   if (expected === undefined) return [];
-  const { totalMs, fixedMs, pagesMs, qemuMs } = expected;
-  const parts = `pages ${formatMs(pagesMs)} (took ${formatMs(downtime.pagesMs)}), QEMU at most ${formatMs(qemuMs)}, rest ${formatMs(fixedMs)}`;
-  return [['Expected', `${formatMs(totalMs)}: ${parts}`]];
+  return [['Expected', expectedText(expected, downtime.pagesMs)]];
 }
 
 function printResult(result: MigrateResult): void {

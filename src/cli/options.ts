@@ -3,9 +3,9 @@
 
 import { existsSync, readFileSync } from 'node:fs';
 import { InvalidArgumentError, Option } from 'commander';
-import type { MigrationProtocols, RuntimeOptions } from '../device/index.js';
 import { DevstateError } from '../errors.js';
-import type { DeviceAddress, OwnerOptions } from '../operations/index.js';
+import { DEFAULT_DOWNTIME_MS, type DeviceAddress, type OwnerOptions } from '../operations/index.js';
+import type { MigrationProtocols, RuntimeOptions } from '../runtime/index.js';
 
 const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
 
@@ -83,6 +83,10 @@ export function unprovenOption(): Option {
     .default([]);
 }
 
+export function downtimeOption(what = 'the pause to aim at, all of it'): Option {
+  return new Option('--downtime-ms <ms>', what).argParser(parsePositive).default(DEFAULT_DOWNTIME_MS);
+}
+
 /** For a device whose storage is kept the same at both ends by other means than being one file. */
 export function imageUncheckedOption(): Option {
   return new Option(
@@ -137,7 +141,7 @@ export function servedProtocolOptions(): Option[] {
   ];
 }
 
-/** Of a device's runtime. */
+/** The migration protocols that the options ask a device's runtime for. */
 export function servedProtocols(
   options: ServedProtocolOptions,
 ): Pick<RuntimeOptions, 'migration' | 'migrationRegion'> {
@@ -159,7 +163,7 @@ export function protocolOption(): Option {
     .default('auto');
 }
 
-/** Of commands that write a file. */
+/** `--force`, for commands that write a file. */
 export function forceOption(): Option {
   return new Option(
     '--force',

@@ -84,7 +84,7 @@ export function printError(error: unknown): ExitCode {
   return exitCode;
 }
 
-/** A system call that failed where nobody expected it to: not a fault of ours. */
+/** A system call that failed where it was not expected to: not a fault of ours. */
 function ofSystem(error: unknown): DevstateError | undefined {
   if (!(error instanceof Error) || error instanceof DevstateError) return undefined;
   const { syscall, path, errno } = error as NodeJS.ErrnoException;

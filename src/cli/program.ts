@@ -46,14 +46,16 @@ const SERVERS: ReadonlySet<string | undefined> = new Set(['serve', 'relay', 'run
 
 /** Runs what the arguments ask for; the exit code is set when it settles. */
 export async function main(): Promise<void> {
-  const asked = commands.filter(([name]) => name === process.argv[2]);
-  for (const [, load] of asked.length > 0 ? asked : commands) program.addCommand((await load())());
+  const [, , first = ''] = process.argv;
+  const asked = commands.filter(([name]) => name === first);
+  const needed = asked.length > 0 || ['-V', '--version'].includes(first) ? asked : commands;
+  for (const [, load] of needed) program.addCommand((await load())());
   // Options of a subcommand are wrong in the same way as those of the program.
   for (const command of [...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
     command.exitOverride();
   }
 
-  // Whoever reads our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
+  // The reader of our output may leave, and the disk that it goes to may be full: no reason to end in the middle of things.
   if (!SERVERS.has(process.argv[2])) guardStdout();
 
   try {
@@ -63,7 +65,11 @@ export async function main(): Promise<void> {
     if (error instanceof CommanderError) {
       // commander has printed it; help and version are no errors.
       process.exitCode = error.exitCode === 0 ? ExitCode.done : ExitCode.usage;
-    } else process.exitCode = printError(error);
+    } else {
+      process.exitCode = printError(error);
+      // A command that was asked to end does not wait for a reader of what it has written to stdout.
+      if (error instanceof DevstateError && error.code === 'DEVSTATE_E_CANCELLED') process.exit();
+    }
   }
 }
 

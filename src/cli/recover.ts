@@ -12,6 +12,7 @@ interface RecoverCommandOptions {
   device: { id: string; source: string }[];
   without: string[];
   unproven: string[];
+  giveUpDestination?: boolean;
   output: 'text' | 'json';
 }
 
@@ -32,6 +33,10 @@ export function recoverCommand(): Command {
       collect,
       [],
     )
+    .option(
+      '--give-up-destination',
+      'go back although the VM may have run at a destination that is gone: what it did there is lost',
+    )
     .addOption(unprovenOption())
     .addOption(outputOption())
     .action(async (options: RecoverCommandOptions) => {
@@ -41,6 +46,7 @@ export function recoverCommand(): Command {
         devices: options.device,
         without: options.without,
         unproven: options.unproven,
+        giveUpDestination: options.giveUpDestination === true,
       });
       if (options.output === 'json') printJson(result);
       else {

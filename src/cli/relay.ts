@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** `devstate relay`: between a VMM and any vfio-user device server, until it is told to end. */
+/** `devstate relay`: between a VMM and any vfio-user device server, until it is asked to end. */
 
 import { Command } from 'commander';
 import { DevstateError } from '../errors.js';
@@ -45,7 +45,7 @@ async function relay(options: RelayCommandOptions): Promise<void> {
   if (new Set(paths).size < paths.length) {
     throw new DevstateError('DEVSTATE_E_USAGE', 'two sockets have the same path; give each its own');
   }
-  // Listened for before the sockets exist: whoever sees them may send one.
+  // Listened for before the sockets exist: a process that sees them may send one.
   const told = untilTold();
   const log = createLog('relay');
   const takeover = process.env[TAKEOVER_VARIABLE];

@@ -16,7 +16,7 @@ import { untilSignalled } from './signals.js';
 
 type Work<T> = (input: InputFile, output: OutputFile, progress: ReadProgress) => Promise<T>;
 
-/** @throws DEVSTATE_E_CANCELLED when this process is told to end; the output is then as it was */
+/** @throws DEVSTATE_E_CANCELLED when this process is asked to end; the output is then as it was */
 export async function rewrite<T>(
   inputPath: string,
   outputPath: string,
@@ -27,7 +27,7 @@ export async function rewrite<T>(
   const cancelled = (): DevstateError =>
     new DevstateError('DEVSTATE_E_CANCELLED', `cancelled: ${outputPath} was not written`);
   const rewriting = untilSignalled((signal) => {
-    // Nobody may be writing what we wait for.
+    // No one may be writing what we wait for.
     signal.addEventListener('abort', () => process.stdin.destroy(cancelled()));
     const progress: ReadProgress = (done, total) => {
       if (signal.aborted) throw cancelled();

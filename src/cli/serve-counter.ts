@@ -2,9 +2,9 @@
 /** `devstate serve counter`: a device whose commands must take effect once. */
 
 import { Command } from 'commander';
-import { DeviceRuntime } from '../device/index.js';
 import { CounterDevice } from '../devices/counter/index.js';
 import { TAKEOVER_VARIABLE } from '../handoff/index.js';
+import { DeviceRuntime } from '../runtime/index.js';
 import { Server } from '../server/index.js';
 import { journalOption, openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
@@ -31,7 +31,7 @@ async function serveCounter(options: ServeCounterOptions): Promise<void> {
   const { socket, migrationSocket } = options;
   const protocols = servedProtocols(options);
   const environment = serviceEnvironment(options);
-  // Listened for before the sockets exist: whoever sees them may send one.
+  // Listened for before the sockets exist: a process that sees them may send one.
   const told = untilTold();
   const log = createLog('counter');
   const takeover = process.env[TAKEOVER_VARIABLE];

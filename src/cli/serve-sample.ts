@@ -2,10 +2,10 @@
 /** `devstate serve sample`: the device of libvfio-user's sample server. */
 
 import { Command } from 'commander';
-import { DeviceRuntime } from '../device/index.js';
 import { SampleDevice } from '../devices/sample/index.js';
 import { DevstateError } from '../errors.js';
 import { TAKEOVER_VARIABLE } from '../handoff/index.js';
+import { DeviceRuntime } from '../runtime/index.js';
 import { Server } from '../server/index.js';
 import { openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
@@ -37,7 +37,7 @@ async function serveSample(options: ServeSampleOptions): Promise<void> {
     throw new DevstateError('DEVSTATE_E_NOT_MIGRATABLE', message);
   }
   const protocols = servedProtocols(options);
-  // Listened for before the sockets exist: whoever sees them may send one.
+  // Listened for before the sockets exist: a process that sees them may send one.
   const told = untilTold();
   const log = createLog('sample');
   let leave: () => void = () => {};

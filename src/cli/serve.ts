@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/** `devstate serve`: a device server, until it is told to end. `serve nvme`, and the others. */
+/** `devstate serve`: a device server, until it is asked to end. `serve nvme`, and the others. */
 
 import { closeSync, existsSync, openSync, readSync, rmSync, statSync } from 'node:fs';
 import { Command, Option } from 'commander';
-import { DeviceRuntime } from '../device/index.js';
 import { ImageFile } from '../devices/nvme/image-file.js';
 import { nvmeModel, resolveNvmeParameters } from '../devices/nvme/spec/index.js';
+import { endOfLink } from '../end-of-link.js';
 import { DevstateError } from '../errors.js';
 import { modelJson, SIGNATURE_LENGTH, saysNoRawDisk } from '../formats/index.js';
 import { TAKEOVER_VARIABLE } from '../handoff/index.js';
+import { whySystem } from '../native/index.js';
+import { DeviceRuntime } from '../runtime/index.js';
 import { type CrashJournal, Server } from '../server/index.js';
 import { goesOn, journalOption, openCrashJournal, serviceEnvironment } from './crash-journal.js';
 import { createLog } from './logger.js';
@@ -113,7 +115,7 @@ async function serve(options: Serving): Promise<void> {
   const protocols = servedProtocols(options);
   // Before an image is created: a wrong parameter is to leave nothing behind.
   resolveNvmeParameters(options.param, options.size ?? DEFAULT_IMAGE_SIZE);
-  // Listened for before the sockets exist: whoever sees them may send one.
+  // Listened for before the sockets exist: a process that sees them may send one.
   const told = untilTold();
   const log = createLog('nvme');
   const environment = serviceEnvironment(options);
@@ -164,18 +166,30 @@ async function serve(options: Serving): Promise<void> {
  */
 function requireRaw({ image, force = false }: Serving): void {
   if (force || statSync(image, { throwIfNoEntry: false })?.isFile() !== true) return;
-  const head = new Uint8Array(SIGNATURE_LENGTH);
-  const fd = openSync(image, 'r');
-  const length = readSync(fd, head, 0, head.length, 0);
-  closeSync(fd);
-  const what = saysNoRawDisk(head.subarray(0, length));
+  const what = saysNoRawDisk(headOf(image));
   if (what === undefined) return;
   const next = `convert it first (qemu-img convert -O raw), or give --force to serve its bytes as they are`;
   throw new DevstateError('DEVSTATE_E_IMAGE_OPEN', `${image} is ${what}, not a raw image: ${next}`);
 }
 
+/** @throws DEVSTATE_E_IMAGE_OPEN */
+function headOf(image: string): Uint8Array {
+  const head = new Uint8Array(SIGNATURE_LENGTH);
+  let fd: number | undefined;
+  try {
+    fd = openSync(image, 'r');
+    return head.subarray(0, readSync(fd, head, 0, head.length, 0));
+  } catch (cause) {
+    throw new DevstateError('DEVSTATE_E_IMAGE_OPEN', `cannot read ${image}: ${whySystem(cause)}`, { cause });
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
 function openImage(options: Serving, incoming: boolean): ImageFile {
   if (!incoming) requireRaw(options);
+  // Somebody else's link could lead to any file that this user may write.
+  endOfLink(options.image);
   const isNew = !incoming && !existsSync(options.image);
   const size = options.size ?? (isNew ? DEFAULT_IMAGE_SIZE : undefined);
   return ImageFile.open({ path: options.image, lock: !incoming, ...(size === undefined ? {} : { size }) });

@@ -6,7 +6,7 @@ import { writeStderr } from './stderr.js';
 /** Ctrl-C, a service manager, a terminal or a connection that is lost. */
 const CANCELLING = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** Runs `work` with a signal that aborts when this process is told to end, by one of `signals`. */
+/** Runs `work` with a signal that aborts when this process is asked to end, by one of `signals`. */
 export async function untilSignalled<T>(
   work: (signal: AbortSignal) => Promise<T>,
   signals: readonly NodeJS.Signals[] = CANCELLING,
@@ -34,7 +34,7 @@ export async function outlivingStrays<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Settles when a server is told to end, by SIGTERM or SIGINT. */
+/** Settles when a server is asked to end, by SIGTERM or SIGINT. */
 export function untilTold(): Promise<void> {
   return new Promise((resolve) => {
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * What a process says on stderr, without ever waiting for whoever reads it: a log reader that stands still, a terminal that
+ * What a process says on stderr, without ever waiting for the reader: a log reader that stands still, a terminal that
  * is paused (Ctrl-S) or a disk that is full costs lines, not the device or the migration. Lines wait in a bounded queue;
  * those that do not fit are dropped, and their number is written when the reader reads again.
  */

@@ -98,7 +98,7 @@ async function hold({ group, device, socket, user }: HoldOptions): Promise<void>
       'DEVSTATE_E_USAGE',
       'give --group or --device: the kernel has devices by one of the two',
     );
-  // Listened for before the socket exists: whoever sees it may send one.
+  // Listened for before the socket exists: a process that sees it may send one.
   const told = untilTold();
   const log = createLog('vfio');
   const assignment =
@@ -196,7 +196,7 @@ async function status({ socket, output }: { socket: string } & Output): Promise<
   const who = held
     ? 'this process'
     : owner === null
-      ? 'nobody'
+      ? 'no process'
       : `process ${owner.pid}${owner.running ? '' : ', which has ended'}`;
   printColumns([
     ['Process', `${pid}, user ${uid}${lends ? ', a holder' : ''}`],

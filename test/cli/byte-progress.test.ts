@@ -17,7 +17,7 @@ t.test('the text', async (t) => {
   t.equal(text(512 * MiB, 1024 * MiB), '[############............]  50 %  512.0 MiB  256.0 MiB/s');
   t.equal(text(1024 * MiB, 1024 * MiB), '[########################] 100 %  1.0 GiB  512.0 MiB/s');
   t.equal(text(0, 10), '[........................]   0 %  0 B  0 B/s');
-  t.equal(text(2000, undefined), '2.0 KiB  1000 B/s', 'of a pipe nobody knows the length');
+  t.equal(text(2000, undefined), '2.0 KiB  1000 B/s', 'the length of a pipe is not known');
   t.match(text(3000, 2000), /] 100 % /, 'a file that grows is full, not more');
   for (let width = 2; width < 90; width++) {
     for (const total of [undefined, 0, 5 * MiB]) t.ok(text(3 * MiB, total, width).length < width);
@@ -42,5 +42,5 @@ t.test('on a terminal, and nowhere else', async (t) => {
   );
   t.equal(bars.at(-1), '', 'nothing of it is left');
   const piped = spawnSync('sh', ['-c', command], { encoding: 'utf8' });
-  t.equal(piped.stderr, '', 'nothing where nobody looks');
+  t.equal(piped.stderr, '', 'nothing where stderr is no terminal');
 });

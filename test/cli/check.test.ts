@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { GuestMachine } from '../../src/guest-driver/index.js';
 import { devstate, serveNvme } from '../e2e/harness/devstate-process.js';
 
 t.setTimeout(900_000);
@@ -99,6 +100,7 @@ t.test('check', async (t) => {
       / Format: org\.devstate\.nvme 1\.0 because: both ends have it, and it holds everything not:/,
     );
     t.equal(stdout.match(/^ {2}not:/gm)?.length, 3, 'and every other way');
+    t.match(text, /Expected pause: not known: no VMM is connected to the source $/);
   });
 
   await t.test('one device in both places', async (t) => {
@@ -141,7 +143,9 @@ t.test('check', async (t) => {
     t.strictSame(Object.keys(result).sort(), [
       'compatible',
       'dest',
+      'expected',
       'negotiation',
+      'notExpected',
       'reasons',
       'remarks',
       'source',
@@ -204,6 +208,27 @@ t.test('check', async (t) => {
     t.match(values.text, /State: size not told/);
   });
 
+  await t.test('the pause of a migration, where a VMM has the source', async (t) => {
+    const machine = await GuestMachine.start(alder.replace(/mig$/, 'sock'));
+    t.teardown(() => machine.close());
+    const { code, stderr, text } = await check(t, alder, twin, '--downtime-ms', '200');
+    t.equal(code, 0, 'exit code', { stderr });
+    const row =
+      /Expected pause: 200(\.\d)? ms: pages 0(\.0)? ms, QEMU at most \S+ ms, rest \S+ ms; the device writes 0 B\/s $/;
+    t.match(text, row);
+    const json = await check(t, alder, twin, '-o', 'json');
+    const result = JSON.parse(json.stdout);
+    t.match(result, { notExpected: null, expected: { totalMs: 300, pagesMs: 0, devices: { length: 1 } } });
+    t.strictSame(Object.keys(result.expected.devices[0]), [
+      'id',
+      'pageBytes',
+      'dirtyBytesPerSecond',
+      'copyBytesPerSecond',
+      'copiedBy',
+      'byMessage',
+    ]);
+  });
+
   await t.test('servers that say nothing of themselves', async (t) => {
     const vmm = (path: string): string => path.replace(/mig$/, 'sock');
     const opaque = await check(t, vmm(alder), vmm(other));
@@ -211,6 +236,7 @@ t.test('check', async (t) => {
     t.match(opaque.text, /Source: unknown server, does not say which formats it has/);
     t.match(opaque.text, /Model: not told/);
     t.match(opaque.text, /Format: format unknown because: the stream is passed on as it is/);
+    t.match(opaque.text, /Expected pause: not known: the source does not tell which memory its VMM has: /);
     const half = await check(t, alder, vmm(other));
     t.equal(half.code, 3);
     t.match(half.text, /the destination does not say which formats it has/);

@@ -328,7 +328,7 @@ t.test('where output goes', async (t) => {
   waiting.stdin.write(readFileSync(file('alder')).subarray(0, 100));
   while (!writesIn(waiting.pid!, directory)) await delay(20);
   waiting.kill('SIGINT');
-  t.same(await ended, [4, null], 'told to end while it waits for more');
+  t.same(await ended, [4, null], 'asked to end while it waits for more');
   t.match(said, /cancelled: .*never was not written.*DEVSTATE_E_CANCELLED/);
   t.same(
     readdirSync(directory).filter((name) => name.includes('partial') || name === 'never'),

@@ -21,7 +21,7 @@ async function serve(
   return { server, socket, folder };
 }
 
-t.test('one client after the other, until it is told to end', async (t) => {
+t.test('one client after the other, until it is asked to end', async (t) => {
   const { server, socket } = await serve(t);
   for (const _ of [1, 2]) {
     const client = await Client.connect(socket);
@@ -97,6 +97,6 @@ t.test('as a successor it is refused, and its predecessor is not said to be in t
   const { code, stderr } = await devstate('upgrade', '--migration-socket', migration, '--', ...successor);
   t.equal(code, 1);
   t.match(stderr, /the sample device cannot be handed over: .*DEVSTATE_E_NOT_MIGRATABLE/);
-  t.match(stderr, /; the old server goes on/);
+  t.match(stderr, /; the old server continues/);
   t.equal(server.hasEnded, false);
 });

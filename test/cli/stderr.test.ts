@@ -1,88 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A reader of the log that stands still costs lines, and nothing else: no server waits for it, and none is kept from ending. */
 
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, constants, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { closeSync, constants, openSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { Client } from '../../src/client/index.js';
-import { native } from '../../src/native/index.js';
+import { MigrationState } from '../../src/wire/index.js';
 import { devstateCommand } from '../e2e/harness/devstate-process.js';
+import { skipWithout } from '../support/failing-disks.js';
 import { RawClient } from '../support/raw-client.js';
-import { socketFolder } from '../support/served.js';
+import { serveScratch, socketFolder, until } from '../support/served.js';
+import { fullFile, fullPipe, fullSocket, type Stalled, stoppedTerminal } from '../support/stalled.js';
 
 t.setTimeout(900_000);
 
-/** Somewhere to write to that takes nothing more until it is read. */
-interface Stalled {
-  /** A blocking descriptor, for the process under test. */
-  readonly fd: number;
-  /** Reads all that is there. */
-  readonly read: () => string;
-}
-
-/** Fills a descriptor until nothing more fits. */
-function fill(fd: number): void {
-  for (const size of [65536, 4096, 1]) {
-    try {
-      for (;;) writeSync(fd, Buffer.alloc(size, '.'));
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
-    }
-  }
-}
-
-function reader(fd: number): () => string {
-  const buffer = Buffer.alloc(65536);
-  return () => {
-    let text = '';
-    try {
-      for (let size = 1; size > 0; ) {
-        size = readSync(fd, buffer);
-        text += buffer.toString('utf8', 0, size);
-      }
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
-    }
-    return text;
-  };
-}
-
-/** A pipe with a reader that stands still. */
-function fullPipe(t: Test): Stalled {
-  const path = join(socketFolder(t), 'pipe');
-  execFileSync('mkfifo', [path]);
-  const end = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
-  fill(end);
-  const fd = openSync(path, constants.O_WRONLY);
-  t.teardown(() => [end, fd].forEach((each) => void closeSync(each)));
-  return { fd, read: reader(end) };
-}
-
-/** A socket, as a service manager gives one to a service, with a reader that stands still. */
-function fullSocket(t: Test): Stalled {
-  const pair = new Int32Array(2);
-  native.socketPair(pair);
-  const [fd = -1, end = -1] = pair;
-  // Filled by a process of its own, which has the open file as the one under test will: blocking.
-  const filler = `import socket, sys
-s = socket.socket(fileno=0)
-try:
-    while True: s.send(b'.' * 4096, socket.MSG_DONTWAIT)
-except BlockingIOError: pass`;
-  execFileSync('python3', ['-c', filler], { stdio: [fd, 'inherit', 'inherit'] });
-  t.teardown(() => [end, fd].forEach((each) => void native.close(each)));
-  return { fd, read: reader(end) };
-}
-
 /** Starts `devstate` with all that it writes going there. */
 function start(t: Test, args: readonly string[], output: number): ChildProcess {
-  // Without what the test runner loads into every process: it looks at process.stderr.
-  const child = spawn('env', ['-u', 'NODE_OPTIONS', ...devstateCommand(...args)], {
-    stdio: ['ignore', output, output],
-  });
+  const [program = '', ...rest] = devstateCommand(...args);
+  const child = spawn(program, rest, { stdio: ['ignore', output, output] });
   t.teardown(() => child.kill('SIGKILL'));
   return child;
 }
@@ -131,13 +69,16 @@ const SERVERS: [name: string, args: (socket: string, folder: string) => string[]
 
 for (const [name, args] of SERVERS) {
   for (const [kind, stalled] of [
-    ['pipe', fullPipe],
-    ['socket', fullSocket],
+    ['a pipe that is full', fullPipe],
+    ['a socket that is full', fullSocket],
+    ['a terminal that is stopped', stoppedTerminal],
+    ['a file on a disk that is full', fullFile],
   ] as const) {
-    t.test(`${name} serves and ends while its stderr is a ${kind} that is full`, async (t) => {
+    const skip = stalled === fullFile && skipWithout('full');
+    t.test(`${name} serves and ends while its stderr is ${kind}`, { skip }, async (t) => {
       const folder = socketFolder(t);
       const socket = join(folder, 'socket');
-      const output = stalled(t);
+      const output = await stalled(t);
       const server = start(t, args(socket, folder), output.fd);
       const exited = once(server, 'exit');
       await eventually(async () => (await Client.connect(socket)).close());
@@ -196,7 +137,7 @@ t.test('100,000 commands that are refused are a few lines of log', async (t) => 
   t.ok(text.length < 20_000, `${text.length} bytes`);
 });
 
-/** Writes numbered lines to stderr, one by one, and says so on stdout; goes on for as long as stdin is open. */
+/** Writes numbered lines to stderr, one by one, and says so on stdout; continues for as long as stdin is open. */
 const WRITER = `
 const { writeStderr } = await import(process.argv[1]);
 for (let i = 0; i < Number(process.argv[2]); i++) writeStderr('line ' + i + ' ' + 'x'.repeat(90) + '\\n');
@@ -204,35 +145,92 @@ process.stdout.write('written\\n');
 process.stdin.on('end', () => process.exit(0)).resume();
 `;
 
-t.test(
-  'lines that do not fit are counted, and their number is written when the reader reads again',
-  async (t) => {
-    const output = fullPipe(t);
-    const COUNT = 30_000;
-    const module = fileURLToPath(new URL('../../src/cli/stderr.js', import.meta.url));
-    const child = spawn(process.execPath, ['--input-type=module', '-e', WRITER, module, String(COUNT)], {
-      stdio: ['pipe', 'pipe', output.fd],
-    });
-    t.teardown(() => child.kill('SIGKILL'));
-    await once(child.stdout!, 'data');
-    let text = '';
-    const dropped = (): number =>
-      [...text.matchAll(/^(\d+) lines? dropped/gm)].reduce((sum, [, count]) => sum + Number(count), 0);
-    while (dropped() === 0) {
-      text += output.read();
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
-    child.stdin!.end();
-    await once(child, 'exit');
+async function countedLines(t: Test, output: Stalled): Promise<void> {
+  const COUNT = 30_000;
+  const module = fileURLToPath(new URL('../../src/cli/stderr.js', import.meta.url));
+  const child = spawn(process.execPath, ['--input-type=module', '-e', WRITER, module, String(COUNT)], {
+    stdio: ['pipe', 'pipe', output.fd],
+  });
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child.stdout!, 'data');
+  let text = '';
+  const dropped = (): number =>
+    [...text.matchAll(/^(\d+) lines? dropped/gm)].reduce((sum, [, count]) => sum + Number(count), 0);
+  while (dropped() === 0) {
     text += output.read();
-    const lines = text.match(/line \d+ x{90}$/gm) ?? [];
-    t.equal(lines.length + dropped(), COUNT, `${lines.length} lines, ${dropped()} dropped`);
-    t.ok(lines.length > 5000, 'as many as fit were kept');
-    const numbers = lines.map((line) => Number(line.split(' ')[1]));
-    t.same(
-      numbers,
-      [...numbers].sort((a, b) => a - b),
-      'in order',
-    );
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  child.stdin!.end();
+  await once(child, 'exit');
+  text += output.read();
+  const lines = text.match(/line \d+ x{90}$/gm) ?? [];
+  t.equal(lines.length + dropped(), COUNT, `${lines.length} lines, ${dropped()} dropped`);
+  t.ok(lines.length > 5000, 'as many as fit were kept');
+  const numbers = lines.map((line) => Number(line.split(' ')[1]));
+  t.same(
+    numbers,
+    [...numbers].sort((a, b) => a - b),
+    'in order',
+  );
+}
+
+for (const [kind, stalled] of [
+  ['pipe', fullPipe],
+  ['terminal', stoppedTerminal],
+] as const) {
+  t.test(
+    `${kind}: lines that do not fit are counted, and their number is written when it is read again`,
+    async (t) => countedLines(t, await stalled(t)),
+  );
+}
+
+t.test(
+  'a log whose disk is full: the lines are counted when there is room',
+  { skip: skipWithout('full') },
+  async (t) => {
+    const folder = socketFolder(t);
+    const socket = join(folder, 'socket');
+    const log = fullFile(t);
+    const server = start(t, ['serve', 'sample', '--socket', socket], log.fd);
+    const exited = once(server, 'exit');
+    // A line when the server serves, and two of each client.
+    const clients = 3;
+    for (let client = 0; client < clients; client++) (await eventually(() => Client.connect(socket))).close();
+    let said = '';
+    // The line that tells of the others is written when there is one more.
+    while (!/lines dropped/.test(said)) {
+      said += log.read();
+      (await Client.connect(socket)).close();
+    }
+    t.match(said, /"level":40,.*"msg":"\d+ lines dropped: stderr was not read, or could not be written"/);
+    server.kill('SIGTERM');
+    t.same(await exited, [0, null]);
   },
 );
+
+t.test('a saving into a pipe that is not read is cancelled, and the device runs', async (t) => {
+  // More than is buffered: the device stands until it is read.
+  const served = serveScratch(t, { stateSize: 8 * 1024 * 1024, chunk: 65536 });
+  const manager = await served.manager();
+  const log = openSync('/dev/null', 'w');
+  t.teardown(() => closeSync(log));
+  const full = fullPipe(t);
+  for (const [output, stdout] of [
+    ['-', full.fd],
+    [full.path, log],
+  ] as const) {
+    const save = ['save', '--migration-socket', served.migrationPath, '-o', output];
+    const [program = '', ...args] = devstateCommand(...save);
+    const child = spawn(program, args, { stdio: ['ignore', stdout, 'pipe'] });
+    t.teardown(() => child.kill('SIGKILL'));
+    let said = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      said += text;
+    });
+    await until(async () => (await manager.state()) === MigrationState.STOP_COPY);
+    child.kill('SIGTERM');
+    t.same(await once(child, 'close'), [4, null], `cancelled: ${output}`);
+    t.match(said, /DEVSTATE_E_CANCELLED/);
+    t.equal(await manager.state(), MigrationState.RUNNING);
+  }
+});

@@ -58,7 +58,13 @@ if (!existsSync(stamp) || readFileSync(stamp, 'utf8') !== wanted) {
 const addon = 'native/build/Release/devstate.node';
 const wantsAddon = !process.argv.includes('--without-addon');
 if (wantsAddon && newest(addon) < Math.max(newest('native/src'), newest('native/binding.gyp'))) {
-  const args = ['node_modules/node-gyp/bin/node-gyp.js', 'rebuild', '--directory=native', '--loglevel=error'];
+  const args = [
+    'node_modules/node-gyp/bin/node-gyp.js',
+    'rebuild',
+    '--directory=native',
+    '--jobs=max',
+    '--loglevel=error',
+  ];
   // Node's own headers, when they are installed beside it, spare a download that may not be possible.
   const nodedir = dirname(dirname(process.execPath));
   if (existsSync(join(nodedir, 'include/node/node_api.h'))) args.push(`--nodedir=${nodedir}`);

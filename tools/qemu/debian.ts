@@ -12,7 +12,7 @@ import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { run } from './run.js';
 
-/** Tells the user what is going on, one line at a time. */
+/** Tells the user what happens, one line at a time. */
 export type Report = (line: string) => void;
 
 /** Archive roots among the URIs that `apt-get update --print-uris` prints, the likeliest mirror of Debian first. */

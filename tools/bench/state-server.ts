@@ -4,8 +4,8 @@
  * the data section of v1 can be mapped. Prints a line when it listens.
  */
 
-import { DeviceRuntime } from '../src/device/index.js';
-import { Server } from '../src/server/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
+import { Server } from '../../src/server/index.js';
 import { createStateDevice } from './state-device.js';
 
 const [socketPath = '', migrationSocketPath = '', stateBytes = '', mapped] = process.argv.slice(2);

@@ -4,7 +4,7 @@
  * distance from the C server is what the transport costs; the distance of the real server from it, what the layers above do.
  */
 
-import { type Frame, Listener, MessageSocket } from '../../src/transport/index.js';
+import { type Frame, Listener, MessageSocket } from '../../../src/transport/index.js';
 
 const COMMAND = { version: 1, regionRead: 9, migDataRead: 17, migDataWrite: 18 } as const;
 const HEADER = 16;

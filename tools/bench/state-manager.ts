@@ -4,9 +4,9 @@
  * does. Prints milliseconds, bytes, and its own peak of resident memory.
  */
 
-import { Client, MigrationClient } from '../src/client/index.js';
-import { transferState } from '../src/operations/state-stream.js';
-import { MigrationState } from '../src/wire/index.js';
+import { Client, MigrationClient } from '../../src/client/index.js';
+import { transferState } from '../../src/operations/state-stream.js';
+import { MigrationState } from '../../src/wire/index.js';
 import { peakRss } from './processes.js';
 
 const [from = '', to = ''] = process.argv.slice(2);

@@ -6,9 +6,9 @@
  */
 
 import { join } from 'node:path';
-import { BlockWriter, GuestMachine, NvmeDriver } from '../src/guest-driver/index.js';
-import { type UpgradePhase, type UpgradeResult, upgrade } from '../src/operations/index.js';
-import { devstateCommand, serveNvme } from '../test/e2e/harness/devstate-process.js';
+import { BlockWriter, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
+import { type UpgradePhase, type UpgradeResult, upgrade } from '../../src/operations/index.js';
+import { devstateCommand, serveNvme } from '../../test/e2e/harness/devstate-process.js';
 import { type Bound, type Result, type RunOptions, type Section, summarise } from './report.js';
 
 const BOUND: Bound = { of: 'value', at: 'most', limit: 10 };

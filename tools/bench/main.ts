@@ -11,20 +11,23 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { asDevstateError } from '../src/errors.js';
+import { asDevstateError } from '../../src/errors.js';
 import { files } from './files.js';
 import { handover } from './handover.js';
 import { latency } from './latency.js';
 import { memory } from './memory.js';
 import { nvme } from './nvme.js';
-import { pause } from './pause.js';
+import { pause, readPause } from './pause.js';
 import { endAll } from './processes.js';
 import { region } from './region.js';
 import { relay } from './relay.js';
 import { keepsBound, type Result, renderTable, type Section } from './report.js';
 import { transfer } from './transfer.js';
 
-const sections: readonly Section[] = [latency, relay, transfer, region, memory, files, nvme, pause, handover];
+const sections: readonly Section[] = [
+  ...[latency, relay, transfer, region, memory, files, nvme],
+  ...[pause, readPause, handover],
+];
 
 interface Options {
   only: string[];

@@ -8,7 +8,7 @@
  *     0x10001 board, OPTIONAL     UTF-8: the board that it was saved on
  */
 
-import type { StateFormat, StateLoader, StateRecord } from 'devstate/device';
+import { RecordFormat, type StateFormat } from 'devstate/device';
 import {
   type Converter,
   type FormatDescription,
@@ -66,38 +66,23 @@ function partsOf(image: Uint8Array | undefined): { registers: Uint8Array; config
 }
 
 /** What the device saves and loads. */
-export class AcmeFormat implements StateFormat {
-  readonly uuid = ACME.uuid;
-  readonly name = ACME.name;
-  readonly version = ACME.version;
-
-  constructor(readonly device: Adder) {}
-
-  *save(round: 'pre-copy' | 'final'): Iterable<StateRecord> {
-    if (round === 'pre-copy') return;
-    yield { type: AcmeRecord.IMAGE, payload: imageOf(this.device.registers, this.device.config.bytes) };
-    yield { type: AcmeRecord.BOARD, optional: true, payload: new TextEncoder().encode('A-7') };
-  }
-
-  estimate(): number {
-    return 768;
-  }
-
-  load(): StateLoader {
-    let image: Uint8Array | undefined;
-    return {
-      record: ({ type, optional, payload }) => {
-        if (type === AcmeRecord.IMAGE) image = payload.slice();
-        else if (optional !== true) throw new Error(`record type ${type} is unknown`);
-      },
-      commit: () => {
-        const { registers, config } = partsOf(image);
-        this.device.config.load(config);
-        this.device.registers.set(registers);
-      },
-    };
-  }
-}
+export const acmeFormat = (device: Adder): StateFormat =>
+  new RecordFormat({
+    ...ACME,
+    records: {
+      image: { type: AcmeRecord.IMAGE, length: IMAGE_LENGTH },
+      board: { type: AcmeRecord.BOARD, optional: true },
+    },
+    save: () => ({
+      image: imageOf(device.registers, device.config.bytes),
+      board: new TextEncoder().encode('A-7'),
+    }),
+    load: ({ image }) => {
+      const { registers, config } = partsOf(image);
+      device.config.load(config);
+      device.registers.set(registers);
+    },
+  });
 
 /** How `inspect` explains the records. */
 export const acmeDescription: FormatDescription = {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** `state-relay LISTEN SERVER`: a relay, for the benchmarks; SIGTERM ends it. */
 
-import { Relay } from '../src/relay/index.js';
+import { Relay } from '../../src/relay/index.js';
 
 const [listenPath = '', serverPath = ''] = process.argv.slice(2);
 const log = (level: string, message: string) => {

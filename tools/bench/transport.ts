@@ -3,7 +3,7 @@
  * What MessageSocket costs against plain C: the same C client against a C server and against
  * `baseline/message-socket-server`, run in turn so that noise meets both, and the medians compared.
  *
- * `node dist/bench/transport.js [ROUNDS]`
+ * `node dist/tools/bench/transport.js [ROUNDS]`
  */
 
 import { execFile, spawn } from 'node:child_process';
@@ -13,10 +13,11 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
 const run = promisify(execFile);
 const here = dirname(fileURLToPath(import.meta.url));
-const sources = join(here, '..', '..', 'bench', 'baseline');
+const sources = join(PACKAGE_ROOT, 'tools/bench/baseline');
 
 const CHUNK = 1 << 20;
 const STATE_BYTES = 1 << 30;

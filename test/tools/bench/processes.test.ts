@@ -2,7 +2,7 @@
 /** A benchmark whose server ends fails with what the server said, and leaves no process that would keep it alive. */
 
 import t from 'tap';
-import { endAll, measure, type Program, Running } from '../../bench/processes.js';
+import { endAll, measure, type Program, Running } from '../../../tools/bench/processes.js';
 
 const program = (script: string): Program => [process.execPath, '-e', script];
 const SERVES = program('setInterval(() => {}, 1000); console.log("listening")');
@@ -39,7 +39,7 @@ t.test('a server that was gone before the client began', async (t) => {
   await t.rejects(measure(program('process.exit(1)'), []), { message: /ended with 3: it broke here/ });
 });
 
-t.test('a server that is told to end has not failed', async (t) => {
+t.test('a server that is asked to end has not failed', async (t) => {
   const server = await Running.start(SERVES, []);
   t.same(await measure(program('console.log("{}")'), []), {});
   await server.end();

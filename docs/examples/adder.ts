@@ -12,15 +12,14 @@
 
 import {
   type Bar,
+  CONFIG_SPACE_SIZE,
   type Device,
   type DeviceHost,
   PciCommand,
   PciConfigSpace,
+  RecordFormat,
   type StateFormat,
-  type StateLoader,
-  type StateRecord,
 } from 'devstate/device';
-import { parseUuid } from 'devstate/formats';
 
 export const Register = {
   SOURCE: 0x00,
@@ -42,21 +41,12 @@ export class Adder implements Device {
   readonly bars: readonly Bar[] = [{ index: 0, size: BAR_SIZE, kind: 'memory32' }];
   readonly interruptCounts = { intx: true, msi: 0, msix: 0 };
   readonly config = new PciConfigSpace(
-    {
-      vendorId: 0x1b36,
-      deviceId: 0x00fe,
-      subsystemVendorId: 0x1b36,
-      subsystemId: 0x0001,
-      revision: 1,
-      classCode: 0xff0000,
-      intx: true,
-    },
+    { vendorId: 0x1b36, deviceId: 0x00fe, subsystemId: 1, revision: 1, classCode: 0xff0000, intx: true },
     this.bars,
-    [],
   );
-  readonly formats: readonly StateFormat[] = [new AdderFormat(this)];
   /** All that the guest can see, and all the state there is. */
   readonly registers = new Uint8Array(BAR_SIZE);
+  readonly formats: readonly StateFormat[] = [adderFormat(this)];
   readonly #view = new DataView(this.registers.buffer);
   #host: DeviceHost | undefined;
   #running = true;
@@ -151,38 +141,18 @@ export class Adder implements Device {
 }
 
 /** Two records: the config space, and the registers. */
-export class AdderFormat implements StateFormat {
-  readonly uuid = parseUuid('0f5cf1d4-7a43-4f0e-9a53-3f1c4a1d2b60');
-  readonly name = 'org.example.adder';
-  readonly version = { major: 1, minor: 0 };
-
-  constructor(readonly device: Adder) {}
-
-  *save(round: 'pre-copy' | 'final'): Iterable<StateRecord> {
-    if (round === 'pre-copy') return;
-    yield { type: 0x10000, payload: this.device.config.bytes.slice() };
-    yield { type: 0x10001, payload: this.device.registers.slice(0, REGISTERS_LENGTH) };
-  }
-
-  estimate(): number {
-    return 512;
-  }
-
-  load(): StateLoader {
-    const payloads = new Map<number, Uint8Array>();
-    return {
-      record: ({ type, optional, payload }) => {
-        if (type === 0x10000 || type === 0x10001) payloads.set(type, payload.slice());
-        else if (optional !== true) throw new Error(`record type ${type} is unknown`);
-      },
-      commit: () => {
-        const config = payloads.get(0x10000);
-        const registers = payloads.get(0x10001);
-        if (config === undefined || registers?.length !== REGISTERS_LENGTH)
-          throw new Error('a record is missing or has the wrong length');
-        this.device.config.load(config);
-        this.device.registers.set(registers);
-      },
-    };
-  }
-}
+export const adderFormat = ({ config, registers }: Adder): StateFormat =>
+  new RecordFormat({
+    uuid: '0f5cf1d4-7a43-4f0e-9a53-3f1c4a1d2b60',
+    name: 'org.example.adder',
+    version: { major: 1, minor: 0 },
+    records: {
+      config: { type: 0x10000, length: CONFIG_SPACE_SIZE },
+      registers: { type: 0x10001, length: REGISTERS_LENGTH },
+    },
+    save: () => ({ config: config.bytes, registers: registers.subarray(0, REGISTERS_LENGTH) }),
+    load: (saved) => {
+      config.load(saved.config);
+      registers.set(saved.registers);
+    },
+  });

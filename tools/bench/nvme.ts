@@ -2,8 +2,8 @@
 /** NVMe through the built-in driver and `devstate serve nvme`: queues in shared memory, MSI-X by eventfd, image cached. */
 
 import { join } from 'node:path';
-import { type DmaBuffer, GuestMachine, NvmeDriver } from '../src/guest-driver/index.js';
-import { serveNvme } from '../test/e2e/harness/devstate-process.js';
+import { type DmaBuffer, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
+import { serveNvme } from '../../test/e2e/harness/devstate-process.js';
 import { type Section, summarise } from './report.js';
 
 const MIB = 1024 * 1024;

@@ -10,8 +10,8 @@
  */
 
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
-import { Client, MigrationClient, RegionMigrationClient } from '../src/client/index.js';
-import { MigrationState } from '../src/wire/index.js';
+import { Client, MigrationClient, RegionMigrationClient } from '../../src/client/index.js';
+import { MigrationState } from '../../src/wire/index.js';
 
 async function regionRead(client: Client, count: number, region: number): Promise<unknown> {
   const target = new Uint8Array(4);

@@ -8,12 +8,13 @@ import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { DevstateError } from '../src/errors.js';
+import { DevstateError } from '../../src/errors.js';
+import { PACKAGE_ROOT } from '../../src/package-root.js';
 
 const run = promisify(execFile);
 /** The compiled files of this folder, and the sources of the baseline. */
 const here = dirname(fileURLToPath(import.meta.url));
-const sources = join(here, '..', '..', 'bench', 'baseline');
+const sources = join(PACKAGE_ROOT, 'tools/bench/baseline');
 
 /** Bytes of one MIG_DATA transfer. */
 export const CHUNK = 1024 * 1024;
@@ -60,7 +61,7 @@ export async function endAll(): Promise<void> {
 
 /** Last of what a program has written to stderr, characters. */
 const STDERR_KEPT = 4096;
-/** Longest that a server takes to end when it is told to, ms. */
+/** Longest that a server takes to end when it is asked to, ms. */
 const END_MS = 10_000;
 
 /** A program that serves until it is ended. An end of its own is an error of whatever waits for it. */

@@ -73,7 +73,7 @@ export function summarise(
       ? {}
       : { baseline: median(baseline), ratio: median(values.map((value, i) => value / baseline[i]!)) }),
     rounds: values.length,
-    noise: (quantile(values, 0.75) - quantile(values, 0.25)) / 2 / middle,
+    noise: middle === 0 ? 0 : (quantile(values, 0.75) - quantile(values, 0.25)) / 2 / middle,
     ...(bound === undefined ? {} : { bound }),
   };
 }

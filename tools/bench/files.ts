@@ -10,10 +10,10 @@ import { existsSync, readFileSync, statfsSync, statSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { decodeEnvelope, EnvelopeEncoder, RecordFlag } from '../src/formats/index.js';
-import { OutputFile } from '../src/operations/index.js';
-import { devstate, serveNvme } from '../test/e2e/harness/devstate-process.js';
-import { MAIN } from '../test/support/main.js';
+import { decodeEnvelope, EnvelopeEncoder, RecordFlag } from '../../src/formats/index.js';
+import { OutputFile } from '../../src/operations/index.js';
+import { devstate, serveNvme } from '../../test/e2e/harness/devstate-process.js';
+import { MAIN } from '../../test/support/main.js';
 import { peakRss } from './processes.js';
 import { type Bound, type Result, type Section, summarise } from './report.js';
 

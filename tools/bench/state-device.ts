@@ -7,9 +7,9 @@ import {
   PciConfigSpace,
   type StateFormat,
   type StateRecord,
-} from '../src/device/index.js';
-import { parseUuid } from '../src/formats/index.js';
-import { Errno, RequestError } from '../src/wire/index.js';
+} from '../../src/device/index.js';
+import { parseUuid } from '../../src/formats/index.js';
+import { Errno, RequestError } from '../../src/wire/index.js';
 
 const RECORD = 0x10000;
 const RECORD_BYTES = 256 * 1024;

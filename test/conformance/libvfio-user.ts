@@ -40,7 +40,7 @@ function collect(process: ChildProcess): { run: Promise<Run>; readonly stderr: s
 
 /**
  * The sample client of `build` against `devstate serve sample`. The program that it starts as the destination, `server`
- * beside itself, is ours too; the first process becomes that one, and its child goes on as the client.
+ * beside itself, is ours too; the first process becomes that one, and its child continues as the client.
  * @param options of `serve sample`, for both
  */
 export async function runSampleClient(

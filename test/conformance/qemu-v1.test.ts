@@ -76,7 +76,7 @@ t.test('a mapped section, read and written by messages', async (t) => {
   requireSame(t, source.device, destination.device);
 });
 
-t.test('a VM that is paused, saved, and goes on', async (t) => {
+t.test('a VM that is paused, saved, and continues', async (t) => {
   const source = await machine(t);
   const stream: QemuStream = [];
   await source.qemu.vmStateChange(false);
@@ -118,7 +118,7 @@ t.test('cancelled, at each point', async (t) => {
 t.test('what fails, QEMU notices', async (t) => {
   const source = await machine(t);
   source.device.hook = (step) => {
-    if (step === 'handOver') throw new RequestError(Errno.EBUSY, 'no');
+    if (step === 'releaseExclusive') throw new RequestError(Errno.EBUSY, 'no');
   };
   await source.qemu.saveSetup();
   t.equal(await outcome(source.qemu.vmStateChange(false)), Errno.EBUSY);

@@ -111,7 +111,7 @@ for (const [protocol, build] of [
     t.match(await devstate('save', ...socket, '-o', saved), { code: 0, stderr: /saved 12.0 KiB/ });
     t.equal(statSync(saved).size, BAR1 + 8);
     t.ok(readFileSync(saved).subarray(0, BAR1).equals(bytes));
-    // It goes on, and is given the same again.
+    // It continues, and is given the same again.
     await client.regionWrite(1, 0, new Uint8Array(BAR1));
     t.match(await devstate('load', ...socket, saved), { code: 0, stderr: /loaded 12.0 KiB/ });
     t.same(await guest.bar1(), bytes);
@@ -141,7 +141,7 @@ for (const [protocol, build] of [
     await destination.setState(RUNNING);
     t.same(await to.bar1(), bytes);
     await source.setState(RUNNING);
-    t.same(await from.bar1(), bytes, 'the source could go on');
+    t.same(await from.bar1(), bytes, 'the source could continue');
     t.same(await from.config(0x3c, 1), [0x05], 'with what was owed');
     // Both know of the page that was mapped while they were stopped.
     for (const { client } of [from, to]) await client.dmaUnmap({ flags: 0, address: 4096, size: 4096 });

@@ -26,8 +26,8 @@ const { STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P,
 const STEPS: Record<string, string> = {
   q: 'quiesce',
   r: 'resume',
-  h: 'handOver',
-  t: 'takeOver',
+  h: 'releaseExclusive',
+  t: 'acquireExclusive',
   c: 'commit',
 };
 

@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
-import { Control, Register, Status } from '../../examples/adder.js';
+import { Control, Register, Status } from '../../docs/examples/adder.js';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { PciCommand, PciRegister } from '../../src/device/index.js';
 import { findFormat } from '../../src/formats/index.js';
@@ -38,7 +38,7 @@ class Machine {
   ): Promise<Machine> {
     const folder = socketFolder(t);
     const [path, migrationPath] = [join(folder, 'vmm'), join(folder, 'manager')];
-    const program = fileURLToPath(new URL('../../examples/serve-adder.js', import.meta.url));
+    const program = fileURLToPath(new URL('../../docs/examples/serve-adder.js', import.meta.url));
     const args = [program, path, migrationPath, String(options.maxLength ?? 65536)];
     const server = spawn(process.execPath, args, { stdio: 'ignore' });
     t.teardown(() => endServer(server));
@@ -136,7 +136,7 @@ for (const shareMemory of [true, false]) {
     await machine.write(Register.TOTAL, 8, 0);
     await machine.begin(10);
     await machine.untilDone();
-    t.equal(await machine.read(Register.TOTAL, 8), 3030, 'TOTAL cannot be written and goes on');
+    t.equal(await machine.read(Register.TOTAL, 8), 3030, 'TOTAL cannot be written and continues');
   });
 }
 
@@ -181,7 +181,7 @@ t.test('moves, work that was asked for in the pause included', async (t) => {
   t.equal(source.interrupts(), 0);
 });
 
-t.test('an interrupt that nobody has taken goes along', async (t) => {
+t.test('an interrupt that was not taken is handed over', async (t) => {
   const file = join(socketFolder(t), 'adder.state');
   const source = await Machine.start(t);
   await source.begin(1);
@@ -211,6 +211,6 @@ t.test('a device of another model refuses the state and starts afresh', async (t
   t.equal(destination.stored, 100);
 });
 
-t.test("its format is nobody else's", async (t) => {
+t.test('its format is its own', async (t) => {
   t.equal(findFormat('org.example.adder'), undefined);
 });

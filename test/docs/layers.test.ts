@@ -36,7 +36,7 @@ const imports = sources.flatMap((from): Import[] => {
   return [...text.matchAll(IMPORT)].map(([, path]) => ({ from, to: `${join(dirname(from), path!)}.ts` }));
 });
 
-/** `device` of `src/device/runtime.ts`; undefined for a module that is in no folder. */
+/** `device` of `src/device/device.ts`; undefined for a module that is in no folder. */
 const folderOf = (path: string): string | undefined => /^src\/([\w-]+)\//.exec(path)?.[1];
 const between = imports.filter(({ from, to }) => folderOf(from) !== folderOf(to));
 
@@ -67,4 +67,22 @@ t.test('imports point down', async (t) => {
 t.test('and through the index of a folder, but for those that are named', async (t) => {
   const past = between.filter(({ to }) => folderOf(to) !== undefined && !isIndex(to) && !named.has(to));
   t.same(past, []);
+});
+
+t.test('no module imports itself by way of others', async (t) => {
+  const targets = new Map<string, string[]>();
+  for (const { from, to } of imports) targets.set(from, [...(targets.get(from) ?? []), to]);
+  const done = new Set<string>();
+  const way: string[] = [];
+  const circles: string[] = [];
+  const follow = (path: string): void => {
+    if (way.includes(path)) circles.push([...way.slice(way.indexOf(path)), path].join(' → '));
+    if (way.includes(path) || done.has(path)) return;
+    way.push(path);
+    for (const to of targets.get(path) ?? []) follow(to);
+    way.pop();
+    done.add(path);
+  };
+  for (const path of sources) follow(path);
+  t.same(circles, []);
 });

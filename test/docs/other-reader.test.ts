@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * `formats/README.md` is enough to write a reader from: `examples/read-blob.py`, which shares no code with ours, says of every
+ * `formats/README.md` is enough to write a reader from: `docs/examples/read-blob.py`, which shares no code with ours, says of every
  * blob, sound or damaged, what ours says.
  */
 
@@ -37,7 +37,7 @@ async function otherReader(t: Test, blobs: readonly Uint8Array[]): Promise<Said[
     writeFileSync(path, blob);
     return path;
   });
-  const program = join(PACKAGE_ROOT, 'examples/read-blob.py');
+  const program = join(PACKAGE_ROOT, 'docs/examples/read-blob.py');
   const { stdout } = await run('python3', [program, ...paths], { maxBuffer: 1 << 28 });
   return stdout
     .trim()

@@ -15,7 +15,7 @@ t.test('docs/run.md', async (t) => {
   const { code, output } = await runPage(t, 'docs/run.md');
   t.equal(code, 0, output);
   // Two processes write the log.
-  for (const said of [/ended with SIGKILL/, /went on after a crash/, /serves, .* after the crash/])
+  for (const said of [/ended with SIGKILL/, /continued after a crash/, /serves, .* after the crash/])
     t.match(output, said);
 });
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import t from 'tap';
-import { Register } from '../../examples/adder.js';
+import { Register } from '../../docs/examples/adder.js';
 import { Client } from '../../src/client/index.js';
 import { decodeEnvelope } from '../../src/formats/index.js';
 import { PciRegion } from '../../src/wire/index.js';
@@ -16,7 +16,7 @@ import { devstate } from '../e2e/harness/devstate-process.js';
 import { socketFolder, type Test, until } from '../support/served.js';
 
 const run = promisify(execFile);
-const example = (name: string) => fileURLToPath(new URL(`../../examples/${name}.js`, import.meta.url));
+const example = (name: string) => fileURLToPath(new URL(`../../docs/examples/${name}.js`, import.meta.url));
 const ACME = 'com.example.acme.adder';
 const COMMON = 'org.example.adder';
 

@@ -134,7 +134,7 @@ t.test('from QEMU to QEMU', async (t) => {
     closeAll(held);
   });
 
-  await t.test('all is there: the guest goes on at the destination', async (t) => {
+  await t.test('all is there: the guest continues at the destination', async (t) => {
     const { starting } = await startWaiting(pair);
     const args = ['--require', 'mem:0', '--require', 'pc.bios', '--save', saved, '-o', 'json'];
     const { path, cpr } = await startCpr(pair, ...args);

@@ -2,13 +2,19 @@
 /** A URI that leads to another QEMU, and what an operator takes upon himself: devices left behind, images and servers unproven. */
 
 import { copyFile, mkdir } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
+import { PassThrough } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
 import { queryRunState, resumeVm, startIncoming, stopVm } from '../../src/qemu/index.js';
 import { devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 
 t.setTimeout(900_000);
+
+/** Longer than a manager has ever waited for a destination by the clock, ms. */
+const LONG_MS = 6000;
 
 const DISKS = ['05.0', '06.0'];
 
@@ -20,7 +26,7 @@ t.test('another QEMU at the URI, and options that leave something unproven', asy
   const images = [lab.image(0), lab.image(1)];
   const folders = { here: join(lab.directory, 'here'), there: join(lab.directory, 'there') };
   for (const folder of Object.values(folders)) await mkdir(folder);
-  const vm = await lab.startVm({ servers: await serve('source', images, false), cwd: folders.here });
+  let vm = await lab.startVm({ servers: await serve('source', images, false), cwd: folders.here });
   await lab.guestWrites(vm);
   const wait = async (name: string, at: readonly string[], cwd: string): Promise<LabVm> =>
     lab.startVm({ servers: await serve(name, at, true), incoming: true, cwd });
@@ -35,11 +41,37 @@ t.test('another QEMU at the URI, and options that leave something unproven', asy
     t.equal(code, 3, stderr);
     t.match(
       stderr,
-      /sends to unix:ram does not arrive at the destination QEMU .*the VM runs on at the source/,
+      /sent \d+ bytes to unix:ram; the destination QEMU .*got none.*listening at unix:ram.*the VM runs on at the source/,
     );
     t.match(await queryRunState(vm.qmp), { status: 'running' });
     await lab.guestWrites(vm);
     await Promise.all([destination.kill(), other.kill()]);
+  });
+
+  await t.test('a destination that is slow to take what arrives', async (t) => {
+    const destination = await wait('slow', images, folders.there);
+    const migration = lab.startMigrate(vm, destination, ['--uri', 'unix:ram']);
+    const standing = vm.qmp.waitForEvent(
+      ({ name, data }) => name === 'MIGRATION' && data.status === 'pre-switchover',
+    );
+    // It swallows all that the source sends, as the buffers of a tunnel may.
+    const tunnel = createServer(async (source) => {
+      destination.process.kill('SIGSTOP');
+      const held = new PassThrough({ highWaterMark: 2 ** 30 });
+      source.pipe(held);
+      await standing;
+      await delay(LONG_MS);
+      destination.process.kill('SIGCONT');
+      const onward = connect(join(folders.there, 'ram'));
+      held.pipe(onward).pipe(source);
+    });
+    t.teardown(() => tunnel.close());
+    tunnel.listen(join(folders.here, 'ram'));
+    const { code, stderr } = await migration.finished;
+    t.equal(code, 0, stderr);
+    await lab.guestWrites(destination);
+    await vm.kill();
+    vm = destination;
   });
 
   await t.test('a replicated disk, and one that is left behind', async (t) => {

@@ -88,7 +88,7 @@ t.test('what does not belong together is not migrated', async (t) => {
       ...['--uri', `unix:${join(lab.directory, 'ram')}`, ...devices],
     );
 
-  /** Every QEMU is as it was, and both guests go on. */
+  /** Every QEMU is as it was, and both guests continue. */
   const nothingChanged = async (t: Test): Promise<void> => {
     for (const one of vms) {
       t.match(await queryRunState(one.qmp), { status: 'running' });
@@ -295,6 +295,27 @@ t.test('what does not belong together is not migrated', async (t) => {
     () => migrate(deviceArguments(from, to), { dest: stranger.qmpPath }),
     `the source VM has the UUID 00000000-0000-0000-0000-000000000000, the destination QEMU was started for ${uuid}`,
   );
+
+  await t.test('recovery that would end a QEMU which waits for another VM', async (t) => {
+    const migration = lab.startMigrate(other, otherDestination, ['--bandwidth', '2M']);
+    await migration.reports(({ ramTransferred = 0 }) => ramTransferred > 0);
+    migration.process.signal('SIGKILL');
+    await migration.finished;
+    const recoverOther = (dest: LabVm) =>
+      devstate(
+        ...['recover', '--source-qmp', other.qmpPath, '--dest-qmp', dest.qmpPath],
+        ...foreign.flatMap((source, disk) => ['--device', `disk${disk},source=${source}`]),
+      );
+    const { code, stderr } = await recoverOther(destination);
+    t.equal(code, 3, stderr);
+    t.match(
+      stderr,
+      /is not the destination's QEMU: .* device disk0 is connected to .*vm1-disk0-dest.*here .*vm0-disk0-dest/,
+    );
+    t.match(await queryRunState(destination.qmp), { status: 'inmigrate' });
+    t.match(await recoverOther(otherDestination), { code: 0 });
+    await lab.guestWrites(other);
+  });
 
   await t.test('what belongs together is', async (t) => {
     const { code, stderr } = await migrate(deviceArguments(from, to));

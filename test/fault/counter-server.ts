@@ -6,9 +6,9 @@
  *     node counter-server.js SOCKET [N]
  */
 
-import { DeviceRuntime } from '../../src/device/index.js';
 import { CounterDevice, CounterRegister } from '../../src/devices/counter/index.js';
 import { takeServiceEnvironment } from '../../src/fd-store/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { CrashJournal, Server } from '../../src/server/index.js';
 
 const [socketPath = '', dieAt] = process.argv.slice(2);

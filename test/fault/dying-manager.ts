@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * A manager that is killed at the beginning of a phase, before it has done anything of it, or when QEMU has answered a
- * command of it for the first time:
+ * command of it for the first time; or one that only checks, when a device server has first told what its device wrote:
  *
  *     node dying-manager.js '{"operation":"migrate","phase":"land","options":{…}}'
  *     node dying-manager.js '{"operation":"migrate","command":"cont","options":{…}}'
+ *     node dying-manager.js '{"operation":"checkDevices","options":{…}}'
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
+import { MigrationClient } from '../../src/client/index.js';
 import {
+  type CheckDevicesOptions,
+  checkDevices,
   type MigrateOptions,
   migrate,
   type Phase,
@@ -17,9 +21,10 @@ import {
   type UpgradeQemuPhase,
   upgradeQemu,
 } from '../../src/operations/index.js';
-import { QmpClient } from '../../src/qemu/index.js';
+import { atCommand } from '../e2e/harness/at-command.js';
 
 export type DyingManager =
+  | { readonly operation: 'checkDevices'; readonly options: CheckDevicesOptions }
   | { readonly operation: 'migrate'; readonly phase: Phase; readonly options: MigrateOptions }
   | { readonly operation: 'migrate'; readonly command: string; readonly options: MigrateOptions }
   | {
@@ -41,22 +46,26 @@ export async function untilKilled(manager: DyingManager): Promise<void> {
   if (signal !== 'SIGKILL') throw new Error(`it was not killed but ended with ${code}: ${stderr}`);
 }
 
-/** Kills this process when a QEMU has answered `command`. */
-function dieAfter(command: string): void {
-  const execute = QmpClient.prototype.execute as (this: QmpClient, ...args: unknown[]) => Promise<unknown>;
-  QmpClient.prototype.execute = async function (this: QmpClient, ...args: unknown[]): Promise<never> {
-    const answer = await execute.apply(this, args);
-    if (args[0] === command) process.kill(process.pid, 'SIGKILL');
-    return answer as never;
+/** Kills this process when a device server has told what its device wrote. */
+function dieAfterReport(): void {
+  const { reportLogging } = MigrationClient.prototype;
+  MigrationClient.prototype.reportLogging = async function (this: MigrationClient, report) {
+    const bitmap = await reportLogging.call(this, report);
+    process.kill(process.pid, 'SIGKILL');
+    return bitmap;
   };
 }
 
 async function die(manager: DyingManager): Promise<void> {
-  if ('command' in manager) dieAfter(manager.command);
+  if ('command' in manager)
+    void atCommand({ command: manager.command, when: 'after' }, () => process.kill(process.pid, 'SIGKILL'));
   const progress = ({ phase }: { readonly phase: string }): void => {
     if ('phase' in manager && phase === manager.phase) process.kill(process.pid, 'SIGKILL');
   };
-  if (manager.operation === 'migrate') await migrate(manager.options, { progress });
+  if (manager.operation === 'checkDevices') {
+    dieAfterReport();
+    await checkDevices(manager.options);
+  } else if (manager.operation === 'migrate') await migrate(manager.options, { progress });
   else await upgradeQemu(manager.options, { progress });
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What a guest, a VMM or a manager sends holds up nobody else: the event loop of the server never stands still. */
+/** What a guest, a VMM or a manager sends holds up no one else: the event loop of the server never stands still. */
 
 import { join } from 'node:path';
 import { deflateRawSync } from 'node:zlib';
@@ -12,9 +12,6 @@ import { encodeBlob, forgeRecord, piecesOf } from '../formats/blobs.js';
 import { takeStops } from '../support/loop-watch.js';
 import { RawClient } from '../support/raw-client.js';
 import { socketFolder } from '../support/served.js';
-
-/** What fails, ms: twice the bound. Where processors are shared, work that keeps the bound when idle was seen to take 66. */
-const TOO_LONG_MS = 100;
 
 t.setTimeout(900_000);
 
@@ -98,7 +95,7 @@ for (const vendor of ['alder', 'birch']) {
       await manager.writeData(header);
       const answers = await meanwhile(migrationSocket, manager.writeData(Buffer.concat(records)));
       t.comment(`${name}: ${records.length} records, ${answers} answers`);
-      t.same(takeStops(TOO_LONG_MS), [], name);
+      t.same(takeStops(), [], name);
       await manager.reset();
     }
   });
@@ -120,6 +117,6 @@ for (const vendor of ['alder', 'birch']) {
     const read = new Uint8Array(16);
     new DataView(read.buffer).setUint32(12, 4, true);
     await meanwhile(migrationSocket, vmm.call(Command.REGION_READ, read));
-    t.same(takeStops(TOO_LONG_MS), []);
+    t.same(takeStops(), []);
   });
 }

@@ -26,7 +26,7 @@ export interface Replaced {
   faulty(step: string, action: string): readonly string[];
   /** Has it stop by `stop`, which is passed its own way to; undefined: by that. */
   stopBy(stop: ((own: () => Promise<void>) => Promise<void>) | undefined): void;
-  /** Fails unless it serves as if nobody had been to replace it. */
+  /** Fails unless it serves as if no one had been to replace it. */
   goesOn(t: Test): Promise<void>;
 }
 
@@ -81,7 +81,7 @@ export async function failToStart(t: Test, replaced: Replaced, more: readonly St
     await t.test(name, async (t) => {
       const error = await failure(replaced.upgrade(command, limits));
       t.match(error.message, message);
-      t.match(error.message, new RegExp(`the old ${replaced.what} goes on`));
+      t.match(error.message, new RegExp(`the old ${replaced.what} continues`));
       t.equal(error.code, code);
       await replaced.goesOn(t);
     });
@@ -100,7 +100,7 @@ export async function failInHandoff(t: Test, replaced: Replaced): Promise<void> 
         const error = await failure(replaced.upgrade(replaced.faulty(step, action), limits));
         // The giver sees what is adopted and not committed as not adopted yet.
         const phase = step === 'prepare' ? 'prepare' : 'adopt';
-        t.match(error.message, new RegExp(`handoff failed in phase ${phase}: .*; the old ${what} goes on`));
+        t.match(error.message, new RegExp(`handoff failed in phase ${phase}: .*; the old ${what} continues`));
         const why = { refuse: /does not want to/, hang: /not done within/ }[action] ?? /went away/;
         t.match(error.message, why);
         await replaced.goesOn(t);
@@ -127,7 +127,7 @@ export async function failInFreeze(t: Test, replaced: Replaced): Promise<void> {
       t.ok(child);
       // That it hangs shows when it should answer.
       const phase = action === 'kill' ? 'freeze' : 'adopt';
-      t.match(error.message, new RegExp(`handoff failed in phase ${phase}: .*; the old ${what} goes on`));
+      t.match(error.message, new RegExp(`handoff failed in phase ${phase}: .*; the old ${what} continues`));
       await replaced.goesOn(t);
     });
   }
@@ -143,7 +143,7 @@ export async function failInFreeze(t: Test, replaced: Replaced): Promise<void> {
     const error = await failure(replaced.upgrade(sound, { freezeMs: 100 }));
     t.match(
       error.message,
-      new RegExp(`handoff failed in phase freeze: not done within 100 ms; the old ${what} goes on`),
+      new RegExp(`handoff failed in phase freeze: not done within 100 ms; the old ${what} continues`),
     );
     replaced.stopBy(undefined);
     stop();
@@ -155,7 +155,7 @@ export async function failInFreeze(t: Test, replaced: Replaced): Promise<void> {
 export const VICTIMS = ['old one', 'manager'] as const;
 
 /**
- * The successor goes on, and the one that lives on says so.
+ * The successor continues, and the one that lives on says so.
  * @param options of `devstate upgrade`, for a successor that does `murder`, and says so in `log`
  */
 export async function murder(

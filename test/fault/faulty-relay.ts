@@ -5,28 +5,30 @@
  *     node faulty-relay.js LISTEN SERVER MIGRATION_SOCKET CONTROL STEP ACTION
  *
  * STEP is `prepare`, `adopt` (everything has come, nothing is adopted), `commit` (all is adopted, the lease not taken) or
- * `none`. ACTION is `refuse`, `crash`, `kill`, `hang` or `murder` (of the process VICTIM; then it goes on).
+ * `none`. ACTION is `refuse`, `crash`, `kill`, `hang` or `murder` (of the process VICTIM; then it continues).
  */
 
 import { TAKEOVER_VARIABLE } from '../../src/handoff/index.js';
 import { Relay } from '../../src/relay/index.js';
-import { RelayReceiver } from '../../src/relay/receiver.js';
+import { WorkReceiver } from '../../src/succession/index.js';
 import { failAs } from './fail-as.js';
 
 const [listenPath = '', serverPath = '', migrationSocketPath = '', controlPath = '', step = '', action = ''] =
   process.argv.slice(2);
+
+type AnyReceiver = InstanceType<typeof WorkReceiver>;
 
 process.stdout.write(`pid ${process.pid}\n`);
 
 const fail = async (at: string): Promise<void> => {
   if (at === step) await failAs(action);
 };
-const { prepare, adopt } = RelayReceiver.prototype;
-RelayReceiver.prototype.prepare = async function (this: RelayReceiver, offer) {
+const { prepare, adopt } = WorkReceiver.prototype;
+WorkReceiver.prototype.prepare = async function (this: AnyReceiver, offer) {
   await fail('prepare');
   return prepare.call(this, offer);
 };
-RelayReceiver.prototype.adopt = async function (this: RelayReceiver, bundle) {
+WorkReceiver.prototype.adopt = async function (this: AnyReceiver, bundle) {
   await fail('adopt');
   const adopted = await adopt.call(this, bundle);
   await fail('commit');

@@ -6,12 +6,12 @@
  *
  * STEP is `negotiate` (it is asked what it is), `prepare`, `adopt` (everything has come, nothing is adopted) or `commit` (all is adopted, the lease not taken).
  * ACTION is `refuse`, `crash`, `kill`, `hang`, `murder` (of the process VICTIM,
- * or of who started this one; then go on) or `nothing`.
+ * or of who started this one; then continue) or `nothing`.
  */
 
-import { DeviceRuntime } from '../../src/device/index.js';
 import { createAlderNvme, ImageFile } from '../../src/devices/nvme/index.js';
 import { TAKEOVER_VARIABLE } from '../../src/handoff/index.js';
+import { DeviceRuntime } from '../../src/runtime/index.js';
 import { Server } from '../../src/server/index.js';
 import { failAs } from './fail-as.js';
 

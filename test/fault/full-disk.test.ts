@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The file system of an image is full while a guest writes: it gets errors, the log says why, and it goes on when there is room. */
+/** The file system of an image is full while a guest writes: it gets errors, the log says why, and it continues when there is room. */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';

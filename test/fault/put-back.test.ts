@@ -9,7 +9,6 @@ import { existsSync } from 'node:fs';
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
 import type { DevstateError } from '../../src/errors.js';
 import {
   type MigrateOptions,
@@ -34,34 +33,13 @@ import {
 import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { discardPlan, type QemuPlan, QemuProcess } from '../e2e/harness/qemu-process.js';
+import { settingsOf, withQtest } from '../e2e/harness/qemu-settings.js';
 import { untilKilled } from './dying-manager.js';
 
 t.setTimeout(900_000);
 
 /** Keeps a migration in pre-copy for as long as a test wants, bytes per second. */
 const SLOW = 65_536;
-
-/** Everything of a QEMU that an operation could leave changed. */
-async function settingsOf(qmp: QmpClient) {
-  const labels = z.array(z.object({ label: z.string() }));
-  const names = z.array(z.object({ name: z.string() }));
-  const path = { path: '/objects' };
-  const [capabilities, parameters, chardevs, objects, fdSets] = await Promise.all([
-    qmp.execute('query-migrate-capabilities'),
-    qmp.execute('query-migrate-parameters'),
-    qmp.execute('query-chardev', { schema: labels }),
-    qmp.execute('qom-list', { schema: names, arguments: path }),
-    qmp.execute('query-fdsets'),
-  ]);
-  return {
-    capabilities,
-    parameters,
-    chardevs: chardevs.map(({ label }) => label).sort(),
-    objects: objects.map(({ name }) => name).sort(),
-    fdSets,
-  };
-}
-type Settings = Awaited<ReturnType<typeof settingsOf>>;
 
 /** COMMAND, BARs, MSI-X table: as the guest has set them. It stands meanwhile. */
 async function viewOf(qmp: QmpClient): Promise<PciView> {
@@ -71,15 +49,6 @@ async function viewOf(qmp: QmpClient): Promise<PciView> {
   await resumeVm(qmp);
   qtest.close();
   return view;
-}
-
-/** The same QEMU after an operation. */
-function withQtest(settings: Settings): Settings {
-  return {
-    ...settings,
-    chardevs: [...settings.chardevs, 'devstate-qtest-socket'].sort(),
-    objects: [...settings.objects, 'devstate-qtest'].sort(),
-  };
 }
 
 /** What an owner of a QEMU may have set, and devstate sets otherwise; and what it does not touch. */
@@ -380,6 +349,16 @@ t.test('what is set is put back', async (t) => {
     t.strictSame(await settingsOf(vm.qmp), ofSource, 'the source is as its owner left it');
     t.strictSame(await settingsOf(destination.qmp), ofDestination, 'and so is the destination');
     t.same(await lab.finishAndCheck(destination), []);
+    await destination.kill();
+    const gone = {
+      code: 'DEVSTATE_E_INCOMPATIBLE',
+      message: /may have run at the destination.*--give-up-destination/,
+    };
+    await t.rejects(recover({ sourceQmp: vm.qmpPath, destQmp: destination.qmpPath, devices }), gone);
+    await t.rejects(recover({ sourceQmp: vm.qmpPath, devices }), gone);
+    t.match(await queryRunState(vm.qmp), { status: 'postmigrate' }, 'it stands');
+    const givenUp = { sourceQmp: vm.qmpPath, devices, giveUpDestination: true };
+    t.match(await recover(givenUp), { status: 'recovered', running: true });
   });
 });
 

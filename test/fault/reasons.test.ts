@@ -19,12 +19,15 @@ interface Difference {
   /** QEMU's stderr goes to a file, as with most managers of VMs. */
   readonly logged?: boolean;
   readonly memoryMiB?: number;
+  readonly disks?: readonly string[];
   /** More of the destination QEMU's arguments. */
   readonly extra?: readonly string[];
   /** More of `devstate migrate`'s arguments. */
   readonly args?: readonly string[];
   readonly happens?: (scene: { migration: RunningMigration; destination: LabVm }) => Promise<void>;
   readonly says: RegExp;
+  /** It is refused before anything changes. */
+  readonly refused?: true;
 }
 
 /** What the source's machine has beyond its disk: a device with memory of its own, and one without. */
@@ -60,10 +63,24 @@ const DIFFERENCES: readonly Difference[] = [
     says: /at the destination: .*[Mm]achine type received is 'pc-q35/,
   },
   {
+    name: 'a CPU with less features',
+    extra: [...NETWORK, ...WATCHDOG, '-cpu', 'qemu32'],
+    says: /qemu64-x86_64-cpu and the destination QEMU qemu32-.* lacks features that the guest may use/,
+    refused: true,
+  },
+  {
+    name: 'the disk at another address',
+    extra: [...NETWORK, ...WATCHDOG],
+    disks: ['06.0'],
+    says: /device disk0 is at the PCI address 05\.0 at the source and 06\.0 at the destination/,
+    refused: true,
+  },
+  {
     name: 'it cannot listen',
     extra: [...NETWORK, ...WATCHDOG],
     args: ['--uri', 'unix:/no/such/directory/ram'],
-    says: /at the destination: .*\/no\/such\/directory\/ram.*No such file/,
+    says: /destination QEMU cannot listen at --uri .*there is no folder \/no\/such\/directory/,
+    refused: true,
   },
   {
     name: 'its QEMU is killed',
@@ -83,7 +100,7 @@ t.test('why a migration failed', async (t) => {
   const a = await lab.serve('a', { args: ['--size', '16M'] });
   const source = await lab.startVm({ server: a, extra: [...NETWORK, ...WATCHDOG] });
   await lab.guestWrites(source);
-  for (const [index, { name, args, happens, says, logged, ...machine }] of DIFFERENCES.entries()) {
+  for (const [index, { name, args, happens, says, logged, refused, ...machine }] of DIFFERENCES.entries()) {
     await t.test(name, async (t) => {
       const server = await lab.serve(`b${index}`, { incoming: true });
       const log = logged === true ? { log: join(lab.directory, `b${index}.log`) } : {};
@@ -91,10 +108,10 @@ t.test('why a migration failed', async (t) => {
       const migration = lab.startMigrate(source, destination, args);
       await happens?.({ migration, destination });
       const { code, stderr } = await migration.finished;
-      t.equal(code, 1, 'exit code');
+      t.equal(code, refused ? 3 : 1, 'exit code');
       t.match(stderr, says);
       t.notMatch(stderr, /Sibling indicated/, 'what says nothing is left out');
-      t.match(stderr, /runs on at the source/);
+      t.match(stderr, refused ? /was refused before it began/ : /runs on at the source/);
       await lab.guestWrites(source);
       await destination.kill();
       await server.process.end('SIGTERM');

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Whatever fails while a VM migrates, and whenever: the source goes on. One guest writes through all of it; after each
+ * Whatever fails while a VM migrates, and whenever: the source continues. One guest writes through all of it; after each
  * fault it must write on where it was, hold its disk, and in the end have lost nothing.
  *
  * Processes are held still with SIGSTOP where a fault has to hit a certain moment.

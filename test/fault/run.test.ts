@@ -4,7 +4,7 @@
  * whose commands do not bear doing twice; what it counts is compared with what the guest has issued.
  */
 
-import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -12,9 +12,10 @@ import t, { type Test } from 'tap';
 import { Client, MigrationClient } from '../../src/client/index.js';
 import { CounterStatus } from '../../src/devices/counter/index.js';
 import { BlockWriter, CounterDriver, GuestMachine, NvmeDriver } from '../../src/guest-driver/index.js';
-import { type RunEvent, type RunResult, run } from '../../src/operations/index.js';
+import { run } from '../../src/operations/index.js';
 import { MigrationState } from '../../src/wire/index.js';
 import { MAIN } from '../support/main.js';
+import { Supervised } from './supervised.js';
 
 t.setTimeout(1_800_000);
 
@@ -22,78 +23,6 @@ const COUNTER_SERVER = fileURLToPath(new URL('./counter-server.js', import.meta.
 /** How often the server is killed at random moments, and at how many of its stores. */
 const KILLS = Number(process.env.DEVSTATE_TEST_KILLS ?? 10);
 const EVERY_STORE = process.env.DEVSTATE_TEST_EVERY_STORE !== undefined;
-
-/** A server under supervision, in this process. */
-class Supervised {
-  readonly directory = mkdtempSync('/tmp/devstate-run-test-');
-  readonly socket = join(this.directory, 'device');
-  readonly migrationSocket = join(this.directory, 'migration');
-  readonly events: RunEvent[] = [];
-  readonly #stop = new AbortController();
-  /** Kills the server, as SIGHUP to `devstate run` does. */
-  restart = (): void => {};
-  #waiters: (() => void)[] = [];
-  ended: Promise<RunResult> = Promise.resolve({ exitCode: 0, restarts: 0 });
-
-  constructor(t: Test) {
-    t.teardown(async () => {
-      this.#stop.abort();
-      await this.ended.catch(() => {});
-      rmSync(this.directory, { recursive: true });
-    });
-  }
-
-  start(command: readonly string[], maxCrashes = 1000): void {
-    const progress = (event: RunEvent): void => {
-      this.events.push(event);
-      for (const wake of this.#waiters.splice(0)) wake();
-    };
-    const settled = (): void => {
-      for (const wake of this.#waiters.splice(0)) wake();
-    };
-    this.ended = run({
-      command: [process.execPath, ...command],
-      restart: 'on-crash',
-      maxCrashes,
-      maxFds: 100,
-      stop: this.#stop.signal,
-      progress,
-      onStarted: (restart) => {
-        this.restart = restart;
-      },
-    });
-    this.ended.then(settled, settled);
-  }
-
-  stop(): Promise<RunResult> {
-    this.#stop.abort();
-    return this.ended;
-  }
-
-  #of<Kind extends RunEvent['event']>(kind: Kind): Extract<RunEvent, { event: Kind }>[] {
-    return this.events.filter((event): event is Extract<RunEvent, { event: Kind }> => event.event === kind);
-  }
-
-  get crashes(): number {
-    return this.#of('crashed').length;
-  }
-
-  /** Restart to serving, ms. */
-  get restartTimes(): number[] {
-    return this.#of('serving')
-      .slice(1)
-      .map(({ ms }) => ms);
-  }
-
-  /** The pid of the server, once it serves for the `times`-th time. */
-  async serving(times = 1): Promise<number> {
-    for (;;) {
-      const event = this.#of('serving')[times - 1];
-      if (event !== undefined) return event.pid;
-      await new Promise<void>((resolve) => this.#waiters.push(resolve));
-    }
-  }
-}
 
 /** What a process has open, but for what every Node.js process has. */
 function openFiles(pid: number): string[] {
@@ -147,7 +76,8 @@ class Load {
   /** Of two that expect the same, the first finds it: exactly one winner, by the registers and by the ring. */
   async #exchange(): Promise<void> {
     const value = this.expected;
-    if (!(await this.#driver.compareAndSwap(value, value + 5n))) throw new Error(`nobody exchanged ${value}`);
+    if (!(await this.#driver.compareAndSwap(value, value + 5n)))
+      throw new Error(`the value ${value} was not exchanged`);
     if (await this.#driver.compareAndSwap(value, value + 7n)) throw new Error(`${value} was exchanged twice`);
     this.expected += 5n;
     const second = this.expected;
@@ -227,7 +157,7 @@ t.test('NVMe under load, killed at random moments: no command fails, no block is
   await server.serving(kills + 1);
   const before = writer.operations;
   await writer.progress(100);
-  t.ok(writer.operations >= before + 100, 'it goes on');
+  t.ok(writer.operations >= before + 100, 'it continues');
   await writer.stop();
   t.match(driver.counters, { failed: 0, timedOut: 0, late: 0 });
   t.equal(await writer.readBack(), 512);

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Peers that are there and do not answer any more, ends of lines that are cut off: the source goes on all the same. */
+/** Peers that are there and do not answer any more, ends of lines that are cut off: the source continues all the same. */
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { queryRunState } from '../../src/qemu/index.js';
+import { queryMigration, queryRunState } from '../../src/qemu/index.js';
 import { serveNvme } from '../e2e/harness/devstate-process.js';
 import { type LabVm, MigrationLab } from '../e2e/harness/lab.js';
 import { isRunning } from '../e2e/harness/qemu-process.js';
+import { until } from '../support/served.js';
+import { fullPipe, UNREAD_PIPES } from '../support/stalled.js';
 
 t.setTimeout(900_000);
 
@@ -61,7 +63,7 @@ t.test('one guest', async (t) => {
     destination.process.kill('SIGCONT');
     // It may do what it was told before, which is to quit.
     const state = await queryRunState(destination.qmp).catch(() => undefined);
-    t.not(state?.running, true, 'when it goes on, the VM does not run there');
+    t.not(state?.running, true, 'when it continues, the VM does not run there');
     await destination.kill();
     await server.process.end();
     await goesOn(t, source, 'a');
@@ -101,13 +103,34 @@ t.test('one guest', async (t) => {
     await server.process.end();
   });
 
-  await t.test('nobody reads what it says', async (t) => {
+  for (const { is, make } of UNREAD_PIPES) {
+    await t.test(`its stdout and stderr are a pipe that ${is}, and it is cancelled`, async (t) => {
+      const { server, destination } = await newDestination();
+      const migration = lab.startMigrate(source, destination, SLOW, undefined, make(t).under);
+      await until(async () => (await queryMigration(source.qmp)).status === 'active');
+      const cancelled = performance.now();
+      migration.process.signal('SIGINT');
+      t.equal((await migration.finished).code, 4);
+      t.ok(performance.now() - cancelled < LONGEST_PAUSE);
+      await goesOn(t, source, 'a');
+      await destination.kill();
+      await server.process.end();
+    });
+  }
+
+  await t.test('no process reads what it says, until the VM has arrived', async (t) => {
     const { server, destination } = await newDestination();
-    const migration = lab.startMigrate(source, destination);
-    await migration.reaches('precopy');
-    migration.process.process.stderr?.destroy();
-    t.equal((await migration.finished).code, 0);
+    const full = fullPipe(t);
+    const under = ['sh', '-c', 'exec "$@" >"$0" 2>"$0"', full.path];
+    const migration = lab.startMigrate(source, destination, [], undefined, under);
     await goesOn(t, destination, server.name);
+    let said = '';
+    await until(() => {
+      said += full.read();
+      return said.includes('"totalMs"') && migration.process.hasEnded;
+    });
+    t.equal((await migration.finished).code, 0);
+    t.match(said, /"phase":"land"/, 'what fitted is there');
     t.same(await lab.finishAndCheck(destination), []);
   });
 });

@@ -21,7 +21,7 @@ const PAGE = new URL('../../../docs/run.md', import.meta.url);
 /** The unit allows five starts a minute. */
 const KILLS = 4;
 
-/** systemd starts where a directory of its says that it runs the machine: it is shown one that nobody else sees. */
+/** systemd starts where a directory of its says that it runs the machine: it is shown one that no one else sees. */
 const START = `mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec ${SYSTEMD} --user`;
 
 /** Why it cannot be run here; false if it can. */
@@ -93,7 +93,7 @@ function unitOfThePage(directory: string): string {
     .replace(/\/var\/lib\/devstate\/(\S+)/, `${directory}/$1 --size 16M --journal`);
 }
 
-t.test('the server is killed, and the guest goes on', { skip: obstacle() }, async (t) => {
+t.test('the server is killed, and the guest continues', { skip: obstacle() }, async (t) => {
   const manager = new ServiceManager(t, unitOfThePage);
   await manager.ready();
   await manager.ctl('start', 'disk.service');

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * `devstate upgrade --qemu` that fails: the new QEMU refuses, ends, hangs at each phase, the operation is cancelled, or
- * cannot be begun. Each time the old QEMU goes on with its guest, the device was not reset, and in the end it can be
+ * cannot be begun. Each time the old QEMU continues with its guest, the device was not reset, and in the end it can be
  * replaced all the same.
  */
 
@@ -129,7 +129,7 @@ async function attempt(lab: MigrationLab, vm: LabVm, fault: Fault): Promise<unkn
   return failed;
 }
 
-t.test('the old QEMU goes on', async (t) => {
+t.test('the old QEMU continues', async (t) => {
   const lab = await MigrationLab.create(t, { replaceable: true });
   if (lab === undefined) return;
   const server = await lab.serve('a', { args: ['--size', '16M'] });
@@ -240,7 +240,7 @@ t.test('the manager dies, and devstate recover puts an end to it', async (t) => 
     there?.close();
     if (isThere) t.comment(`${phase}: too late, the VM runs in the new QEMU`);
     else await recover(vm.qmpPath, join(plan.directory, 'qmp'));
-    // Before it is connected, a new QEMU listens nowhere: nobody can tell it to end.
+    // Before it is connected, a new QEMU listens nowhere: no one can tell it to end.
     if (!isThere && phase !== 'connect') t.same(processesOf(plan.directory), [], 'the new QEMU has ended');
     if (isThere) vm = await lab.adoptVm(vm, plan);
     else await discardPlan(plan);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Upgrades that fail, in each phase and in each way, under a guest that works: the old server goes on, the guest loses
+ * Upgrades that fail, in each phase and in each way, under a guest that works: the old server continues, the guest loses
  * nothing, the error names the phase. The old server is in this process, each successor is one of its own.
  */
 
@@ -86,7 +86,7 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
     {
       name: 'it is of another model',
       command: serve('--param', 'serial=OTHER'),
-      message: /phase negotiate: the successor cannot go on: .*serial/,
+      message: /phase negotiate: the successor cannot continue the work: .*serial/,
       code: 'DEVSTATE_E_INCOMPATIBLE',
     },
     {
@@ -113,7 +113,7 @@ t.test('a successor that fails in each phase and in each way', async (t) => {
     await t.test(`${action} in negotiate`, async (t) => {
       const limits = action === 'hang' ? { startMs: HANG_MS } : {};
       const error = await failure(replace(faulty('negotiate', action), limits));
-      t.match(error.message, /upgrade failed in phase negotiate: .*; the old server goes on/);
+      t.match(error.message, /upgrade failed in phase negotiate: .*; the old server continues/);
       t.match(
         error.message,
         action === 'hang' ? new RegExp(`not ready within ${HANG_MS} ms`) : /closed|lost/,

@@ -127,7 +127,7 @@ t.test('garbage', async (t) => {
     await requireHonest(served);
     t.pass(what);
   }
-  t.match(served.log.join('\n'), /DEVSTATE_E_MESSAGE_LENGTH/, 'the operator is told');
+  t.match(served.log.join('\n'), /DEVSTATE_E_MESSAGE_LENGTH/, 'the log says so');
 });
 
 t.test('cut at every byte', async (t) => {

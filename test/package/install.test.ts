@@ -139,7 +139,12 @@ t.test('the packed package', async (t) => {
     for (const name of ['preinstall', 'install', 'postinstall', 'prepare'])
       t.notOk(name in manifest.scripts, name);
     const needed = ['README.md', 'LICENSE', 'formats/registry.json', 'formats/nvme.proto', 'docs/migrate.md'];
-    for (const path of [...needed, 'native/src/addon.cc', 'native/include/node_api.h', 'examples/adder.ts'])
+    for (const path of [
+      ...needed,
+      'native/src/addon.cc',
+      'native/include/node_api.h',
+      'docs/examples/adder.ts',
+    ])
       t.ok(paths.has(path), path);
     for (const path of Object.values(manifest.exports)) t.ok(paths.has(path.slice(2)), path);
     t.ok(paths.has(`native/prebuilds/${PLATFORM}/devstate.node`));
@@ -147,7 +152,7 @@ t.test('the packed package', async (t) => {
       /(^|\/)(test|bench|tools|build|built|node_modules)\//.test(path),
     );
     t.same(strange, []);
-    t.equal(realpathSync(command), join(realpathSync(installed), 'dist/bin/devstate.js'));
+    t.equal(realpathSync(command), join(realpathSync(installed), 'dist/bin/devstate.cjs'));
     t.equal(statSync(command).mode & 0o111, 0o111, 'the command can be executed');
     for (const name of Object.keys(manifest.dependencies))
       t.ok(existsSync(join(installed, 'node_modules', name, 'package.json')), name);

@@ -99,7 +99,7 @@ await check('saved with pre-copy, loaded into another, read back through its reg
     assert.deepEqual(drainPort(device, 0), filled);
     assert.deepEqual(drainPort(device, 1), filledToo);
   });
-  // The source goes on with what it has.
+  // The source continues with what it has.
   withMtty(a, (device) => assert.deepEqual(drainPort(device, 0), filled));
 });
 

@@ -6,17 +6,15 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { asDevstateError, type DevstateError } from '../../../src/errors.js';
 import {
   Channel,
-  decodeJson,
-  encodeEntries,
-  encodeJson,
-  encodeTransferred,
-  FdKind,
+  FIRST_VERSION,
+  HANDOFF_VERSION,
   HandoffMessage,
-  LEASE_NAME,
-} from '../../../src/handoff/index.js';
+  unpackDocument,
+} from '../../../src/documents/index.js';
+import { asDevstateError, type DevstateError } from '../../../src/errors.js';
+import { encodeEntries, encodeTransferred, FdKind, LEASE_NAME } from '../../../src/handoff/index.js';
 import { connect, Listener } from '../../../src/transport/index.js';
 import {
   type AssignmentDocument,
@@ -84,7 +82,8 @@ async function passEntries(
   alter: (document: AssignmentDocument) => void = () => {},
 ): Promise<Channel> {
   const channel = new Channel(await connect(to), { peers: 'any' });
-  await channel.send(HandoffMessage.PREPARE, encodeJson(giver.offer));
+  const offer = { handoff: HANDOFF_VERSION, ...giver.offer };
+  await channel.sendDocument(HandoffMessage.PREPARE, offer, FIRST_VERSION);
   await channel.expect(HandoffMessage.READY);
   const { entries, document } = await giver.freeze(null, new AbortController().signal);
   alter(document as AssignmentDocument);
@@ -204,22 +203,22 @@ const commands: Record<string, (argument: never) => unknown> = {
   giveChanged: async (to: string) => {
     const giver = new AssignmentGiver(assignment(), operator);
     const channel = await passEntries(to, giver, ({ devices: [device] }) => {
-      const config = Buffer.from(device?.config ?? '', 'base64');
+      const config = Buffer.from(device?.config ?? []);
       config.writeUInt16LE(0, COMMAND);
-      Object.assign(device ?? {}, { config: config.toString('base64') });
+      Object.assign(device ?? {}, { config });
     });
     const { payload } = await channel.next();
     channel.end();
     assert.ok(assignment().lease.takeBack());
     await giver.thaw();
-    return decodeJson(payload);
+    return unpackDocument(payload);
   },
   /** Instead of a station: takes everything, and dies before it takes the lease. */
   receiveAndDie: () => {
     Listener.listen(path, async (fd) => {
       const channel = new Channel(fd, { peers: 'any' });
       await channel.expect(HandoffMessage.PREPARE);
-      await channel.send(HandoffMessage.READY, encodeJson(null));
+      await channel.sendDocument(HandoffMessage.READY, null);
       while ((await channel.next()).type !== HandoffMessage.TRANSFERRED);
       process.kill(process.pid, 'SIGKILL');
     });
@@ -254,7 +253,7 @@ const commands: Record<string, (argument: never) => unknown> = {
   // What a manager asks, by the user that this process runs as.
   askStatus: (of: string) => askStatus(of),
   askToGive: ({ from, to }: { from: string; to: string }) => askToGive(from, to, 30_000),
-  /** Lets go of what it has, which ends with it, and opens what it is told to. */
+  /** Releases what it has, which ends with it, and opens what it is given. */
   reopen: async (lists: { groups?: string[]; cdevs?: string[] }) => {
     await station?.close();
     await commands.listen?.(lists as never);

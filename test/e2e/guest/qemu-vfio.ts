@@ -71,7 +71,7 @@ async function byGroups(): Promise<void> {
   await qmp.execute('migrate-set-capabilities', { arguments: events });
   await qmp.execute('migrate-set-parameters', { arguments: { mode: 'cpr-transfer' } });
 
-  /** One list through the relay. The rest of the migration finds nobody: the source goes on in any case. */
+  /** One list through the relay. The rest of the migration finds no one: the source continues in any case. */
   const handOver = async (requirements: readonly string[]): Promise<CprReport> => {
     let listening = (): void => {};
     const ready = new Promise<void>((resolve) => (listening = resolve));
@@ -107,7 +107,7 @@ async function byGroups(): Promise<void> {
     assert.equal(kinds.get('vfio_container_for_group'), 'vfio-container');
     assert.equal(kinds.get(EDU), 'vfio-device');
     assert.equal(kinds.get(`${EDU}_intx-interrupt`), 'eventfd');
-    // Its group is open: nobody can open it a second time.
+    // Its group is open: no one can open it a second time.
     await hasDevice(await destination.qmp);
     destination.child.kill('SIGKILL');
   });

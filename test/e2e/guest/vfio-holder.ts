@@ -122,7 +122,7 @@ await check('everything but opening runs as another user', async () => {
   assert.throws(() => Group.open(GROUP), { code: 'DEVSTATE_E_VFIO_BUSY' });
 });
 
-await check('the holder knows who has the devices, and lends them to nobody else', async () => {
+await check('the holder knows who has the devices, and lends them to no other process', async () => {
   const { owner, held, lends, generation } = await statusAt(SOCKET);
   assert.deepEqual(owner, { pid: second.pid, running: true });
   assert.deepEqual({ held, lends, generation }, { held: false, lends: true, generation: 2 });

@@ -97,26 +97,29 @@ await check(
   },
 );
 
-await check('a destination that dies before it commits: the source goes on', async () => {
+await check('a destination that dies before it commits: the source continues', async () => {
   const [dying] = start(1);
   await dying.ask('receiveAndDie');
   await third.ask('mark', 77);
   const before = await third.ask('registers');
-  await assert.rejects(transfer(third, dying), /phase adopt: .*; the source goes on/);
+  await assert.rejects(transfer(third, dying), /phase adopt: .*; the source continues/);
   assert.equal(await dying.exited, 'SIGKILL');
   await requireGoesOn(third, before, 5);
 });
 
-await check('a device that has been touched on the way is refused: the source goes on', async () => {
+await check('a device that has been touched on the way is refused: the source continues', async () => {
   const refusal = await third.ask<{ code: string; message: string }>('giveChanged', second.path);
   assert.equal(refusal.code, 'DEVSTATE_E_VFIO_STATE');
   assert.match(refusal.message, /config space at 0x4 is 0[67]0\d, and was 0000; somebody has reset it/);
   await third.ask('dma', 9);
 });
 
-await check('an operator that cannot stop: the source goes on', async () => {
+await check('an operator that cannot stop: the source continues', async () => {
   await third.ask('dieIn', 'throw');
-  await assert.rejects(transfer(third, second), /phase freeze: the operator cannot stop; the source goes on/);
+  await assert.rejects(
+    transfer(third, second),
+    /phase freeze: the operator cannot stop; the source continues/,
+  );
   await third.ask('dma', 7);
   assert.equal((await askStatus(second.path)).devices.length, 0);
 });

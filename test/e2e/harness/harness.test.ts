@@ -119,7 +119,7 @@ t.test('guests', async (t) => {
     await t.rejects(vm.console.waitFor(/never/), /QEMU ended \(code 0\)/, 'the guest powers off at the end');
   });
 
-  t.test('a guest goes on in another QEMU', async (t) => {
+  t.test('a guest continues in another QEMU', async (t) => {
     const initrd = await buildInitramfs({
       guest,
       init: 'n=0; while true; do n=$((n+1)); echo count $n; usleep 10000; done',

@@ -168,6 +168,8 @@ export class MigrationLab {
       append?: string;
       /** Overrides the lab's. */
       memoryMiB?: number;
+      /** Overrides the lab's. */
+      disks?: readonly string[];
       /** A file for QEMU's stderr. */
       log?: string;
       /** QEMU's working directory. */
@@ -179,7 +181,7 @@ export class MigrationLab {
     const servers = 'server' in options ? [options.server] : options.servers;
     const append = options.append ?? this.options.append;
     const machine = {
-      ...this.#machine(servers, append, options.extra),
+      ...this.#machine(servers, append, options.extra, options.disks),
       memoryMiB: options.memoryMiB ?? this.options.memoryMiB,
       ...(options.log === undefined ? {} : { log: options.log }),
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
@@ -192,8 +194,9 @@ export class MigrationLab {
     servers: readonly LabServer[],
     append = this.options.append,
     extra: readonly string[] = [],
+    disks = this.options.disks,
   ): QemuOptions {
-    const { memoryMiB, cpus, sharedMemory, replaceable, reboots, disks } = this.options;
+    const { memoryMiB, cpus, sharedMemory, replaceable, reboots } = this.options;
     const ports = disks.includes(BEHIND_PORT)
       ? ['-device', 'pcie-root-port,id=root-port,addr=1c.0,chassis=1']
       : [];
@@ -258,12 +261,14 @@ export class MigrationLab {
   /**
    * Starts `devstate migrate` for all disks of a VM; `extraArgs` come last, so they win.
    * @param standsAt the phase for `RunningMigration.at`
+   * @param under a command that runs `devstate`
    */
   startMigrate(
     from: LabVm,
     to: LabVm,
     extraArgs: readonly string[] = [],
     standsAt?: Phase,
+    under?: readonly string[],
   ): RunningMigration {
     const devices = from.servers.flatMap(({ migrationSocket }, disk) => {
       const dest = to.servers[disk]?.migrationSocket;
@@ -272,7 +277,7 @@ export class MigrationLab {
     const uri = `unix:${join(this.directory, `ram${this.#attempts++}`)}`;
     const ends = ['--source-qmp', from.qmpPath, '--dest-qmp', to.qmpPath, '--uri', uri];
     const args = ['migrate', ...ends, ...devices, '-o', 'json', ...extraArgs];
-    const migration = new RunningMigration(args, standsAt);
+    const migration = new RunningMigration(args, standsAt, under);
     this.#migrations.push(migration);
     return migration;
   }

@@ -19,8 +19,9 @@ export class RunningMigration {
   readonly finished: Promise<MigrateOutcome>;
   readonly #standsAt: Phase | undefined;
 
-  constructor(args: readonly string[], standsAt?: Phase) {
-    const process = new Devstate(args, [], standsAt);
+  /** @param under a command that runs `devstate`, see `Devstate` */
+  constructor(args: readonly string[], standsAt?: Phase, under: readonly string[] = []) {
+    const process = new Devstate(args, under, standsAt);
     this.process = process;
     this.#standsAt = standsAt;
     this.finished = process.exited.then((code) => ({

@@ -6,7 +6,7 @@ import { LineSplitter } from '../../../src/qemu/line-splitter.js';
 
 const MAX_LINE_BYTES = 1 << 16;
 
-/** A line that matched, and where the search may go on. */
+/** A line that matched, and where the search may continue. */
 export interface ConsoleMatch {
   readonly match: RegExpExecArray;
   /** Index of the line after it in {@link SerialConsole.lines}. */

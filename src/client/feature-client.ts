@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** DEVICE_FEATURE as its client sends it, and what is made of the answers. */
 
-import type { z } from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
 import type { Fd, Frame } from '../transport/index.js';
 import {
@@ -17,6 +16,7 @@ import {
   readU64,
   requireBytes,
 } from '../wire/index.js';
+import type { z } from '../zod.js';
 import type { Client } from './client.js';
 import type { Requester } from './requester.js';
 

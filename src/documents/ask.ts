@@ -8,9 +8,9 @@
  * A response to request 0 is to none, and says why no request of the connection is answered. Fds may come with both.
  */
 
-import * as z from 'zod';
 import { asDevstateError, DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
 import { closeAll, type Fd } from '../transport/index.js';
+import { z } from '../zod.js';
 import type { Channel, ReceivedMessage } from './channel.js';
 import {
   FIRST_VERSION,

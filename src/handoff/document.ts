@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What all handoffs have in common of the documents that go over and around them. */
 
-import * as z from 'zod';
 import { asDevstateError, DevstateError } from '../errors.js';
+import { z } from '../zod.js';
 import { HANDOFF_PHASES } from './phases.js';
 
 /** Milliseconds, by phase. */

@@ -2,7 +2,7 @@
 /** Handing fds and state over from one process to the next, in two phases. */
 
 export { Bundle, type BundleEntry } from './bundle.js';
-export { collectYoungGarbage } from './collect-garbage.js';
+export { collectGarbage } from './collect-garbage.js';
 export {
   type HandoffReport,
   type HandoffStatus,

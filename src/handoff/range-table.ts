@@ -8,9 +8,9 @@
  *     └───────────────┴────────────┴──────────────┴─────────────┴────────────┘
  */
 
-import * as z from 'zod';
 import { malformed } from '../documents/index.js';
 import type { Fd } from '../transport/index.js';
+import { z } from '../zod.js';
 import { FdKind } from './fd-kind.js';
 import { eachInTurns } from './in-turns.js';
 import { sealedContent, sealedMemory } from './sealed-memory.js';

@@ -10,8 +10,9 @@
  *
  * A q35 has an ECAM too, but its place is the guest's to choose, and to change. The ports are always there.
  */
-import * as z from 'zod';
+
 import { DevstateError } from '../errors.js';
+import { z } from '../zod.js';
 import { type Cancellable, type Child, childrenOf, property } from './object-model.js';
 import type { QmpClient } from './qmp.js';
 

@@ -12,8 +12,9 @@
  *
  * Both sides need the return path: without it a source takes a failed destination for a completed migration.
  */
-import * as z from 'zod';
+
 import { DevstateError } from '../errors.js';
+import { z } from '../zod.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
 import { takesArgument } from './qmp-schema.js';
 import type { WantedSettings } from './settings.js';

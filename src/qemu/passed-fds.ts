@@ -9,8 +9,9 @@
  *
  * The open file is shared, not copied: QEMU makes it blocking, also for us.
  */
-import * as z from 'zod';
+
 import type { Fd } from '../transport/index.js';
+import { z } from '../zod.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
 interface Cancellable {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Asks a relay by its control socket. */
 
-import * as z from 'zod';
 import { Asker, Channel, documentBytes, MAX_REQUEST_MESSAGE } from '../documents/index.js';
 import { asDevstateError, DevstateError } from '../errors.js';
 import { type HandoffReport, type HandoffStatus, handoffReport, handoffStatus } from '../handoff/index.js';
@@ -14,6 +13,7 @@ import {
   MAX_CONFIG_READS_LENGTH,
   WitnessedVmm,
 } from '../wire/index.js';
+import { z } from '../zod.js';
 import type { ControlRequest, SwitchRequest } from './control.js';
 import type { HandOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';

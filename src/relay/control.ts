@@ -8,12 +8,12 @@
  *     { command: "config-reads", since: NUMBER, vmm: 0 | 1 }      bytes: the reply of DEVSTATE_CONFIG_READS; nil without such a VMM
  */
 
-import * as z from 'zod';
 import { type Answer, answerAll, Channel, MAX_REQUEST_MESSAGE, refuseRequests } from '../documents/index.js';
 import { DevstateError } from '../errors.js';
 import type { HandoffReport, HandoffStatus } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
 import { type ConfigReads, type ConfigReadsRequest, encodeConfigReads, WitnessedVmm } from '../wire/index.js';
+import { z } from '../zod.js';
 import { type HandOverRequest, handOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';
 

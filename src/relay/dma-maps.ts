@@ -66,8 +66,8 @@ export class DmaMaps {
   readonly #ranges = new Map<number, DmaRangeOfVmm>();
   /** In order of address: there may be tens of thousands, and every access of a manager asks for one. */
   readonly #sorted: DmaRangeOfVmm[] = [];
-  /** Those of them that a manager learns of, once it has asked, until they change. */
-  #withFds: DmaRangeOfVmm[] | undefined;
+  /** Those of them that a manager learns of, which asks for some thousands at a time. */
+  readonly #withFds: DmaRangeOfVmm[] = [];
   /** By what they are, and for what they may be used. */
   readonly #files = new Map<string, HeldFile>();
   readonly #held = new Map<Fd, HeldFile>();
@@ -88,11 +88,11 @@ export class DmaMaps {
   }
 
   #put(range: DmaRangeOfVmm): void {
-    this.#withFds = undefined;
-    const index = indexAfter(this.#sorted, range.address);
-    if (this.#ranges.has(range.address)) this.#sorted[index - 1] = range;
-    else this.#sorted.splice(index, 0, range);
+    const before = this.#ranges.get(range.address);
+    if (before !== undefined) this.#takeOut(before);
     this.#ranges.set(range.address, range);
+    putIn(this.#sorted, range);
+    if (range.fd !== undefined) putIn(this.#withFds, range);
   }
 
   /** Whether the file of a range is held already, or this process can hold one more for this VMM. */
@@ -143,27 +143,35 @@ export class DmaMaps {
   }
 
   remove({ flags, address, size }: DmaUnmapRequest): void {
-    this.#withFds = undefined;
     if ((flags & DmaUnmapFlag.ALL) !== 0) {
-      for (const { fd } of this.#sorted) this.#closeFile(fd);
-      this.#ranges.clear();
-      this.#sorted.length = 0;
+      for (const { fd } of this.#withFds) this.#closeFile(fd);
+      this.#forgetRanges();
       return;
     }
     const range = this.#ranges.get(address);
     if (range === undefined || range.size !== size) return;
     this.#closeFile(range.fd);
-    this.#ranges.delete(address);
-    this.#sorted.splice(indexAfter(this.#sorted, address) - 1, 1);
+    this.#takeOut(range);
   }
 
-  /** The ranges as they are now, whose fds stay open until `release`, whatever is unmapped meanwhile. */
+  #takeOut(range: DmaRangeOfVmm): void {
+    this.#ranges.delete(range.address);
+    takeOut(this.#sorted, range);
+    if (range.fd !== undefined) takeOut(this.#withFds, range);
+  }
+
+  #forgetRanges(): void {
+    this.#ranges.clear();
+    this.#sorted.length = 0;
+    this.#withFds.length = 0;
+  }
+
+  /** The ranges as they are now, by address, whose fds stay open until `release`, whatever is unmapped meanwhile. */
   snapshot(): { readonly ranges: readonly DmaRangeOfVmm[]; release(): void } {
-    const ranges = [...this.#ranges.values()];
-    const files = ranges.flatMap(({ fd }) => (fd === undefined ? [] : (this.#held.get(fd) ?? [])));
+    const files = [...this.#files.values()];
     for (const file of files) file.users++;
     return {
-      ranges,
+      ranges: this.#sorted.slice(),
       release: () => {
         for (const { fd } of files) this.#closeFile(fd);
       },
@@ -210,7 +218,6 @@ export class DmaMaps {
 
   /** What a manager learns, as far as it asks: ranges that the device can write without the VMM noticing. */
   entries({ first, most }: DmaMapsRequest): DmaMapEntry[] {
-    this.#withFds ??= this.#sorted.filter(({ fd }) => fd !== undefined);
     return this.#withFds.slice(first, first + most).map(({ address, size, flags }) => ({
       address,
       size,
@@ -254,10 +261,17 @@ export class DmaMaps {
     for (const { fd } of this.#files.values()) fd.close();
     this.#files.clear();
     this.#held.clear();
-    this.#ranges.clear();
-    this.#sorted.length = 0;
-    this.#withFds = undefined;
+    this.#forgetRanges();
   }
+}
+
+/** Adds a range to some that are in order of address. */
+function putIn(sorted: DmaRangeOfVmm[], range: DmaRangeOfVmm): void {
+  sorted.splice(indexAfter(sorted, range.address), 0, range);
+}
+
+function takeOut(sorted: DmaRangeOfVmm[], { address }: DmaRangeOfVmm): void {
+  sorted.splice(indexAfter(sorted, address) - 1, 1);
 }
 
 function fdName(index: number): string {

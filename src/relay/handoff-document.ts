@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What goes over between two relays: the offer, and the document that says what the fds are for. */
 
-import * as z from 'zod';
 import { documentBytes } from '../documents/index.js';
 import { phaseTimes, rangeTable } from '../handoff/index.js';
 import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
+import { z } from '../zod.js';
 
 const unsigned = z.number().int().nonnegative();
 const bytes = documentBytes();

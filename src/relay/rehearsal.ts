@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * What a relay does before it takes another one's place: it captures a session that no VMM uses, and restores it, with the
- * code of a handoff. The first run of any code is slow, and here no VMM waits for it.
+ * code of a handoff. The first run of any code is slow, and here no VMM waits for it; others have their turns between.
  */
 
+import { setImmediate as turn } from 'node:timers/promises';
 import { packDocument, unpackDocument } from '../documents/index.js';
 import { Bundle, parseHandoff } from '../handoff/index.js';
 import { closeAll, type Fd, socketPair } from '../transport/index.js';
@@ -37,11 +38,16 @@ export async function rehearseSession(newSession: (fd: Fd, from?: HandedSession)
   let copies: Fd[] = [];
   try {
     furnish(before, server);
+    await turn();
     const document = await before.capture(packer, new AbortController().signal);
     await packer.seal();
+    await turn();
     copies = packer.entries.map(({ fd }) => fd.duplicate());
     bundle.add(packer.entries, copies);
-    const read = parseHandoff(sessionDocument, unpackDocument(packDocument(document)), 'the rehearsal');
+    const packed = packDocument(document);
+    await turn();
+    const read = parseHandoff(sessionDocument, unpackDocument(packed), 'the rehearsal');
+    await turn();
     (await adoptSession(bundle, read, newSession)).relinquish();
   } finally {
     before.relinquish();

@@ -4,7 +4,6 @@
  * end of a transaction in which it changed, and costs nothing in one in which it did not.
  */
 
-import * as z from 'zod';
 import { CONFIG_SPACE_SIZE, type Device, type DeviceFileKind, type DeviceJournal } from '../device/index.js';
 import type { Effector, SlotSpec } from '../journal/index.js';
 import { native } from '../native/index.js';
@@ -16,6 +15,7 @@ import {
 } from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, MigrationState, RequestError } from '../wire/index.js';
+import { z } from '../zod.js';
 import { openBacking } from './backing.js';
 import { frozenInterrupts } from './device-bundle.js';
 import { bundleEntry, bundleKind } from './device-files.js';

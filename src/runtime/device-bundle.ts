@@ -4,7 +4,7 @@
  * eventfds, the device's own open files. All of it can be taken out, and put in, any number of times.
  */
 
-import * as z from 'zod';
+import { setImmediate as turn } from 'node:timers/promises';
 import type { Device } from '../device/index.js';
 import { parseUuid, uuidToBytes } from '../formats/index.js';
 import {
@@ -22,6 +22,7 @@ import {
 import type { CapturedDevice, DmaPeer, HandoffFormat } from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, RequestError } from '../wire/index.js';
+import { z } from '../zod.js';
 import { openBacking } from './backing.js';
 import { bundleEntry, bundleKind } from './device-files.js';
 import type { DmaRange, DmaTable } from './dma-table.js';
@@ -197,7 +198,9 @@ export class DeviceBundle {
   /** Becomes what the format imagines. @returns false when it imagines nothing */
   async practise(): Promise<boolean> {
     if (this.#choice.load?.practice === undefined) return false;
-    await this.#load(await this.#save('practice'));
+    const state = await this.#save('practice');
+    await turn();
+    await this.#load(state);
     return true;
   }
 

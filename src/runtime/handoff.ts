@@ -8,6 +8,7 @@
  *                                   └▶ relinquish
  */
 
+import { setImmediate as turn } from 'node:timers/promises';
 import { packDocument, unpackDocument } from '../documents/index.js';
 import { Bundle, REHEARSALS } from '../handoff/index.js';
 import { check, native } from '../native/index.js';
@@ -93,7 +94,7 @@ export class DeviceHandoff implements HandoffPort {
 
   /**
    * The device hands itself over to itself: what it cannot do shows now, and the code has been compiled when a guest
-   * waits for it. Left out where the state is large.
+   * waits for it. Left out where the state is large. What is compiled takes its time, and others have their turns between.
    */
   async rehearse(format: HandoffFormat): Promise<void> {
     const { engine, offer } = this.#parts;
@@ -110,6 +111,7 @@ export class DeviceHandoff implements HandoffPort {
     const { device } = this.#parts;
     this.#bundle.choose(format, FormatFlag.SAVE | FormatFlag.LOAD);
     const practised = await this.#bundle.practise();
+    await turn();
     if (practised) {
       for (let round = 0; round < REHEARSALS; round++) await this.#rehearseOnce();
       await device.reset('aborted');
@@ -126,14 +128,20 @@ export class DeviceHandoff implements HandoffPort {
   async #rehearseOnce(): Promise<void> {
     const { memory, interrupts } = this.#parts;
     this.#connectNoVmm();
+    await turn();
     const { entries, document } = await this.capture();
     const bundle = new Bundle();
     const fds = entries.map(({ fd }) => fd);
     try {
+      await turn();
+      const packed = packDocument(document);
       await memory.clear();
       bundle.add(entries, fds);
-      await this.adopt(bundle, unpackDocument(packDocument(document)), noVmm);
+      const unpacked = unpackDocument(packed);
+      await turn();
+      await this.adopt(bundle, unpacked, noVmm);
     } finally {
+      await turn();
       interrupts.disconnect();
       await memory.clear();
       closeAll(fds);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What goes over between a server, its successor and the manager that has one replaced by the other. */
 
-import * as z from 'zod';
 import { documentBytes } from '../documents/index.js';
 import { phaseTimes } from '../handoff/index.js';
 import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
+import { z } from '../zod.js';
 import { backlogSchema } from './backlog-bundle.js';
 import { MAX_NOTE_LENGTH } from './capabilities.js';
 

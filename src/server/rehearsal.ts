@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * What a server does before it takes another one's place: it captures a connection that no VMM uses, and restores it, with
- * the code of a handoff. The first run of any code is slow, and here no VMM waits for it.
+ * the code of a handoff. The first run of any code is slow, and here no VMM waits for it; others have their turns between.
  */
 
+import { setImmediate as turn } from 'node:timers/promises';
 import { packDocument, unpackDocument } from '../documents/index.js';
 import { Bundle, monotonicMs, parseHandoff } from '../handoff/index.js';
 import { closeAll, type Fd, socketPair } from '../transport/index.js';
@@ -24,7 +25,11 @@ export async function rehearseConnection(
     const vmm = await packConnection(await before.freeze(), () => {});
     const note = Uint8Array.of(0);
     const document: ServerDocument = { vmm, waiting: 0, note, heldAtMs: monotonicMs(), device: null };
-    const read = parseHandoff(serverDocument, unpackDocument(packDocument(document)), 'the rehearsal');
+    await turn();
+    const packed = packDocument(document);
+    await turn();
+    const read = parseHandoff(serverDocument, unpackDocument(packed), 'the rehearsal');
+    await turn();
     if (read.vmm !== null) adoptVmm(again, await unpackConnection(read.vmm, bundle)).relinquish();
   } finally {
     before.relinquish();

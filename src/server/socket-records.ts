@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The sockets of a server with a crash journal: which kept fd is which, and what was agreed on with the VMM. */
 
-import * as z from 'zod';
 import { journalError } from '../journal/index.js';
 import type { Fd, Listener } from '../transport/index.js';
 import { capabilitiesSchema, defaultCapabilities } from '../wire/index.js';
+import { z } from '../zod.js';
 import type { FrozenConnection } from './connection.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A process that takes over from its predecessor: the sockets of its desk, and what that did there. */
 
-import type { z } from 'zod';
 import {
   type Adopted,
   type Bundle,
-  collectYoungGarbage,
+  collectGarbage,
   monotonicMs,
   parseHandoff,
   type Receiver,
   rehearseHandoff,
   requireKind,
 } from '../handoff/index.js';
+import type { z } from '../zod.js';
 import { AdoptedSockets } from './adopted-sockets.js';
 import { type Desk, eachSocket } from './desk.js';
 import { LISTENER_NAMES } from './giver.js';
@@ -64,7 +64,7 @@ export class WorkReceiver<Offer extends { generation: number }, Document extends
     this.#generation = offer.generation;
     await this.#kind.prepare(offer);
     await rehearseHandoff();
-    collectYoungGarbage();
+    collectGarbage();
     return null;
   }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What goes over with the fds of an assignment (docs/vfio.md). */
 
-import * as z from 'zod';
 import { documentBytes } from '../documents/index.js';
+import { z } from '../zod.js';
 
 /** Bytes of PCI configuration space that go over. */
 export const CONFIG_LENGTH = 256;

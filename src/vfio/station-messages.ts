@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a station is asked, and answers (docs/handoff.md). */
 
-import * as z from 'zod';
 import { Asker, Channel, MAX_REQUEST_MESSAGE } from '../documents/index.js';
 import { type HandoffReport, handoffReport } from '../handoff/index.js';
 import { connect } from '../transport/index.js';
+import { z } from '../zod.js';
 
 export const stationRequest = z.discriminatedUnion('command', [
   z.object({ command: z.literal('status') }),

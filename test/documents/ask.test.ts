@@ -3,7 +3,6 @@
 
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import * as z from 'zod';
 import {
   type Answer,
   Asker,
@@ -20,6 +19,7 @@ import {
 import { DevstateError } from '../../src/errors.js';
 import { Errno } from '../../src/native/index.js';
 import { closeAll, type Fd, socketPair } from '../../src/transport/index.js';
+import { z } from '../../src/zod.js';
 import { withoutLeak } from '../support/closes.js';
 import { eventfd } from '../support/memory.js';
 import { until } from '../support/served.js';

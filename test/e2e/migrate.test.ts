@@ -2,9 +2,9 @@
 /** Live migrations of a Linux guest that writes to an NVMe disk of ours all the time, between stock QEMUs. */
 import { open } from 'node:fs/promises';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
 import type { MigrateResult } from '../../src/operations/index.js';
 import { queryMigration, queryRunState, resumeVm, stopVm } from '../../src/qemu/index.js';
+import { z } from '../../src/zod.js';
 import { Devstate } from './harness/devstate-process.js';
 import { type LabServer, type LabVm, MigrationLab } from './harness/lab.js';
 import { crc32 } from './harness/written-image.js';

@@ -2,7 +2,6 @@
 /** DMA ranges as they are handed over: byte table, round trip, and what is no such table. */
 import fc from 'fast-check';
 import t from 'tap';
-import * as z from 'zod';
 import { packDocument, unpackDocument } from '../../src/documents/index.js';
 import { sealedContent, sealedMemory } from '../../src/handoff/index.js';
 import {
@@ -14,6 +13,7 @@ import {
   unpackRanges,
 } from '../../src/handoff/range-table.js';
 import type { Fd } from '../../src/transport/index.js';
+import { z } from '../../src/zod.js';
 import { openFds } from '../support/closes.js';
 
 const LEAST = 65;

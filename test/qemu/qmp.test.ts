@@ -8,10 +8,10 @@ import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { z } from 'zod';
 import type { DevstateError } from '../../src/errors.js';
 import { LineSplitter } from '../../src/qemu/line-splitter.js';
 import { QmpClient, QmpCommandError } from '../../src/qemu/qmp.js';
+import { z } from '../../src/zod.js';
 
 const GREETING =
   '{"QMP":{"version":{"qemu":{"major":11,"minor":1,"micro":3},"package":""},"capabilities":[]}}\n';

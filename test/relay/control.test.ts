@@ -2,10 +2,10 @@
 /** Clients of a relay's control socket that stay silent do not keep others from it. */
 
 import t, { type Test } from 'tap';
-import * as z from 'zod';
 import { Asker, Channel } from '../../src/documents/index.js';
 import { type ControlHost, type ControlRequest, ControlServer } from '../../src/relay/control.js';
 import { socketPair } from '../../src/transport/index.js';
+import { z } from '../../src/zod.js';
 import { until } from '../support/served.js';
 
 /** More than may be connected at once. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The ranges of the values in an `NvmeState`. What values say about each other is for the controller that takes them. */
 
-import * as z from 'zod';
 import { DevstateError } from '../../errors.js';
+import { z } from '../../zod.js';
 import type { PciFunctionState } from '../pci/state.js';
 import { pciFunctionDefect } from '../pci/validate.js';
 import type { NvmeState } from './state.js';

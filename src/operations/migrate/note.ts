@@ -4,10 +4,10 @@
  * die, `devstate recover` finds the note there and puts the source back.
  */
 
-import * as z from 'zod';
 import type { MigrationClient } from '../../client/index.js';
 import { packDocument, unpackDocument } from '../../documents/index.js';
 import { PciView, SettingsChange } from '../../qemu/index.js';
+import { z } from '../../zod.js';
 
 /** What was changed of the migration settings of two QEMUs. */
 const ChangedSettings = z.object({ source: SettingsChange, destination: SettingsChange });

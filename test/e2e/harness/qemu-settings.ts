@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What an operation could leave changed in a QEMU. */
-import { z } from 'zod';
+
 import type { QmpClient } from '../../../src/qemu/index.js';
+import { z } from '../../../src/zod.js';
 
 export type Settings = Awaited<ReturnType<typeof settingsOf>>;
 

@@ -4,8 +4,8 @@
  * and may be anything, so every field is bounded here, and `stateProblem` checks what fields say about each other.
  */
 
-import * as z from 'zod';
 import { CONFIG_SPACE_SIZE } from '../../../device/index.js';
+import { z } from '../../../zod.js';
 import {
   AQA_WRITABLE,
   ARBITRATION_WRITABLE,

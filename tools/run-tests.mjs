@@ -6,7 +6,7 @@
 //   --every-node  and then those of FAST again, with each other version of Node.js that tools/node/provision.ts has
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Parser } from 'tap-parser';
@@ -116,6 +116,18 @@ if (lint.status !== 0) {
   count.failed++;
 }
 
+/** Clock ticks of a second in /proc/PID/stat: 100 on every Linux that devstate runs on. */
+const TICKS = 100;
+
+/** Seconds of processor time of all children that have ended, and of theirs that they have waited for. */
+function childrenTime() {
+  const stat = readFileSync('/proc/self/stat', 'latin1');
+  const [, , , , , , , , , , , , , user, system] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(user) + Number(system)) / TICKS;
+}
+
+let accounted = childrenTime();
+
 /**
  * Runs a test file to its end. It is a program that prints TAP, and is started as one: what `tap run` loads into it, and into
  * all processes that it starts, costs more processor time than most of them need themselves.
@@ -128,6 +140,12 @@ async function runTest(program, file, env) {
   const results = once(parser, 'complete').then(([whole]) => whole);
   const test = spawn(program, [file], { env, stdio: ['ignore', 'pipe', 'inherit'] });
   test.stdout.pipe(parser);
+  let processor = 0;
+  test.once('exit', () => {
+    const all = childrenTime();
+    processor = all - accounted;
+    accounted = all;
+  });
   const late = setTimeout(() => test.kill('SIGKILL'), TIMEOUT_MS);
   const [code, signal] = await once(test, 'close');
   clearTimeout(late);
@@ -142,8 +160,10 @@ async function runTest(program, file, env) {
     fail(`${file}: ${why}`);
   }
   for (const key of Object.keys(count)) count[key] += seen[key];
-  const seconds = ((performance.now() - started) / 1000).toFixed(1);
-  console.log(`${seen.failed === 0 ? 'ok' : 'NOT OK'}  ${file}  ${seconds} s`);
+  const [seconds, ofProcessors] = [(performance.now() - started) / 1000, processor].map((s) => s.toFixed(1));
+  console.log(
+    `${seen.failed === 0 ? 'ok' : 'NOT OK'}  ${file}  ${seconds} s, ${ofProcessors} s of processor time`,
+  );
 }
 
 /** Why a test file has failed although no assertion did: it crashed, was cut off, or tests nothing. */
@@ -204,5 +224,6 @@ if (options.includes('--every-node')) {
   }
 }
 
+console.log(`${(childrenTime() / 60).toFixed(1)} minutes of processor time`);
 console.log(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
 process.exit(count.failed === 0 ? 0 : 1);

@@ -17,7 +17,6 @@ export {
 } from './document.js';
 export { FdKind, fdKindName } from './fd-kind.js';
 export { type GiveOptions, type GiveReport, type Giver, give, LEASE_NAME, type Outgoing } from './give.js';
-export { eachInTurns } from './in-turns.js';
 export { Lease } from './lease.js';
 export {
   DEFAULT_TIMEOUTS,

@@ -10,9 +10,9 @@
 
 import { malformed } from '../documents/index.js';
 import type { Fd } from '../transport/index.js';
+import { eachInTurns } from '../turns.js';
 import { z } from '../zod.js';
 import { FdKind } from './fd-kind.js';
-import { eachInTurns } from './in-turns.js';
 import { sealedContent, sealedMemory } from './sealed-memory.js';
 
 /** More than so many are in the file. */

@@ -5,7 +5,7 @@ import { readSync, writeSync } from 'node:fs';
 import { malformed } from '../documents/index.js';
 import { check, native, Seal } from '../native/index.js';
 import { Fd } from '../transport/index.js';
-import { eachInTurns } from './in-turns.js';
+import { eachInTurns } from '../turns.js';
 
 /** Copied at a time, bytes: well below a millisecond. */
 const PIECE = 1024 * 1024;

@@ -4,17 +4,15 @@
  * chunks of the size the reader asks for. Holds at most one chunk and one record more than it was asked for.
  */
 
-import { setImmediate } from 'node:timers/promises';
 import type { StateFormat, StateRecord } from '../device/index.js';
 import { EnvelopeEncoder, type EnvelopeHeader, RecordFlag } from '../formats/index.js';
+import { Turns } from '../turns.js';
 
 type Records = Iterator<StateRecord> | AsyncIterator<StateRecord>;
 
 /** Where records come from. */
 export type RecordSource = Pick<StateFormat, 'begin' | 'save' | 'estimate'>;
 
-/** How long records are encoded before others have a turn, ms. */
-const TURN_MS = 5;
 /** Longer payloads are compressed on another thread. */
 const AT_ONCE_MAX = 256 * 1024;
 
@@ -93,12 +91,9 @@ export class SaveSession {
 
   /** Others have a turn every few milliseconds: much may be compressed to little, and a record may be empty. */
   async #fill(size: number): Promise<void> {
-    let end = performance.now() + TURN_MS;
+    const turns = new Turns();
     while (this.#queued < size && !this.#ended) {
-      if (performance.now() > end) {
-        await setImmediate();
-        end = performance.now() + TURN_MS;
-      }
+      if (turns.isOver) await turns.next();
       this.#records ??= this.#startRound();
       const result = await this.#records.next();
       if (result.done !== true) await this.#encode(result.value);

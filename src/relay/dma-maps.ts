@@ -3,16 +3,10 @@
 
 import { readSync, writeSync } from 'node:fs';
 import { DevstateError } from '../errors.js';
-import {
-  eachInTurns,
-  FdKind,
-  packRanges,
-  type RangeEntry,
-  type RangeTable,
-  unpackRanges,
-} from '../handoff/index.js';
+import { FdKind, packRanges, type RangeEntry, type RangeTable, unpackRanges } from '../handoff/index.js';
 import { native, peerFds } from '../native/index.js';
 import type { Fd } from '../transport/index.js';
+import { eachInTurns } from '../turns.js';
 import {
   type DmaMapEntry,
   DmaMapFlag,

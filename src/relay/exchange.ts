@@ -7,9 +7,9 @@
  */
 
 import { DevstateError } from '../errors.js';
-import { eachInTurns } from '../handoff/index.js';
 import { native } from '../native/index.js';
 import { closeAll } from '../transport/index.js';
+import { eachInTurns } from '../turns.js';
 import {
   Command,
   DMA_MAP_LENGTH,

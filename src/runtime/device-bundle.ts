@@ -10,7 +10,6 @@ import { parseUuid, uuidToBytes } from '../formats/index.js';
 import {
   type Bundle,
   type BundleEntry,
-  eachInTurns,
   FdKind,
   packRanges,
   type RangeEntry,
@@ -21,6 +20,7 @@ import {
 } from '../handoff/index.js';
 import type { CapturedDevice, DmaPeer, HandoffFormat } from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
+import { eachInTurns } from '../turns.js';
 import { DmaMapFlag, Errno, RequestError } from '../wire/index.js';
 import { z } from '../zod.js';
 import { openBacking } from './backing.js';

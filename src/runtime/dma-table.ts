@@ -15,13 +15,11 @@ import {
   type Pin,
 } from '../device/index.js';
 import type { Fd } from '../transport/index.js';
+import { eachInTurns } from '../turns.js';
 import { Errno, indexAfter, RequestError } from '../wire/index.js';
 
 /** Mapped ranges are seen through windows of this size, because one ArrayBuffer cannot span terabytes. */
 export const WINDOW_SIZE = 2 ** 30;
-
-/** Ranges that {@link DmaTable.clear} unmaps in one turn of the event loop. */
-const UNMAP_SLICE = 512;
 
 /** Where a range comes from: what a successor needs to map it again. */
 export interface BackingOrigin {
@@ -148,8 +146,8 @@ export class DmaTable implements GuestMemory {
   }
 
   /**
-   * Removes every range: at once for the device, which faults on all of them from now on. They are unmapped in slices, so
-   * that tens of thousands do not hold up the event loop; a range that is held, with its last pin.
+   * Removes every range: at once for the device, which faults on all of them from now on. They are unmapped in turns,
+   * as there may be tens of thousands, and a range that is held with its last pin.
    */
   async clear(): Promise<void> {
     const entries = this.#regions;
@@ -157,11 +155,10 @@ export class DmaTable implements GuestMemory {
     this.#regions = [];
     this.#generation++;
     const held: Promise<void>[] = [];
-    for (const [index, entry] of entries.entries()) {
+    await eachInTurns(entries, (entry) => {
       const unmapped = this.#release(entry);
       if (unmapped !== undefined) held.push(unmapped);
-      if (index % UNMAP_SLICE === UNMAP_SLICE - 1) await new Promise((resolve) => setImmediate(resolve));
-    }
+    });
     await Promise.all(held);
   }
 

@@ -4,9 +4,9 @@
  * rings at once and how long its transfers are, so neither a count for each queue nor one for all of them is a bound in time.
  */
 
-/** Ms, of all queues together. */
-const TURN_MS = 5;
+import { TURN_MS } from '../../turns.js';
 
+/** Of all queues together. */
 export class Turn {
   #end = 0;
 

@@ -4,8 +4,8 @@
  * Memory is bounded by one record ({@link RECORD_LENGTH_MAX}), and grows only as bytes really arrive.
  */
 import { createHash } from 'node:crypto';
-import { setImmediate as turn } from 'node:timers/promises';
 import { DevstateError } from '../../errors.js';
+import { Turns } from '../../turns.js';
 import {
   COMPRESSION_FLAGS,
   compressionFlags,
@@ -95,8 +95,6 @@ interface PendingRecord {
   payloadCrc: number;
 }
 
-/** How long `pushInTurns` works before others have a turn, ms. */
-const TURN_MS = 5;
 /** Payloads that become longer than this are decompressed on another thread there. */
 const AT_ONCE_MAX = 1024 * 1024;
 
@@ -204,7 +202,7 @@ export class EnvelopeDecoder {
   /** As `#parse`, until it has taken long enough or has to wait. */
   #parseSome(): void | Promise<void> {
     const assembler = this.#assembler;
-    const end = performance.now() + TURN_MS;
+    const turns = new Turns();
     while (this.#state !== 'done') {
       const element = assembler.next();
       if (element === undefined) return undefined;
@@ -213,7 +211,7 @@ export class EnvelopeDecoder {
       if (typeof next !== 'number') return next.then((expected) => this.#parseOn(expected, length));
       assembler.expect(next);
       this.#offset += length;
-      if (performance.now() > end) return turn().then(() => this.#parseSome());
+      if (turns.isOver) return turns.next().then(() => this.#parseSome());
     }
     return this.#requireNoRest();
   }

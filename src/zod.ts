@@ -5,8 +5,8 @@
  * code made at run time (`--disallow-code-generation-from-strings`) can.
  */
 
-import { config, z } from 'zod';
+import { config } from 'zod';
 
 config({ jitless: true });
 
-export { z };
+export * from 'zod';

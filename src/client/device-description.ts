@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a server of ours answers to DEVSTATE_DESCRIPTION. */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 const parameter = z.union([z.string(), z.number(), z.boolean()]);
 const definition = z.object({

@@ -16,7 +16,7 @@ import {
   readU64,
   requireBytes,
 } from '../wire/index.js';
-import type { z } from '../zod.js';
+import type * as z from '../zod.js';
 import type { Client } from './client.js';
 import type { Requester } from './requester.js';
 

@@ -10,7 +10,7 @@
 
 import { asDevstateError, DevstateError, ERROR_CODES, type ErrorCode } from '../errors.js';
 import { closeAll, type Fd } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { Channel, ReceivedMessage } from './channel.js';
 import {
   FIRST_VERSION,

@@ -8,7 +8,7 @@
 import { isUtf8 } from 'node:buffer';
 import { Packr } from 'msgpackr/pack';
 import { asDevstateError, DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 /** Arrays and maps within each other, the outermost included. */
 export const MAX_DOCUMENT_DEPTH = 64;

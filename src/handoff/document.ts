@@ -2,7 +2,7 @@
 /** What all handoffs have in common of the documents that go over and around them. */
 
 import { asDevstateError, DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { HANDOFF_PHASES } from './phases.js';
 
 /** Milliseconds, by phase. */

@@ -11,7 +11,7 @@
 import { malformed } from '../documents/index.js';
 import type { Fd } from '../transport/index.js';
 import { eachInTurns } from '../turns.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { FdKind } from './fd-kind.js';
 import { sealedContent, sealedMemory } from './sealed-memory.js';
 

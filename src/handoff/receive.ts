@@ -16,7 +16,7 @@ import {
 import { asDevstateError, DevstateError } from '../errors.js';
 import { systemLimits } from '../native/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { Bundle } from './bundle.js';
 import { phaseTimes } from './document.js';
 import { FdKind } from './fd-kind.js';

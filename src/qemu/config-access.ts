@@ -12,7 +12,7 @@
  */
 
 import { DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type Cancellable, type Child, childrenOf, property } from './object-model.js';
 import type { QmpClient } from './qmp.js';
 

@@ -3,7 +3,7 @@
  * Whether a guest finds at the destination the CPU that it knows. QEMU's migration stream does not tell: a guest that was
  * started on another CPU arrives, and crashes at the first instruction that this one lacks.
  */
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
 interface Cancellable {

@@ -11,7 +11,7 @@
  * Events and answers of one QMP connection come in the order in which things happened: a client that has an answer has seen
  * every event from before it.
  */
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
 
 interface Cancellable {

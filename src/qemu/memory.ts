@@ -2,7 +2,7 @@
 /** The memory backends of a VM, as far as it matters to a device server that maps them. */
 import type { Stats } from 'node:fs';
 import { stat } from 'node:fs/promises';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { seenBy } from './process-view.js';
 import type { QmpClient } from './qmp.js';
 

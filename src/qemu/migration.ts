@@ -14,7 +14,7 @@
  */
 
 import { DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
 import { takesArgument } from './qmp-schema.js';
 import type { WantedSettings } from './settings.js';

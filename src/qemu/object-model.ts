@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Reads QEMU's object model (QOM): what an object holds, and its properties. */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
 export interface Cancellable {

@@ -11,7 +11,7 @@
  */
 
 import type { Fd } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
 interface Cancellable {

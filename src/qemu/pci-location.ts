@@ -2,7 +2,7 @@
 /** Finds a device among those that QEMU's `query-pci` lists, behind bridges as well. */
 
 import { DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { findConfigAccess } from './config-access.js';
 import type { PciLocation } from './pci-commands.js';
 import type { QmpClient } from './qmp.js';

@@ -9,7 +9,7 @@
 import { dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DevstateError } from '../errors.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { busCount, type ConfigAccess, findConfigAccess } from './config-access.js';
 import { type Cancellable, property } from './object-model.js';
 import { configRead, configWrite, type PciLocation } from './pci-commands.js';

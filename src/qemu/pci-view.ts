@@ -6,7 +6,7 @@
  * from writes to them, and to COMMAND, where the device is mapped and how it interrupts. None of it migrates: at the
  * destination the device is unmapped and mute, until the writes that the guest once made are made again.
  */
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import {
   BAR_COUNT,
   CapabilityId,

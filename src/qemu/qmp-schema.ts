@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a QEMU's commands take, as its own schema says: distributions bring features to older versions, and leave some out. */
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';
 
 const Entities = z.array(

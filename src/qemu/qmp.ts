@@ -14,7 +14,7 @@ import { EventEmitter, on } from 'node:events';
 import { resolve } from 'node:path';
 import { DevstateError } from '../errors.js';
 import type { Fd } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { LineSocket } from './line-socket.js';
 
 /** Longest line taken from QEMU, in bytes; its longest known, the reply to query-qmp-schema, has about 0.3 MB. */

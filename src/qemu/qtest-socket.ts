@@ -15,7 +15,7 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { DevstateError } from '../errors.js';
 import { bindAt, Fd, setSocketOwner } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { executeWithFd } from './passed-fds.js';
 import { seenBy } from './process-view.js';
 import { type QmpClient, QmpCommandError } from './qmp.js';

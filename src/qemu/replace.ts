@@ -8,7 +8,7 @@
  *
  * The rest is as in a migration: `pre-switchover`, `continueMigration`, `completed`.
  */
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { OTHER_WAYS } from './migration.js';
 import type { QmpClient } from './qmp.js';
 import type { WantedSettings } from './settings.js';

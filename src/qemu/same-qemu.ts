@@ -2,7 +2,7 @@
 /** Whether two QMP connections lead to one QEMU: paths do not tell, since one QEMU can have several QMP sockets. */
 
 import { randomUUID } from 'node:crypto';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { QmpClient } from './qmp.js';
 
 const Chardevs = z.array(z.object({ label: z.string() }));

@@ -10,7 +10,7 @@
  *     await putBackSettings(qmp, change);
  */
 import { createHash } from 'node:crypto';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { QmpClient } from './qmp.js';
 
 interface Cancellable {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Which VM a QEMU was started for, as its command line says. */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { QmpClient } from './qmp.js';
 
 const Uuid = z.object({ UUID: z.string() });

@@ -13,7 +13,7 @@ import {
   MAX_CONFIG_READS_LENGTH,
   WitnessedVmm,
 } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { ControlRequest, SwitchRequest } from './control.js';
 import type { HandOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';

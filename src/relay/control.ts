@@ -13,7 +13,7 @@ import { DevstateError } from '../errors.js';
 import type { HandoffReport, HandoffStatus } from '../handoff/index.js';
 import type { Fd } from '../transport/index.js';
 import { type ConfigReads, type ConfigReadsRequest, encodeConfigReads, WitnessedVmm } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type HandOverRequest, handOverRequest } from './handoff-document.js';
 import type { SwitchReport } from './switch.js';
 

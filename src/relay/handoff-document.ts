@@ -5,7 +5,7 @@ import { documentBytes } from '../documents/index.js';
 import { phaseTimes, rangeTable } from '../handoff/index.js';
 import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 const unsigned = z.number().int().nonnegative();
 const bytes = documentBytes();

@@ -15,7 +15,7 @@ import {
 } from '../server/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { DmaMapFlag, Errno, MigrationState, RequestError } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { openBacking } from './backing.js';
 import { frozenInterrupts } from './device-bundle.js';
 import { bundleEntry, bundleKind } from './device-files.js';

@@ -22,7 +22,7 @@ import type { CapturedDevice, DmaPeer, HandoffFormat } from '../server/index.js'
 import { closeAll, type Fd } from '../transport/index.js';
 import { eachInTurns } from '../turns.js';
 import { DmaMapFlag, Errno, RequestError } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { openBacking } from './backing.js';
 import { bundleEntry, bundleKind } from './device-files.js';
 import type { DmaRange, DmaTable } from './dma-table.js';

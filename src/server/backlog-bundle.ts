@@ -8,7 +8,7 @@ import { documentBytes, malformed } from '../documents/index.js';
 import { type Bundle, FdKind, sealedContent, sealedMemory } from '../handoff/index.js';
 import { closeAll, type Fd } from '../transport/index.js';
 import { HEADER_LENGTH, vfioUserFraming } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { MAX_MESSAGE_FDS, MAX_MESSAGE_LENGTH } from './capabilities.js';
 
 /** What may wait on one connection. */

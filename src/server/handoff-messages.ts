@@ -5,7 +5,7 @@ import { documentBytes } from '../documents/index.js';
 import { phaseTimes } from '../handoff/index.js';
 import { SocketName } from '../succession/index.js';
 import { capabilitiesSchema } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { backlogSchema } from './backlog-bundle.js';
 import { MAX_NOTE_LENGTH } from './capabilities.js';
 

@@ -4,7 +4,7 @@
 import { journalError } from '../journal/index.js';
 import type { Fd, Listener } from '../transport/index.js';
 import { capabilitiesSchema, defaultCapabilities } from '../wire/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import type { FrozenConnection } from './connection.js';
 import { type CrashJournal, ServerSlot } from './crash-journal.js';
 

@@ -11,7 +11,7 @@ import {
   rehearseHandoff,
   requireKind,
 } from '../handoff/index.js';
-import type { z } from '../zod.js';
+import type * as z from '../zod.js';
 import { AdoptedSockets } from './adopted-sockets.js';
 import { type Desk, eachSocket } from './desk.js';
 import { LISTENER_NAMES } from './giver.js';

@@ -2,7 +2,7 @@
 /** What goes over with the fds of an assignment (docs/vfio.md). */
 
 import { documentBytes } from '../documents/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 /** Bytes of PCI configuration space that go over. */
 export const CONFIG_LENGTH = 256;

@@ -4,7 +4,7 @@
 import { Asker, Channel, MAX_REQUEST_MESSAGE } from '../documents/index.js';
 import { type HandoffReport, handoffReport } from '../handoff/index.js';
 import { connect } from '../transport/index.js';
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 export const stationRequest = z.discriminatedUnion('command', [
   z.object({ command: z.literal('status') }),

@@ -8,7 +8,7 @@
  *     SET   byte u64, 0 to lock everything again
  */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { readU64, requireBytes, writeU64 } from './reader.js';
 
 export const IMAGE_BYTE_LENGTH = 8;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** DEVSTATE_NEXT_VMM as JSON: the steps that a manager asks for, and how far things are. */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { Errno, RequestError } from './errno.js';
 
 const unsigned = z.number().int().nonnegative();

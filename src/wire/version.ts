@@ -4,7 +4,7 @@
  * sender's capabilities. What a peer sends is checked here; keys that we do not know are ignored.
  */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import {
   DEFAULT_MAX_DATA_XFER_SIZE,
   DEFAULT_MAX_DMA_MAPS,

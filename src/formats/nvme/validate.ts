@@ -2,7 +2,7 @@
 /** The ranges of the values in an `NvmeState`. What values say about each other is for the controller that takes them. */
 
 import { DevstateError } from '../../errors.js';
-import { z } from '../../zod.js';
+import * as z from '../../zod.js';
 import type { PciFunctionState } from '../pci/state.js';
 import { pciFunctionDefect } from '../pci/validate.js';
 import type { NvmeState } from './state.js';

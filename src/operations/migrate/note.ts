@@ -7,7 +7,7 @@
 import type { MigrationClient } from '../../client/index.js';
 import { packDocument, unpackDocument } from '../../documents/index.js';
 import { PciView, SettingsChange } from '../../qemu/index.js';
-import { z } from '../../zod.js';
+import * as z from '../../zod.js';
 
 /** What was changed of the migration settings of two QEMUs. */
 const ChangedSettings = z.object({ source: SettingsChange, destination: SettingsChange });

@@ -18,7 +18,7 @@
 import type { SaveRound, StateFormat, StateLoader, StateRecord } from '../../../device/index.js';
 import { decodeMetadataMap, encodeMetadataMap, NVME_ALDER } from '../../../formats/index.js';
 import { Errno, RequestError } from '../../../wire/index.js';
-import type { z } from '../../../zod.js';
+import type * as z from '../../../zod.js';
 import { type NvmeParameters, namespaceIdentity } from '../spec/index.js';
 import { practiceState } from '../standard/practice-state.js';
 import { standardToAlder } from './standard.js';

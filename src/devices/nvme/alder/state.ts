@@ -5,7 +5,7 @@
  */
 
 import { CONFIG_SPACE_SIZE } from '../../../device/index.js';
-import { z } from '../../../zod.js';
+import * as z from '../../../zod.js';
 import {
   AQA_WRITABLE,
   ARBITRATION_WRITABLE,

@@ -50,7 +50,7 @@ export interface StateFormat {
    * loads for practice, so that no code of the format runs for the first time while a guest waits. Loaded into a device
    * that is reset afterwards and does not run before. Default: it practises with the state of a fresh device.
    */
-  practice?(): Iterable<StateRecord>;
+  practice?(): Iterable<StateRecord> | AsyncIterable<StateRecord>;
 
   /** Begins to load what a producer of version `version` saved. The device is stopped. */
   load(version: { major: number; minor: number }): StateLoader;

@@ -183,9 +183,12 @@ export class StateSessions {
 }
 
 /** What has taken the records and waits for the commit. */
-async function loadedInTurns(format: StateFormat, records: Iterable<StateRecord>): Promise<StateLoader> {
+async function loadedInTurns(
+  format: StateFormat,
+  records: Iterable<StateRecord> | AsyncIterable<StateRecord>,
+): Promise<StateLoader> {
   const loader = format.load(format.version);
-  for (const record of records) {
+  for await (const record of records) {
     await setImmediate();
     loader.record(record);
   }
@@ -197,7 +200,7 @@ async function loadedInTurns(format: StateFormat, records: Iterable<StateRecord>
 function practiceOf(format: StateFormat): RecordSource {
   return {
     async *save() {
-      for (const record of format.practice?.() ?? []) {
+      for await (const record of format.practice?.() ?? []) {
         await setImmediate();
         yield record;
       }

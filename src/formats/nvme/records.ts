@@ -47,9 +47,9 @@ const NO_HEALTH: NvmeState['health'] = {
 
 export const NVME_STANDARD_VERSION = { major: 1, minor: 0 } as const;
 
-/** Does the work of the first encoding and decoding, for one that must not wait for it later. */
-export function prepareNvmeRecords(): void {
-  for (const { codec } of Object.values(RECORDS)) codec.prepare();
+/** Does the work of the first encoding and decoding, in turns, for one that must not wait for it later. */
+export function prepareNvmeRecords(): Promise<void> {
+  return schema.prepare();
 }
 
 export function encodeNvmeState(state: NvmeState): FormatRecord[] {

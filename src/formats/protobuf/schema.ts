@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import protobuf from 'protobufjs';
 import { DevstateError } from '../../errors.js';
 import { PACKAGE_ROOT } from '../../package-root.js';
+import { Turns } from '../../turns.js';
 import type { FieldMap, FieldValue } from '../fields.js';
 
 /** A message larger than this is refused, or one of more messages within it: an empty one costs two bytes here and 2 KiB in memory. */
@@ -33,9 +34,26 @@ export class Schema {
 
   message(name: string): MessageCodec {
     return new MessageCodec(() => {
-      this.#parsed ??= protobuf.parse(this.#text());
-      return this.#parsed.root.lookupType(`${this.#parsed.package ?? ''}.${name}`);
+      const { root, package: prefix = '' } = this.#parse();
+      return root.lookupType(`${prefix}.${name}`);
     });
+  }
+
+  #parse(): protobuf.IParserResult {
+    this.#parsed ??= protobuf.parse(this.#text());
+    return this.#parsed;
+  }
+
+  /** Makes what the first messages need: some tens of milliseconds of work, in turns. */
+  async prepare(): Promise<void> {
+    const turns = new Turns();
+    const { root } = this.#parse();
+    await turns.next();
+    root.resolveAll();
+    for (const type of typesOf(root)) {
+      if (turns.isOver) await turns.next();
+      type.setup();
+    }
   }
 }
 
@@ -54,11 +72,6 @@ export class MessageCodec {
   get #type(): protobuf.Type {
     this.#found ??= this.#find();
     return this.#found;
-  }
-
-  /** Makes now what the first message needs, some milliseconds of work. */
-  prepare(): void {
-    this.#type.setup();
   }
 
   /** @param value fields by their JSON names; others are left out */
@@ -95,6 +108,14 @@ export class MessageCodec {
       throw damaged(`${this.#type.name} has more than ${MESSAGES_MAX} messages within it`);
     }
     return message;
+  }
+}
+
+/** The types of a schema, and those within them. */
+function* typesOf(namespace: protobuf.NamespaceBase): Generator<protobuf.Type> {
+  for (const nested of namespace.nestedArray) {
+    if (nested instanceof protobuf.Type) yield nested;
+    if (nested instanceof protobuf.Namespace) yield* typesOf(nested);
   }
 }
 

@@ -193,7 +193,9 @@ for (const vendor of VENDORS) {
     await device.quiesce();
     const fresh = await current();
     for (const format of device.formats) {
-      await load(format, [...(format.practice?.() ?? [])]);
+      const practised: StateRecord[] = [];
+      for await (const record of format.practice?.() ?? []) practised.push(record);
+      await load(format, practised);
       const state = await current();
       for (const list of ['submissionQueues', 'completionQueues', 'completions', 'commands'] as const)
         t.not(state[list].length, 0, `${format.name}: ${list}`);

@@ -47,13 +47,14 @@ export class NvmeStandardFormat implements StateFormat {
   constructor(readonly controller: StandardNvmeController) {}
 
   /** The state is small: nothing is sent ahead. But the last round, for which the guest waits, is prepared. */
-  *save(round: SaveRound): Iterable<StateRecord> {
+  async *save(round: SaveRound): AsyncIterable<StateRecord> {
     if (round === 'final') yield* nvmeRecords(captured(this.controller));
-    else prepareNvmeRecords();
+    else await prepareNvmeRecords();
   }
 
-  practice(): Iterable<StateRecord> {
-    return nvmeRecords(practiceState(this.controller.parameters));
+  async *practice(): AsyncIterable<StateRecord> {
+    await prepareNvmeRecords();
+    yield* nvmeRecords(practiceState(this.controller.parameters));
   }
 
   /** Asked for while the controller runs, when there is no state to measure. */

@@ -10,7 +10,9 @@ import { once } from 'node:events';
 import { createServer, type Server, type Socket } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import type { GuestRam } from '../../src/guest-driver/index.js';
-import type { Hosts } from './qemu-model.js';
+import type { FunctionPlace } from './pci-function.js';
+import { channelIn, devicesIn, qemuArguments, qmpIn, valuesOf } from './qemu-arguments.js';
+import type { Hosts } from './qemu-hosts.js';
 import { QemuStandIn } from './qemu-stand-in.js';
 
 const PROGRAM = fileURLToPath(new URL('./new-qemu-process.js', import.meta.url));
@@ -52,12 +54,8 @@ export class NewQemu {
   }
 
   /** The command line of one with a vfio-user device, whose QMP is at `qmp`. */
-  command(qmp: string, { id, slot, socket }: { id: string; slot: number; socket: string }): string[] {
-    const device = { driver: 'vfio-user-pci', id, addr: slot, socket: { type: 'unix', path: socket } };
-    return [
-      ...[process.execPath, PROGRAM, this.#path],
-      ...['-qmp', `unix:${qmp},server=on,wait=off`, '-device', JSON.stringify(device)],
-    ];
+  command(qmp: string, device: FunctionPlace): string[] {
+    return [process.execPath, PROGRAM, this.#path, ...qemuArguments(qmp, device)];
   }
 
   get isAlive(): boolean {
@@ -79,18 +77,12 @@ export class NewQemu {
 
   /** The values of an option. */
   values(option: string): string[] {
-    const args = this.args ?? [];
-    return args.filter((_, index) => args[index - 1] === option);
+    return valuesOf(this.args ?? [], option);
   }
 
   #begin(args: readonly string[]): void {
     this.args = args;
-    const channels = this.values('-incoming').map(
-      (one) => JSON.parse(one) as { 'channel-type': string; addr: { path: string } },
-    );
-    const at = (type: string): string =>
-      channels.find((one) => one['channel-type'] === type)?.addr.path ?? '';
-    const [cpr, main] = [at('cpr'), at('main')];
+    const [cpr, main] = [channelIn(args, 'cpr'), channelIn(args, 'main')];
     this.#options.hosts.waiting.set(cpr, () => this.#makeDevices(main));
     this.#cpr = createServer().listen(cpr);
     this.onStart();
@@ -100,11 +92,8 @@ export class NewQemu {
     this.#cpr?.close();
     if (this.hasEnded) return;
     const { hosts, ram, begun } = this.#options;
-    const devices = this.values('-device').map((one) => {
-      const { id, addr, socket } = JSON.parse(one) as { id: string; addr: number; socket: { path: string } };
-      return { id, slot: addr, socket: socket.path };
-    });
-    const qmp = /^unix:([^,]*),/.exec(this.values('-qmp')[0] ?? '')?.[1] ?? '';
+    const args = this.args ?? [];
+    const [qmp, devices] = [qmpIn(args), devicesIn(args)];
     try {
       const incoming = { at: main };
       const qemu = await QemuStandIn.start(qmp, { name: 'the new QEMU', hosts, ram, devices, incoming });

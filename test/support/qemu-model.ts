@@ -7,62 +7,38 @@
  *
  *     run state       running, paused, inmigrate, finish-migrate, postmigrate, prelaunch, suspended, shutdown; with STOP,
  *                     RESUME, RESET, SHUTDOWN, DEVICE_DELETED
- *     migration       source: setup → active → pre-switchover → device → completed | cancelling → cancelled | failed
+ *     migration       source: setup → active → pre-switchover → device → completed | cancelling → cancelled | failing → failed
  *                     destination: setup → active → completed | failed; with MIGRATION. RAM is copied, twice
  *     cpr-transfer    the VM stops first; the new QEMU makes its devices when the old one has reached it, RAM is the same
+ *     cpr-exec        the VM stops before `migrate` is answered; its state waits in a file; the program is executed after
+ *                     `completed`, or `failed` follows
  *     settings        capabilities and parameters, set and shown; capabilities not while a migration is under way
  *     devices         {@link PciFunction}s: real clients of real servers, on an ECAM or a PC's ports
  *     objects         as much of QOM as finds devices, their places and sockets, and the way to configuration space
  *
- * What it does not: guests, CPUs, memory that is unplugged, other devices, postcopy, multifd, TLS, cpr-exec, and time: a
- * migration waits in `active` until it is asked how far it is (`--switchover`), and takes no step while it is not asked
- * anything.
+ * What it does not: guests, CPUs, memory that is unplugged, other devices, postcopy, multifd, TLS, and time: a migration
+ * waits in `active` until it is asked how far it is (`switchover`), and so does a program that reads a file.
  */
+import { readFileSync, writeFileSync } from 'node:fs';
 import { GuestRam, PAGE_SIZE } from '../../src/guest-driver/index.js';
 import { type FunctionPlace, PciFunction } from './pci-function.js';
+import { Accesses } from './qemu-accesses.js';
+import { type Arguments, type Hosts, Refusal } from './qemu-hosts.js';
+import { QemuObjects } from './qemu-objects.js';
 
-export const ECAM = 0xb000_0000;
-const ECAM_BUSES = 4;
-const CONFIG_ADDRESS = 0xcf8;
-const CONFIG_DATA = 0xcfc;
 const RAM_BYTES = 16 * PAGE_SIZE;
 const IDLE = ['none', 'completed', 'failed', 'cancelled'];
-const OPEN_CLASS = 'GenericError';
-
-type Arguments = Readonly<Record<string, unknown>>;
-
-/** QEMU's refusal of a command. */
-export class Refusal extends Error {
-  readonly errorClass: string;
-  constructor(description: string, errorClass = OPEN_CLASS) {
-    super(description);
-    this.errorClass = errorClass;
-  }
-}
-
-/** What connects the QEMUs of one test: who listens where, and how often two of them ran the one VM. */
-export class Hosts {
-  readonly listening = new Map<string, QemuModel>();
-  /** Processes that wait at a cpr channel: what they do when the old QEMU reaches them. Settles when they listen. */
-  readonly waiting = new Map<string, () => Promise<void>>();
-  readonly qemus: QemuModel[] = [];
-  /** Moments at which the VM ran twice. Empty, or something is very wrong. */
-  readonly twice: string[] = [];
-
-  /** A VM's CPUs begin to run. */
-  runs(qemu: QemuModel): void {
-    const others = this.qemus.filter((other) => other !== qemu && other.isRunning);
-    if (others.length > 0) this.twice.push(`${qemu.name} begins to run while ${others[0]?.name} runs`);
-  }
-}
 
 export interface QemuModelOptions {
   /** For messages. */
   readonly name: string;
   readonly hosts: Hosts;
   readonly devices: readonly FunctionPlace[];
-  /** It waits for a VM: where `migrate-incoming` says (`-incoming defer`), or here, and stops when it has come (`-S`). */
-  readonly incoming?: boolean | { readonly at: string };
+  /**
+   * It waits for a VM: where `migrate-incoming` says (`-incoming defer`), here, or in this file; and stops when it has
+   * come (`-S`).
+   */
+  readonly incoming?: boolean | { readonly at: string } | { readonly from: string };
   readonly configWay?: 'ecam' | 'ports';
   /** When a migration that is `active` switches over: when it was asked how far it is, or by itself. Default: asked. */
   readonly switchover?: 'asked' | 'at once';
@@ -86,10 +62,10 @@ export class QemuModel {
   emit: (name: string, data?: object) => void = () => {};
   /** Its process ends. */
   exit: () => void = () => {};
+  /** Its process executes another program, which is there. */
+  become: (command: readonly string[]) => void = () => {};
   /** Work of its own, that comes when the command under way was answered. */
   later: (work: () => void | Promise<void>) => void = () => {};
-  /** A descriptor that was given under a name becomes a server. */
-  listen: (name: string) => void = () => {};
   /** Called when a migration has become active at the source: as the guest, its device writes memory now. */
   whileActive: () => void | Promise<void> = () => {};
   readonly capabilities = new Map<string, boolean>([
@@ -109,9 +85,9 @@ export class QemuModel {
     'tls-creds': '',
     'multifd-compression': 'none',
     mode: 'normal',
+    'cpr-exec-command': [],
   };
-  readonly chardevs = new Map<string, string>([['compat_monitor0', 'unix:/monitor,server=on']]);
-  readonly objects = new Map<string, string>([['ram0', 'memory-backend-memfd']]);
+  readonly objects: QemuObjects;
   readonly #deleted = new Set<string>();
   /** The other end of the migration under way. */
   #peer: QemuModel | undefined;
@@ -119,8 +95,10 @@ export class QemuModel {
   /** How the VM was when the migration had it stopped. */
   #before = 'running';
   #exitOnError = true;
-  #latch = 0;
+  readonly #accesses: Accesses;
   #incomingUri: string | undefined;
+  /** By cpr-exec: where the VM's state is to be. */
+  #file: string | undefined;
 
   private constructor(options: QemuModelOptions) {
     this.options = options;
@@ -129,6 +107,9 @@ export class QemuModel {
     this.ram = options.ram ?? new GuestRam(RAM_BYTES);
     this.#autostart = !this.#incoming;
     this.status = this.#incoming ? 'inmigrate' : 'running';
+    const way = options.configWay ?? 'ecam';
+    this.objects = new QemuObjects(way, () => this.#present);
+    this.#accesses = new Accesses(way, () => this.#present);
     this.hosts.qemus.push(this);
   }
 
@@ -137,7 +118,8 @@ export class QemuModel {
     const qemu = new QemuModel(options);
     for (const place of options.devices) qemu.devices.push(await PciFunction.realize(place, qemu.ram));
     if (typeof options.incoming === 'object') {
-      qemu.hosts.listening.set(options.incoming.at, qemu);
+      if ('at' in options.incoming) qemu.hosts.listening.set(options.incoming.at, qemu);
+      else qemu.#open(options.incoming.from);
       qemu.#setMigration('setup');
     }
     return qemu;
@@ -185,16 +167,11 @@ export class QemuModel {
     stop: () => this.stop(),
     system_reset: () => this.later(() => this.reset()),
     quit: () => this.quit('host-qmp-quit'),
-    'query-chardev': () => [...this.chardevs].map(([label, filename]) => ({ label, filename })),
-    'chardev-add': (args) => this.#addChardev(args as unknown as ChardevArguments),
-    'chardev-remove': ({ id }) => {
-      if (!this.chardevs.delete(String(id))) throw new Refusal(`Chardev '${id}' not found`);
-    },
-    'object-add': ({ 'qom-type': type, id }) => {
-      if (this.objects.has(String(id))) throw new Refusal(`attempt to add duplicate property '${id}'`);
-      this.objects.set(String(id), String(type));
-    },
-    'query-pci': () => [{ bus: 0, devices: this.#present.map((device) => this.#listed(device)) }],
+    'query-chardev': () => this.objects.queryChardev(),
+    'chardev-add': (args) => this.objects.addChardev(args),
+    'chardev-remove': (args) => this.objects.removeChardev(args),
+    'object-add': (args) => this.objects.addObject(args),
+    'query-pci': () => this.objects.queryPci(),
     'query-memdev': () => [{ id: 'ram0', size: this.ram.length, share: true, dump: true, prealloc: false }],
     'query-uuid': () => ({ UUID: '7f1d8d46-7a31-4d4a-9c6c-9cfa6f1a5b11' }),
     'query-name': () => ({ name: 'guest' }),
@@ -206,8 +183,8 @@ export class QemuModel {
     'query-fdsets': () => [],
     'human-monitor-command': () =>
       `Block Name    PSize  Offset  Used  Total\nram0   4 KiB  0x0000000000000000 0x${this.ram.length.toString(16)} 0x${this.ram.length.toString(16)} rw\n`,
-    'qom-list': ({ path }) => this.#children(String(path)),
-    'qom-get': ({ path, property }) => this.#property(String(path), String(property)),
+    'qom-list': ({ path }) => this.objects.children(String(path)),
+    'qom-get': ({ path, property }) => this.objects.property(String(path), String(property)),
     device_del: ({ id }) => this.later(() => this.deleteDevice(String(id))),
   };
 
@@ -292,6 +269,7 @@ export class QemuModel {
     if (status === 'active' && !this.#incoming && this.options.switchover !== 'at once')
       this.later(() => this.#switchOver());
     if (status === 'none') return {};
+    if (this.#file !== undefined && this.#incoming) this.later(() => this.#read());
     const sent = this.#peer === undefined && !IDLE.includes(status) ? 0 : this.ram.length;
     const ram = { total: this.ram.length, transferred: sent, remaining: 0, mbps: 100 };
     return {
@@ -329,6 +307,7 @@ export class QemuModel {
     if (this.status === 'postmigrate')
       throw new Refusal("Can't migrate the vm that was paused due to previous migration");
     const { main, cpr } = channelsOf(args);
+    if (this.parameters.mode === 'cpr-exec') return this.#leaveByFile(main);
     if (this.#isCpr && cpr === undefined) throw new Refusal("missing 'cpr' migration channel");
     this.#setMigration('setup');
     this.later(() => {
@@ -372,6 +351,66 @@ export class QemuModel {
     return this.parameters.mode === 'cpr-transfer';
   }
 
+  /** By cpr-exec. The VM stands when `migrate` is answered. */
+  #leaveByFile(uri: string): void {
+    if (this.#command.length === 0) throw new Refusal('cpr-exec mode requires setting cpr-exec-command');
+    const file = uri.replace(/^file:/, '');
+    this.#setMigration('setup');
+    try {
+      writeFileSync(file, '');
+    } catch {
+      const error = `Could not create '${file}': No such file or directory`;
+      this.#fail(error);
+      throw new Refusal(error);
+    }
+    this.#file = file;
+    this.#stand();
+    this.later(() => {
+      if (this.migration.status !== 'setup') return;
+      this.#setMigration('active');
+      this.later(() => this.#switchOver());
+    });
+  }
+
+  get #command(): readonly string[] {
+    return this.parameters['cpr-exec-command'] as readonly string[];
+  }
+
+  /** All is written down: the program takes this one's place. */
+  #execute(file: string): void {
+    writeFileSync(file, JSON.stringify({ ran: this.#before === 'running' }));
+    this.#file = undefined;
+    this.status = 'postmigrate';
+    this.#setMigration('completed');
+    this.later(() => {
+      const [path = ''] = this.#command;
+      if (this.hosts.programs.has(path)) return this.become(this.#command);
+      this.#setMigration('failed', `execvp ${path} failed: No such file or directory`);
+      // A VM that was paused stays as it is.
+      if (this.#before === 'running') this.#run();
+    });
+  }
+
+  /** A file that is not there ends it; it is open from now on, whatever becomes of its name. */
+  #open(file: string): void {
+    const { ran } = JSON.parse(readFileSync(file, 'utf8')) as { ran: boolean };
+    this.#before = ran ? 'running' : 'paused';
+    this.#file = file;
+  }
+
+  /** The VM has come, from the file. */
+  #read(): void {
+    if (this.#file === undefined) return;
+    this.#file = undefined;
+    this.#arrive(this.#before);
+  }
+
+  #arrive(before: string): void {
+    this.status = 'paused';
+    if (this.#autostart && before === 'running') this.#run();
+    this.#setMigration('completed');
+  }
+
   /** The VM stops to leave. */
   #stand(): void {
     this.#before = this.isRunning ? 'running' : this.status;
@@ -396,14 +435,14 @@ export class QemuModel {
 
   #complete(): void {
     const peer = this.#peer;
-    if (this.migration.status !== 'device' || peer === undefined) return;
+    if (this.migration.status !== 'device') return;
+    if (this.#file !== undefined) this.#execute(this.#file);
+    if (peer === undefined) return;
     peer.ram.copyFrom(this.ram, this.ram.takeTouched());
     peer.later(() => {
       if (peer.migration.status !== 'active' || peer.#peer !== this) return;
       peer.#unlink();
-      peer.status = 'paused';
-      if (peer.#autostart && this.#before === 'running') peer.#run();
-      peer.#setMigration('completed');
+      peer.#arrive(this.#before);
       this.later(() => {
         if (this.migration.status !== 'device') return;
         this.status = 'postmigrate';
@@ -419,8 +458,8 @@ export class QemuModel {
     peer?.later(() => peer.#peerLost());
     this.later(() => {
       if (this.migration.status !== 'cancelling') return;
-      this.#setMigration('cancelled');
       this.#resumeAfter();
+      this.#setMigration('cancelled', 'Switchover is interrupted');
     });
   }
 
@@ -454,6 +493,7 @@ export class QemuModel {
   }
 
   #fail(error: string): void {
+    this.#setMigration('failing', error);
     this.#setMigration('failed', error);
     this.#resumeAfter();
   }
@@ -471,124 +511,14 @@ export class QemuModel {
     if (this.#exitOnError) this.exit();
   }
 
-  // Devices and objects
-
   get #present(): PciFunction[] {
     return this.devices.filter(({ place }) => !this.#deleted.has(place.id));
   }
 
-  #listed({ place: { id, slot }, vendorId, deviceId }: PciFunction): object {
-    return { bus: 0, slot, function: 0, qdev_id: id, id: { vendor: vendorId, device: deviceId }, irq_pin: 1 };
+  /** @returns the answer to a line of qtest's, without its end */
+  qtest(line: string): Promise<string> {
+    return this.#accesses.run(line);
   }
-
-  #addChardev({ id, backend }: ChardevArguments): void {
-    if (this.chardevs.has(id)) throw new Refusal(`Chardev with id '${id}' already exists`);
-    const { addr } = backend.data;
-    if (addr?.type === 'fd') {
-      this.listen(String(addr.data.str));
-      this.chardevs.set(id, `disconnected:unix:${this.qtestPath},server=on`);
-    } else this.chardevs.set(id, backend.type);
-  }
-
-  /** Where the qtest server listens, as its socket says. */
-  qtestPath = '';
-
-  #children(path: string): { name: string; type: string }[] {
-    const child = (name: string, type: string) => ({ name, type: `child<${type}>` });
-    const bridge = `/machine/${this.#bridge}`;
-    if (path === '/objects') return [...this.objects].map(([name, type]) => child(name, type));
-    if (path === '/machine')
-      return [child(this.#bridge, `${this.#bridge}host`), child('peripheral', 'container')];
-    if (path === '/machine/unattached' || path === '/machine/peripheral-anon') return [];
-    if (path === '/machine/peripheral')
-      return this.#present.map(({ place }) => child(place.id, 'vfio-user-pci'));
-    if (path === bridge) return this.#regions.map(({ name }) => child(name, 'memory-region'));
-    const device = this.#present.find(({ place }) => path === `/machine/peripheral/${place.id}`);
-    if (device === undefined) throw new Refusal(`Device '${path}' not found`, 'DeviceNotFound');
-    const socket = device.place.socket.replaceAll('/', '\\x2f');
-    return [child(`vfio-user:${socket} base BAR 0[0]`, 'memory-region'), { name: 'addr', type: 'int32' }];
-  }
-
-  get #bridge(): string {
-    return this.options.configWay === 'ports' ? 'i440FX-pci' : 'gpex-pcie';
-  }
-
-  get #regions(): { name: string; container: string; addr: number; size: number }[] {
-    const io = '/machine/unattached/io[0]';
-    if (this.options.configWay === 'ports')
-      return [
-        { name: 'pci-conf-idx[0]', container: io, addr: CONFIG_ADDRESS, size: 4 },
-        { name: 'pci-conf-data[0]', container: io, addr: CONFIG_DATA, size: 4 },
-      ];
-    const memory = '/machine/unattached/system[0]';
-    return [{ name: 'pcie-ecam[0]', container: memory, addr: ECAM, size: ECAM_BUSES * 2 ** 20 }];
-  }
-
-  #property(path: string, property: string): unknown {
-    const bridge = `/machine/${this.#bridge}`;
-    const region = this.#regions.find(({ name }) => path === `${bridge}/${name}`);
-    const device = this.#present.find(({ place }) => path === `/machine/peripheral/${place.id}`);
-    const found: Record<string, unknown> = {
-      ...(region === undefined ? {} : { container: region.container, addr: region.addr, size: region.size }),
-      ...(device === undefined ? {} : { addr: device.place.slot << 3, parent_bus: `${bridge}/pcie.0` }),
-      ...(path === '/machine' ? { type: 'virt-machine', 'aux-ram-share': true } : {}),
-      ...(path === '/objects/ram0' ? { type: 'memory-backend-memfd' } : {}),
-      ...(path === '/machine/unattached/device[0]' ? { type: 'max-x86_64-cpu' } : {}),
-    };
-    if (property in found) return found[property];
-    throw new Refusal(`Property '${path}.${property}' not found`);
-  }
-
-  // qtest
-
-  /** @returns the answer to a line, without its end */
-  async qtest(line: string): Promise<string> {
-    const [operation = '', place = '', written] = line.split(' ');
-    const address = Number(place);
-    const length = { b: 1, w: 2, l: 4 }[operation.at(-1) ?? ''] ?? 4;
-    const ok = (value: number) => `OK 0x${value.toString(16).padStart(16, '0')}`;
-    const isPort = operation.startsWith('in') || operation.startsWith('out');
-    if (isPort && address === CONFIG_ADDRESS) {
-      if (written === undefined) return ok(this.#latch);
-      this.#latch = Number(written);
-      return 'OK';
-    }
-    const at = isPort ? this.#atPorts(address) : this.#atEcam(address);
-    if (at !== undefined) {
-      if (written === undefined) return ok(await at.device.readConfig(at.offset, length));
-      await at.device.writeConfig(at.offset, length, Number(written));
-      return 'OK';
-    }
-    const word = this.#present.map((device) => device.wordAt(address)).find((one) => one !== undefined);
-    if (written === undefined) return ok(word?.getUint32(0, true) ?? 0xffffffff);
-    word?.setUint32(0, Number(written), true);
-    return 'OK';
-  }
-
-  #atPorts(port: number): { device: PciFunction; offset: number } | undefined {
-    if (port < CONFIG_DATA || port >= CONFIG_DATA + 4 || this.#latch < 0x8000_0000) return undefined;
-    return this.#at(this.#latch & 0xffff00, (this.#latch & 0xfc) + port - CONFIG_DATA);
-  }
-
-  #atEcam(address: number): { device: PciFunction; offset: number } | undefined {
-    const offset = address - ECAM;
-    if (offset < 0 || offset >= ECAM_BUSES * 2 ** 20) return undefined;
-    return this.#at((offset >>> 12) << 8, offset & 0xfff);
-  }
-
-  /** @param where bus, slot and function as in a PC's latch */
-  #at(where: number, offset: number): { device: PciFunction; offset: number } | undefined {
-    const device = this.#present.find(({ place }) => place.slot << 11 === where);
-    return device === undefined || offset >= 256 ? undefined : { device, offset };
-  }
-}
-
-interface ChardevArguments {
-  readonly id: string;
-  readonly backend: {
-    readonly type: string;
-    readonly data: { readonly addr?: { readonly type: string; readonly data: { readonly str?: string } } };
-  };
 }
 
 interface Channel {

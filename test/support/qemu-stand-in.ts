@@ -11,7 +11,8 @@
 import { rmSync } from 'node:fs';
 import { LineSplitter } from '../../src/qemu/line-splitter.js';
 import { type Fd, Listener, StreamSocket } from '../../src/transport/index.js';
-import { QemuModel as Model, type QemuModel, type QemuModelOptions, Refusal } from './qemu-model.js';
+import { Refusal } from './qemu-hosts.js';
+import { QemuModel as Model, type QemuModel, type QemuModelOptions } from './qemu-model.js';
 
 const VERSION = { qemu: { major: 11, minor: 1, micro: 3 }, package: '' };
 const GREETING = { QMP: { version: VERSION, capabilities: ['oob'] } };
@@ -84,6 +85,8 @@ export class QemuStandIn {
   onSilence: () => void = () => {};
   /** Something was asked or answered. */
   onActivity: () => void = () => {};
+  /** Its process is another program by now. */
+  hasExecuted = false;
   /** It has ended. */
   onExit: () => void = () => {};
   silent: 'stuck' | 'hang' | undefined;
@@ -98,11 +101,12 @@ export class QemuStandIn {
   private constructor(path: string, model: QemuModel) {
     this.path = path;
     this.model = model;
-    model.qtestPath = `${path}.qtest`;
+    model.objects.qtestPath = `${path}.qtest`;
     model.emit = (name, data = {}) => this.#event(name, data);
     model.exit = () => this.exit();
     model.later = (work) => this.#enqueue(work);
-    model.listen = (name) => this.#listenQtest(name);
+    model.objects.listen = (name) => this.#listenQtest(name);
+    model.become = (command) => this.#become(command);
     this.#qmp = ChardevServer.listen(path, {
       connected: (peer) => this.#greet(peer),
       line: (peer, line) => this.#takeCommand(peer, line),
@@ -122,12 +126,24 @@ export class QemuStandIn {
   /** Its process ends, as if it were killed. */
   exit(): void {
     if (this.model.ended) return;
+    this.#end();
+    this.onExit();
+  }
+
+  /** Its process executes a program: nothing of it stays but the memory. */
+  #become(command: readonly string[]): void {
+    const { hosts, ram } = this.model;
+    this.hasExecuted = true;
+    this.#end();
+    void hosts.programs.get(command[0] ?? '')?.(command, ram);
+  }
+
+  #end(): void {
     this.model.close();
     this.#queue.length = 0;
     this.#qmp.close();
     this.#qtest?.close();
     for (const fd of this.#given.values()) fd.close();
-    this.onExit();
   }
 
   /** Does what is under way, to have nothing left of it. */

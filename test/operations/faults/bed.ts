@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { type MigrateOptions, type MigrateResult, migrate } from '../../../src/operations/index.js';
 import { Errno, MigrationState, migrationStateName, RequestError } from '../../../src/wire/index.js';
 import { MessageTap } from '../../support/message-tap.js';
-import { Hosts } from '../../support/qemu-model.js';
+import { Hosts } from '../../support/qemu-hosts.js';
 import { QemuStandIn } from '../../support/qemu-stand-in.js';
 import { QuickTime } from '../../support/quick-time.js';
 import type { ScratchDevice } from '../../support/scratch-device.js';

@@ -5,7 +5,8 @@
  * says, word for word, and how both ends are left.
  */
 import t, { type Test } from 'tap';
-import { type QemuModel, Refusal } from '../../support/qemu-model.js';
+import { Refusal } from '../../support/qemu-hosts.js';
+import type { QemuModel } from '../../support/qemu-model.js';
 import { until } from '../../support/served.js';
 import { Bed, ID, type Where } from './bed.js';
 import { whyNotRecovered } from './sweep.js';

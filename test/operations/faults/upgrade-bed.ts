@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * A VM with one vfio-user device whose QEMU can be replaced within a test by cpr-transfer, with no QEMU: stand-ins for the
- * old and the new one, which have the same memory, and one server of a scratch device, which takes a second VMM.
+ * A VM with one vfio-user device whose QEMU can be replaced within a test by cpr-transfer or cpr-exec, with no QEMU:
+ * stand-ins for the old and the new one, which have the same memory, and one server of a scratch device, which takes a
+ * second VMM.
  *
  *     manager ── QMP, qtest ──▶ old and new stand-in ── vfio-user ──▶ server ◀── tap ◀── migration socket ── manager
- *        └── starts ──▶ a process that is the new one's
+ *        │                                │
+ *        │                                └── executes (cpr-exec) ──▶ a program that is a new stand-in in its place
+ *        └── starts (cpr-transfer) ──▶ a process that is the new one's
  */
 import { readdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -19,7 +22,8 @@ import {
 import { migrationStateName } from '../../../src/wire/index.js';
 import { MessageTap } from '../../support/message-tap.js';
 import { NewQemu } from '../../support/new-qemu.js';
-import { Hosts } from '../../support/qemu-model.js';
+import { devicesIn, fileIn, qemuArguments, qmpIn } from '../../support/qemu-arguments.js';
+import { Hosts } from '../../support/qemu-hosts.js';
 import { QemuStandIn } from '../../support/qemu-stand-in.js';
 import { QuickTime } from '../../support/quick-time.js';
 import type { ScratchDevice } from '../../support/scratch-device.js';
@@ -27,7 +31,11 @@ import { type Served, serveScratch, socketFolder } from '../../support/served.js
 import { ID } from './bed.js';
 import { hex, KEPT_AT, STATE, setUpGuest } from './guest.js';
 
+export type Mode = UpgradeQemuOptions['mode'];
+
 const SLOT = 3;
+/** A program that the old QEMU can execute. */
+const PROGRAM = '/opt/qemu/bin/qemu-system';
 const RAM_BYTES = 16 * PAGE_SIZE;
 /** How often to see whether a process that comes or goes has done so, ms. */
 const LOOK_AGAIN_MS = 2;
@@ -36,7 +44,11 @@ export class UpgradeBed {
   readonly hosts = new Hosts();
   readonly time = new QuickTime();
   readonly ram = new GuestRam(RAM_BYTES);
+  readonly mode: Mode;
   old!: QemuStandIn;
+  /** The new QEMU, once its devices were made. */
+  next: QemuStandIn | undefined;
+  /** The process of one that comes by cpr-transfer. */
   newQemu!: NewQemu;
   served!: Served & { readonly scratch: ScratchDevice };
   /** Between the manager and the server. */
@@ -47,6 +59,9 @@ export class UpgradeBed {
   readonly cancel = new AbortController();
   /** Called before the new QEMU is asked anything. */
   onNew: (qemu: QemuStandIn) => void = () => {};
+  /** Why the program that was executed has ended at once. */
+  failure: unknown;
+  #starting: Promise<void> | undefined;
   #before: ReturnType<QemuStandIn['model']['settings']> | undefined;
   #view: ReturnType<UpgradeBed['viewOf']> | undefined;
   #isSilent = false;
@@ -54,7 +69,8 @@ export class UpgradeBed {
   readonly #folder: string;
   readonly #cleanup: (() => unknown)[] = [];
 
-  private constructor() {
+  private constructor(mode: Mode) {
+    this.mode = mode;
     this.#folder = socketFolder(this);
   }
 
@@ -63,8 +79,8 @@ export class UpgradeBed {
     this.#cleanup.push(work);
   }
 
-  static async make(): Promise<UpgradeBed> {
-    const bed = new UpgradeBed();
+  static async make(mode: Mode): Promise<UpgradeBed> {
+    const bed = new UpgradeBed(mode);
     await bed.#setUp();
     return bed;
   }
@@ -87,10 +103,11 @@ export class UpgradeBed {
     this.newQemu = await NewQemu.listen(join(this.#folder, 'new.process'), {
       hosts,
       ram,
-      begun: (qemu) => {
-        this.#listenTo(qemu);
-        this.onNew(qemu);
-      },
+      begun: (qemu) => this.#begun(qemu),
+    });
+    hosts.programs.set(PROGRAM, (command) => {
+      this.#starting = this.startProgram(command);
+      return this.#starting;
     });
     this.#listenTo(this.old);
     this.#listenTo(this.tap);
@@ -98,6 +115,23 @@ export class UpgradeBed {
     this.#before = this.old.model.settings();
     this.#view = this.viewOf(this.old);
   }
+
+  #begun(qemu: QemuStandIn): void {
+    this.next = qemu;
+    this.#listenTo(qemu);
+    this.onNew(qemu);
+  }
+
+  /** Plays the program that the old QEMU has executed; one whose device cannot be made, or that finds no VM, ends. */
+  startProgram = async (command: readonly string[]): Promise<void> => {
+    const { hosts, ram } = this;
+    const [devices, incoming] = [devicesIn(command), { from: fileIn(command) }];
+    try {
+      this.#begun(await QemuStandIn.start(qmpIn(command), { name: 'the new QEMU', hosts, ram, devices, incoming }));
+    } catch (error) {
+      this.failure = error;
+    }
+  };
 
   #listenTo(party: QemuStandIn | MessageTap): void {
     party.onActivity = () => this.time.active();
@@ -108,18 +142,22 @@ export class UpgradeBed {
   }
 
   get options(): UpgradeQemuOptions {
+    const device = { id: ID, slot: SLOT, socket: this.served.path };
+    const isExec = this.mode === 'cpr-exec';
     return {
-      mode: 'cpr-transfer',
+      mode: this.mode,
       sourceQmp: this.old.path,
       devices: [{ id: ID, server: this.tap.path }],
-      command: this.newQemu.command(this.newPath, { id: ID, slot: SLOT, socket: this.served.path }),
+      command: isExec
+        ? [PROGRAM, ...qemuArguments(this.newPath, device)]
+        : this.newQemu.command(this.newPath, device),
       timeoutMs: 500_000,
     };
   }
 
   /** Where the new QEMU offers QMP. */
   get newPath(): string {
-    return join(this.#folder, 'new');
+    return this.mode === 'cpr-exec' ? this.old.path : join(this.#folder, 'new');
   }
 
   /** Upgrades; what comes of it is in `outcome` or `error`. */
@@ -145,6 +183,7 @@ export class UpgradeBed {
     this.phases.push(phase);
     const { newQemu } = this;
     // No limit comes to its end because a real process takes its time.
+    if (this.mode === 'cpr-exec') return;
     if (phase === 'start') void this.#allowTime(() => newQemu.args === undefined && !this.#isSilent);
     if (phase === 'rollback')
       void this.#allowTime(() => newQemu.isAlive && this.old.silent !== 'hang' && !this.old.model.ended);
@@ -171,7 +210,7 @@ export class UpgradeBed {
 
   /** Clients that are still connected, of all that a manager can connect to. */
   get clients(): number {
-    return this.old.clients + (this.newQemu.qemu?.clients ?? 0) + this.tap.clients;
+    return this.old.clients + (this.next?.clients ?? 0) + this.tap.clients;
   }
 
   /** Folders of operations that are still there. */
@@ -181,11 +220,11 @@ export class UpgradeBed {
 
   /** What is not as it is to be when the new QEMU has the VM. */
   async whyNotReplaced(): Promise<string[]> {
-    const { newQemu, old } = this;
-    const wrong = await this.#whyNotIn(newQemu.qemu);
-    if (!newQemu.isAlive) wrong.push("the new QEMU's process has ended");
+    const { next, newQemu, old } = this;
+    const wrong = await this.#whyNotIn(next);
+    if (this.mode === 'cpr-transfer' && !newQemu.isAlive) wrong.push("the new QEMU's process has ended");
     if (old.model.isRunning) wrong.push('the VM runs in the old QEMU');
-    const settings = newQemu.qemu?.model.settings();
+    const settings = next?.model.settings();
     return [...wrong, ...this.#differs('the new settings', settings, this.#before)];
   }
 
@@ -224,6 +263,8 @@ export class UpgradeBed {
     this.time.end();
     this.tap.close();
     await this.newQemu.close();
+    await this.#starting;
+    await this.next?.close();
     await this.old.close();
     for (const work of this.#cleanup.reverse()) await work();
     this.ram.close();

@@ -18,7 +18,7 @@ const NEW = [
 
 t.test('by cpr-transfer', async (t) => {
   await withoutLeak(t, async () => {
-    const bed = await UpgradeBed.make();
+    const bed = await UpgradeBed.make('cpr-transfer');
     const { old, newQemu } = bed;
     await bed.upgrade();
     t.same(bed.error, undefined);

@@ -13,9 +13,9 @@ const POINTS = {
 for (const [what, pointsOf] of Object.entries(POINTS)) {
   t.test(what, async (t) => {
     await withoutLeak(t, async () => {
-      const points = pointsOf(await goodUpgrade());
+      const points = pointsOf(await goodUpgrade('cpr-transfer'));
       t.ok(points.length > 5, `${points.length} runs`);
-      t.same(await sweepUpgrade(points), []);
+      t.same(await sweepUpgrade('cpr-transfer', points), []);
     });
   });
 }

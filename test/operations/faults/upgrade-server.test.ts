@@ -7,8 +7,8 @@ import { goodUpgrade, sweepUpgrade } from './upgrade-sweep.js';
 
 t.test('the server', async (t) => {
   await withoutLeak(t, async () => {
-    const points = serverPoints(await goodUpgrade(), 'source');
+    const points = serverPoints(await goodUpgrade('cpr-transfer'), 'source');
     t.ok(points.length > 20, `${points.length} runs`);
-    t.same(await sweepUpgrade(points), []);
+    t.same(await sweepUpgrade('cpr-transfer', points), []);
   });
 });

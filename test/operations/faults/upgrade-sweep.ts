@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
- * Lets every single thing that an upgrade of QEMU by cpr-transfer asks for go wrong, one in each run, and says what must
- * hold afterwards:
+ * Lets every single thing that an upgrade of QEMU asks for go wrong, one in each run, and says what must hold afterwards:
  *
  *     always                      the VM never runs twice; no connection, no folder is left; QEMU was asked nothing that it
  *                                 does not know
  *     completed                   the VM runs in the new QEMU with its device, its memory, its settings; not in the old one
  *     failed                      the error names the phase; the VM runs in the old QEMU as before; the new one's process is gone
- *     DEVSTATE_E_ROLLBACK         `recover` has it run in the old QEMU, unless it runs in the new one, or the old one is lost
+ *     DEVSTATE_E_ROLLBACK         `recover` has it run in the old QEMU, unless it runs in the new one, or the old one is lost;
+ *                                 with cpr-exec in the new one, once the program was executed
  */
 import { recover } from '../../../src/operations/index.js';
 import type { QemuStandIn } from '../../support/qemu-stand-in.js';
 import { ID } from './bed.js';
 import { type GoodRun, nameOf, type Point } from './sweep.js';
-import { UpgradeBed } from './upgrade-bed.js';
+import { type Mode, UpgradeBed } from './upgrade-bed.js';
 
 /** An upgrade that goes well, and what was asked for in it: the old QEMU is the source, the new one the destination. */
-export async function goodUpgrade(): Promise<GoodRun> {
-  const bed = await UpgradeBed.make();
+export async function goodUpgrade(mode: Mode): Promise<GoodRun> {
+  const bed = await UpgradeBed.make(mode);
   const asked: GoodRun['asked'][number][] = [];
   const requests: GoodRun['requests'][number][] = [];
   bed.old.before = (one) => void asked.push({ ...one, where: 'source', phase: bed.phase });
@@ -52,9 +52,10 @@ function arm(bed: UpgradeBed, point: Point): void {
 }
 
 /** An upgrade for each point. @returns what does not hold after them */
-export async function sweepUpgrade(points: readonly Point[]): Promise<string[]> {
+export async function sweepUpgrade(mode: Mode, points: readonly Point[]): Promise<string[]> {
   const wrong: string[] = [];
-  for (const point of points) wrong.push(...(await upgradeWith(nameOf(point), (bed) => arm(bed, point))));
+  for (const point of points)
+    wrong.push(...(await upgradeWith(mode, nameOf(point), (bed) => arm(bed, point))));
   return wrong;
 }
 
@@ -64,11 +65,12 @@ export async function sweepUpgrade(points: readonly Point[]): Promise<string[]> 
  * @returns what does not hold after it
  */
 export async function upgradeWith(
+  mode: Mode,
   name: string,
   prepare: (bed: UpgradeBed) => void,
   more: (bed: UpgradeBed) => string[] = () => [],
 ): Promise<string[]> {
-  const bed = await UpgradeBed.make();
+  const bed = await UpgradeBed.make(mode);
   try {
     prepare(bed);
     const stalled = bed.time.stalled.then(() => true);
@@ -84,9 +86,9 @@ export async function upgradeWith(
 
 /** What does not hold. */
 export async function judgeUpgrade(bed: UpgradeBed): Promise<string[]> {
-  const { old, newQemu, error, outcome } = bed;
+  const { old, next, error, outcome } = bed;
   const wrong = await whyConnected(bed);
-  for (const qemu of [old, newQemu.qemu])
+  for (const qemu of [old, next])
     wrong.push(...(qemu?.model.unknown ?? []).map((name) => `the model does not know ${name}`));
   if (bed.folders.length > 0) wrong.push(`folders are left: ${bed.folders.join(', ')}`);
   if (error === undefined) {
@@ -98,6 +100,8 @@ export async function judgeUpgrade(bed: UpgradeBed): Promise<string[]> {
   }
   if (!/^DEVSTATE_E_/.test(error.code ?? '')) wrong.push('the error has no code of ours');
   if (!error.message.startsWith(`${bed.phase}: `)) wrong.push(`it does not say ${bed.phase}`);
+  if (old.hasExecuted && error.code !== 'DEVSTATE_E_ROLLBACK')
+    wrong.push('it says that the old QEMU continues, which has executed the new program');
   if (error.code === 'DEVSTATE_E_ROLLBACK') wrong.push(...(await whyNotRecovered(bed)));
   else if (!old.model.ended)
     wrong.push(...(await bed.whyNotBack()).filter((what) => !isTold(what, error.message)));
@@ -116,7 +120,7 @@ function isTold(what: string, message = ''): boolean {
 const NOTICE_MS = 5000;
 
 async function whyConnected(bed: UpgradeBed): Promise<string[]> {
-  const silent = [bed.old, bed.newQemu.qemu].some((qemu) => qemu?.silent !== undefined);
+  const silent = [bed.old, bed.next].some((qemu) => qemu?.silent !== undefined);
   const deadline = Date.now() + NOTICE_MS;
   while (bed.clients > 0 && !silent && Date.now() < deadline)
     await new Promise((resolve) => setImmediate(resolve));
@@ -125,29 +129,31 @@ async function whyConnected(bed: UpgradeBed): Promise<string[]> {
 
 /** The operator has seen to what was wrong, and runs `recover`. */
 async function whyNotRecovered(bed: UpgradeBed): Promise<string[]> {
-  const { old, newQemu } = bed;
+  const { old, next, newQemu } = bed;
   bed.tap.fault = () => undefined;
   // One that offers no QMP yet is killed by hand: no manager can ask it to quit.
-  if (newQemu.qemu === undefined) await newQemu.kill();
-  for (const qemu of [old, newQemu.qemu]) {
+  if (next === undefined) await newQemu.kill();
+  for (const qemu of [old, next]) {
     if (qemu === undefined) continue;
     qemu.fault = () => undefined;
     if (qemu.silent === 'hang') qemu.exit();
     qemu.free();
   }
   // A server that is gone has taken the device along, and a QEMU the VM.
-  if (old.model.ended || bed.tap.hasEnded) return [];
+  const holder = old.hasExecuted ? next : old;
+  if (holder === undefined || holder.model.ended || bed.tap.hasEnded) return [];
   try {
     await recover({
       sourceQmp: old.path,
-      destQmp: bed.newPath,
+      ...(bed.mode === 'cpr-exec' ? {} : { destQmp: bed.newPath }),
       devices: [{ id: ID, source: bed.served.migrationPath }],
     });
   } catch (error) {
     const { code, message } = error as { code: string; message: string };
-    if (code === 'DEVSTATE_E_INCOMPATIBLE' && newQemu.qemu?.model.isRunning === true) return [];
+    if (code === 'DEVSTATE_E_INCOMPATIBLE' && next !== undefined && next.model.isRunning) return [];
     if (code === 'DEVSTATE_E_INCOMPATIBLE' && /may have run/.test(message)) return [];
     return [`recover: ${message}`];
   }
-  return (await bed.whyNotBack()).map((what) => `recover: ${what}`);
+  const wrong = await (old.hasExecuted ? bed.whyNotReplaced() : bed.whyNotBack());
+  return wrong.map((what) => `recover: ${what}`);
 }

@@ -24,7 +24,13 @@ import { type ChangedSettings, readNote } from './migrate/note.js';
 import { putBackAt } from './migrate/qemu-settings.js';
 import { restoreSource, type SourceChanges } from './migrate/rollback.js';
 import { replayIfSilenced } from './migrate/view.js';
-import { finishExec, hasExecuted, type LeftDevice, requireUnclaimed } from './upgrade-qemu/finish.js';
+import {
+  finishExec,
+  hasExecuted,
+  type LeftDevice,
+  requireUnclaimed,
+  untilExecuted,
+} from './upgrade-qemu/finish.js';
 
 export interface RecoverOptions {
   readonly sourceQmp: string;
@@ -76,6 +82,7 @@ export async function recover(options: RecoverOptions): Promise<RecoverResult> {
     }
     for (const one of found) requireOwnNote(one, options);
     await requireProven({ qmp, qtest }, found, options);
+    await untilExecuted(qmp, found);
     if (await hasExecuted(qmp, found)) {
       await finishExec({ qmp, qtest }, found);
       return await resultOf(qmp, found);

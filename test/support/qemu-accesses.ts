@@ -51,7 +51,8 @@ export class Accesses {
     const word = this.#devices()
       .map((device) => device.wordAt(address))
       .find((one) => one !== undefined);
-    if (written === undefined) return ok(word?.getUint32(0, true) ?? 0xffffffff);
+    // Where there is nothing, ports read as ones and memory as zeros.
+    if (written === undefined) return ok(word?.getUint32(0, true) ?? (isPort ? 2 ** (8 * length) - 1 : 0));
     word?.setUint32(0, Number(written), true);
     return 'OK';
   }

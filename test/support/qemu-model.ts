@@ -89,6 +89,8 @@ export class QemuModel {
   };
   readonly objects: QemuObjects;
   readonly #deleted = new Set<string>();
+  /** Its migration is one that comes; until it begins another one itself. */
+  #incoming: boolean;
   /** The other end of the migration under way. */
   #peer: QemuModel | undefined;
   #autostart: boolean;
@@ -105,6 +107,7 @@ export class QemuModel {
     this.name = options.name;
     this.hosts = options.hosts;
     this.ram = options.ram ?? new GuestRam(RAM_BYTES);
+    this.#incoming = options.incoming !== undefined && options.incoming !== false;
     this.#autostart = !this.#incoming;
     this.status = this.#incoming ? 'inmigrate' : 'running';
     const way = options.configWay ?? 'ecam';
@@ -127,10 +130,6 @@ export class QemuModel {
 
   get isRunning(): boolean {
     return !this.ended && (this.status === 'running' || this.status === 'suspended');
-  }
-
-  get #incoming(): boolean {
-    return this.options.incoming !== undefined && this.options.incoming !== false;
   }
 
   /** What an operation could leave changed. */
@@ -162,7 +161,10 @@ export class QemuModel {
     'migrate-continue': () => this.#migrateContinue(),
     migrate_cancel: () => this.#cancel(),
     'query-yank': () => (this.#isMigrating ? [{ type: 'migration' }] : []),
-    yank: () => this.yank(),
+    yank: () => {
+      if (!this.#isMigrating) throw new Refusal('Instance not found', 'DeviceNotFound');
+      this.yank();
+    },
     cont: () => this.cont(),
     stop: () => this.stop(),
     system_reset: () => this.later(() => this.reset()),
@@ -180,7 +182,6 @@ export class QemuModel {
       { name: 'migrate-incoming', 'meta-type': 'command', 'arg-type': '42' },
       { name: '42', 'meta-type': 'object', members: [{ name: 'uri' }, { name: 'exit-on-error' }] },
     ],
-    'query-fdsets': () => [],
     'human-monitor-command': () =>
       `Block Name    PSize  Offset  Used  Total\nram0   4 KiB  0x0000000000000000 0x${this.ram.length.toString(16)} 0x${this.ram.length.toString(16)} rw\n`,
     'qom-list': ({ path }) => this.objects.children(String(path)),
@@ -307,8 +308,13 @@ export class QemuModel {
     if (this.status === 'postmigrate')
       throw new Refusal("Can't migrate the vm that was paused due to previous migration");
     const { main, cpr } = channelsOf(args);
-    if (this.parameters.mode === 'cpr-exec') return this.#leaveByFile(main);
+    if (this.parameters.mode === 'cpr-exec') this.#leaveByFile(main);
+    else this.#leaveBySocket(main, cpr);
+  }
+
+  #leaveBySocket(main: string, cpr: string | undefined): void {
     if (this.#isCpr && cpr === undefined) throw new Refusal("missing 'cpr' migration channel");
+    this.#incoming = false;
     this.#setMigration('setup');
     this.later(() => {
       if (cpr === undefined) this.#connect(main);
@@ -355,6 +361,7 @@ export class QemuModel {
   #leaveByFile(uri: string): void {
     if (this.#command.length === 0) throw new Refusal('cpr-exec mode requires setting cpr-exec-command');
     const file = uri.replace(/^file:/, '');
+    this.#incoming = false;
     this.#setMigration('setup');
     try {
       writeFileSync(file, '');
@@ -437,7 +444,11 @@ export class QemuModel {
     const peer = this.#peer;
     if (this.migration.status !== 'device') return;
     if (this.#file !== undefined) this.#execute(this.#file);
-    if (peer === undefined) return;
+    else if (peer === undefined) this.#peerLost();
+    else this.#send(peer);
+  }
+
+  #send(peer: QemuModel): void {
     peer.ram.copyFrom(this.ram, this.ram.takeTouched());
     peer.later(() => {
       if (peer.migration.status !== 'active' || peer.#peer !== this) return;
@@ -489,13 +500,16 @@ export class QemuModel {
   #peerLost(): void {
     if (this.ended || !this.#isMigrating) return;
     if (this.#incoming) this.#failIncoming('load of migration failed: Input/output error');
+    // One that waits there only keeps it in mind until it is to continue.
+    else if (this.migration.status === 'pre-switchover')
+      this.migration = { ...this.migration, error: 'Unable to write to socket: Broken pipe' };
     else this.#fail('Unable to write to socket: Broken pipe');
   }
 
   #fail(error: string): void {
     this.#setMigration('failing', error);
-    this.#setMigration('failed', error);
     this.#resumeAfter();
+    this.#setMigration('failed', error);
   }
 
   /** A source whose migration has not come to its end has its VM as it was. */

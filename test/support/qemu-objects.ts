@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What a model of QEMU shows of itself: its object model (QOM), its PCI bus, its character devices. */
+
+import type { PciFunction } from './pci-function.js';
 import { CONFIG_ADDRESS, CONFIG_DATA, ECAM, ECAM_BYTES } from './qemu-accesses.js';
 import { type Arguments, Refusal } from './qemu-hosts.js';
-import type { PciFunction } from './pci-function.js';
 
 interface ChardevArguments {
   readonly id: string;
@@ -60,7 +61,9 @@ export class QemuObjects {
     if (!this.chardevs.delete(String(id))) throw new Refusal(`Chardev '${id}' not found`);
   }
 
-  addObject({ 'qom-type': type, id }: Arguments): void {
+  addObject({ 'qom-type': type, id, chardev }: Arguments): void {
+    if (type === 'qtest' && !this.chardevs.has(String(chardev)))
+      throw new Refusal(`Cannot find character device '${chardev}'`);
     if (this.objects.has(String(id)))
       throw new Refusal(`attempt to add duplicate property '${id}' to object (type 'container')`);
     this.objects.set(String(id), String(type));
@@ -87,6 +90,10 @@ export class QemuObjects {
     const bridge = `/machine/${BRIDGES[this.#way].name}`;
     const region = this.#regions.find(({ name }) => path === `${bridge}/${name}`);
     const device = this.#at(path);
+    const isKnown =
+      ['/machine', '/machine/unattached/device[0]'].includes(path) || path.startsWith('/objects/');
+    if (region === undefined && device === undefined && !isKnown)
+      throw new Refusal(`Device '${path}' not found`, 'DeviceNotFound');
     const found: Record<string, unknown> = {
       ...(region === undefined ? {} : { container: region.container, addr: region.addr, size: region.size }),
       ...(device === undefined

@@ -93,6 +93,7 @@ export class QemuStandIn {
   readonly #qmp: ChardevServer;
   #qtest: ChardevServer | undefined;
   readonly #given = new Map<string, Fd>();
+  readonly #sets = new Map<number, readonly { readonly fd: Fd; readonly opaque: unknown }[]>();
   readonly #counts = new Map<string, number>();
   /** The main loop's work. */
   readonly #queue: (() => void | Promise<void>)[] = [];
@@ -144,6 +145,7 @@ export class QemuStandIn {
     this.#qmp.close();
     this.#qtest?.close();
     for (const fd of this.#given.values()) fd.close();
+    for (const { fd } of [...this.#sets.values()].flat()) fd.close();
   }
 
   /** Does what is under way, to have nothing left of it. */
@@ -274,7 +276,31 @@ export class QemuStandIn {
       fd.close();
       return {};
     }
-    return this.model.execute(name, args);
+    return this.#ofSets(peer, name, args) ?? this.model.execute(name, args);
+  }
+
+  /** What is asked of sets of descriptors. */
+  #ofSets(peer: Peer, name: string, args: Readonly<Record<string, unknown>>): unknown {
+    const set = Number(args['fdset-id'] ?? 0);
+    if (name === 'add-fd') {
+      const fd = peer.fds.shift();
+      if (fd === undefined) throw new Refusal('No file descriptor supplied via SCM_RIGHTS');
+      const fds = this.#sets.get(set) ?? [];
+      this.#sets.set(set, [...fds, { fd, opaque: args.opaque }]);
+      return { 'fdset-id': set, fd: fd.number };
+    }
+    if (name === 'remove-fd') {
+      const fds = this.#sets.get(set);
+      if (fds === undefined) throw new Refusal(`File descriptor named 'fdset-id:${set}' not found`);
+      this.#sets.delete(set);
+      for (const { fd } of fds) fd.close();
+      return {};
+    }
+    if (name !== 'query-fdsets') return undefined;
+    return [...this.#sets].map(([id, fds]) => ({
+      'fdset-id': id,
+      fds: fds.map(({ fd, opaque }) => ({ fd: fd.number, ...(opaque === undefined ? {} : { opaque }) })),
+    }));
   }
 
   // qtest

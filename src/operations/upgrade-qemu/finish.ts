@@ -12,9 +12,12 @@ import { clearNote, type Note } from '../migrate/note.js';
 import { runDestinations } from '../migrate/p2p.js';
 import { replay } from '../migrate/view.js';
 import { forEachDevice } from '../phased.js';
+import { delay } from '../waiting.js';
 
 /** How long QEMU and the servers may take, ms. */
 const TIMEOUT_MS = 60_000;
+/** How often QEMU is asked whether it has executed the program, ms. */
+const ASK_AGAIN_MS = 10;
 
 /** A device as it was found. */
 export interface LeftDevice {
@@ -23,6 +26,37 @@ export interface LeftDevice {
   readonly note: Note | undefined;
   /** How its VMMs stand; undefined at a server that knows of no next one. */
   readonly vmms: NextVmmStatus | undefined;
+}
+
+/**
+ * Waits until a QEMU that is just executing another program has, or has failed to; or until that one has read the VM. To go
+ * back, or forward, meanwhile would take the devices from a VM that is about to be there.
+ * @throws DEVSTATE_E_QMP_CLOSED, DEVSTATE_E_TIMEOUT; nothing has changed
+ */
+export async function untilExecuted(qmp: QmpClient, devices: readonly LeftDevice[]): Promise<void> {
+  if (!devices.some(({ note }) => note?.exec === true)) return;
+  const signal = AbortSignal.timeout(TIMEOUT_MS);
+  const next = 'nothing was changed: run devstate recover again when it can be asked';
+  try {
+    while (await isExecuting(qmp, signal)) await delay(ASK_AGAIN_MS);
+  } catch (cause) {
+    if (signal.aborted) {
+      const message = `QEMU has not executed the new program, nor given it up, after ${TIMEOUT_MS / 1000} s; ${next}`;
+      throw new DevstateError('DEVSTATE_E_TIMEOUT', message, { cause });
+    }
+    if (!(cause instanceof DevstateError) || cause.code !== 'DEVSTATE_E_QMP_CLOSED') throw cause;
+    const message = `QEMU has executed the new program just now, or has ended; ${next}`;
+    throw new DevstateError('DEVSTATE_E_QMP_CLOSED', message, { cause });
+  }
+}
+
+async function isExecuting(qmp: QmpClient, signal: AbortSignal): Promise<boolean> {
+  const [{ status }, migration] = [
+    await queryRunState(qmp, { signal }),
+    await queryMigration(qmp, { signal }),
+  ];
+  if (status === 'inmigrate' || migration.status === 'device') return true;
+  return status === 'postmigrate' && migration.status === 'completed';
 }
 
 /** Whether QEMU has executed the new program, which has the VM and waits. */

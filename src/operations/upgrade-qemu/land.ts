@@ -2,7 +2,7 @@
 /** Phase *land*: QEMU's own state goes over; the new connections get the devices. */
 
 import { DevstateError } from '../../errors.js';
-import { continueMigration, queryMigration } from '../../qemu/index.js';
+import { continueMigration, QmpCommandError, queryMigration } from '../../qemu/index.js';
 import { continueToWaiting, requireStopped, resetArrived, wasResetSince } from '../migrate/guest.js';
 import { pauseDevices, runDestinations } from '../migrate/p2p.js';
 import type { Vm } from '../migrate/parties.js';
@@ -74,6 +74,9 @@ async function execute(
   reach: Reach<Revocable>,
 ): Promise<State<'arrived'>> {
   const { source, qmpPath } = landing;
+  landing.signal.throwIfAborted();
+  // Whether it was carried out cannot be taken back, or left open: QEMU executes the program when it has completed.
+  const executing = reach({ ...landing, tag: 'executing', way });
   const signal = AbortSignal.timeout(EXEC_TIMEOUT_MS);
   const gone = source.qmp
     .waitForEvent(() => false, { signal })
@@ -86,18 +89,38 @@ async function execute(
     () => true,
     () => false,
   );
-  await continueMigration(source.qmp, { signal: landing.signal });
-  if (await Promise.race([gone, failed])) {
+  try {
+    await continueMigration(source.qmp, { signal });
+  } catch (error) {
+    if (error instanceof QmpCommandError) reach(landing);
+    throw late(error, signal, 'QEMU has not executed the new program');
+  }
+  const hasFailed = await Promise.race([gone, failed]);
+  if (!hasFailed && signal.aborted)
+    throw late(signal.reason, signal, 'QEMU has not executed the new program');
+  if (hasFailed) {
+    reach(landing);
     const { error } = await queryMigration(source.qmp, { signal });
     const message = `QEMU could not execute the new program: ${error ?? 'its output says why'}`;
     throw new DevstateError('DEVSTATE_E_QEMU_MIGRATION', message);
   }
-  const executed = reach({ ...landing, tag: 'executed', way });
-  const destination = await connectQemu(qmpPath, undefined, signal);
-  const arrived = reach({ ...executed, tag: 'arrived', destination });
-  await untilArrived(destination, signal);
-  await requireNewQemu(arrived, destination, signal);
-  return arrived;
+  const executed = reach({ ...executing, tag: 'executed' });
+  try {
+    const destination = await connectQemu(qmpPath, undefined, signal);
+    const arrived = reach({ ...executed, tag: 'arrived', destination });
+    await untilArrived(destination, signal);
+    await requireNewQemu(arrived, destination, signal);
+    return arrived;
+  } catch (error) {
+    throw late(error, signal, 'the new program cannot be asked, or has not read the VM');
+  }
+}
+
+/** What a time that is over means. */
+function late(error: unknown, signal: AbortSignal, what: string): unknown {
+  if (!signal.aborted) return error;
+  const message = `${what}, after ${EXEC_TIMEOUT_MS / 1000} s`;
+  return new DevstateError('DEVSTATE_E_TIMEOUT', message, { cause: error });
 }
 
 async function resetThere(

@@ -60,8 +60,15 @@ export class Scratch {
   }
 }
 
-/** @param destination the new QEMU, if it was connected to */
-export function closeParties({ source, devices, scratch }: Parties, destination: Vm | undefined): void {
+/**
+ * @param destination the new QEMU, if it was connected to
+ * @param keep the scratch folder stays: a program has still to read what is in it. A later operation removes it
+ */
+export function closeParties(
+  { source, devices, scratch }: Parties,
+  destination: Vm | undefined,
+  keep: boolean,
+): void {
   for (const vm of [source, destination]) {
     vm?.watch.close();
     vm?.guest.close();
@@ -69,5 +76,5 @@ export function closeParties({ source, devices, scratch }: Parties, destination:
     vm?.qmp.close();
   }
   for (const device of devices) device.source.device.close();
-  scratch.remove();
+  if (!keep) scratch.remove();
 }

@@ -8,7 +8,8 @@
  *     start        checked         awaiting, launched (cpr-transfer)                       configured
  *     connect      configured      connecting, migrating                                   at-switchover
  *     switchover   at-switchover   stopping (anew after each reset)                        stopped
- *     land         stopped         landing, executed (cpr-exec), arrived, resetting        landed
+ *     land         stopped         landing, executing, executed (cpr-exec), arrived,       landed
+ *                                  resetting
  *     commit       landed          committing, in-doubt                                    committed
  *
  * A state has what was found out, and what was changed, until then. `rollback` takes each but the last.
@@ -86,6 +87,8 @@ interface States {
   stopped: Captured<ReadyWay>;
   /** QEMU sends its own state, or writes it down and executes the new program. */
   landing: Captured<ReadyWay>;
+  /** With cpr-exec: QEMU was told to write down the rest and to execute the new program; it may have, at any moment. */
+  executing: Captured<Exec>;
   /** With cpr-exec: the old program is gone, and nothing can be undone. */
   executed: Captured<Exec>;
   /** The new QEMU can be asked and gets, or has, QEMU's own state. */
@@ -120,6 +123,7 @@ const PHASES: Readonly<Record<RevocableTag, Exclude<UpgradeQemuPhase, 'rollback'
   stopping: 'switchover',
   stopped: 'switchover',
   landing: 'land',
+  executing: 'land',
   executed: 'land',
   arrived: 'land',
   resetting: 'land',
@@ -143,6 +147,11 @@ export function destinationOf(state: Revocable): Vm | undefined {
   return 'destination' in state ? state.destination : newProcess(state)?.vm;
 }
 
+/** Whether the VM's state may wait in a file still, for a program that is to read it. */
+export function isStateInFile({ tag }: Revocable): boolean {
+  return tag === 'executing' || tag === 'executed';
+}
+
 /** What is looked at while a state lasts. */
 export function watchedOf(state: Revocable): Watched {
   const { source, devices } = state;
@@ -164,6 +173,7 @@ function momentOf(state: Revocable): Watched['moment'] {
     case 'stopped':
       return { tag: 'standing', stand: state.stand };
     case 'landing':
+    case 'executing':
     case 'executed':
     case 'arrived':
       return { tag: 'landing', stand: state.stand, sourceSpent: false, resetThere: false };

@@ -36,8 +36,12 @@ export async function rollback(state: Revocable): Promise<Rollback> {
     case 'stopped':
     case 'landing':
       return goBack(state, stoppedIn(state));
+    case 'executing':
+      return lost(
+        `QEMU was told to execute the new program, and it is unknown whether it has: devstate recover finishes the upgrade, or goes back; the VM's state is in ${state.scratch.state}`,
+      );
     case 'executed':
-      return gone(state);
+      return gone(state, `; the VM's state waits for it in ${state.scratch.state}`);
     case 'arrived':
     case 'resetting':
     case 'landed':
@@ -51,9 +55,9 @@ export async function rollback(state: Revocable): Promise<Rollback> {
 }
 
 /** With cpr-exec there is no old QEMU any more. */
-function gone(state: Revocable): Rollback {
+function gone(state: Revocable, more = ''): Rollback {
   return lost(
-    `QEMU has executed the new program, and what it was before is gone (${phaseOf(state)}). Does it run, devstate recover finishes the upgrade`,
+    `QEMU has executed the new program, and what it was before is gone (${phaseOf(state)}). Does it run, devstate recover finishes the upgrade${more}`,
   );
 }
 

@@ -43,7 +43,15 @@ import { commit } from './commit.js';
 import { connect, start } from './connect.js';
 import { land } from './land.js';
 import { closeParties, type UpgradeDevice } from './parties.js';
-import { destinationOf, newProcess, phaseOf, type Revocable, type State, watchedOf } from './phases.js';
+import {
+  destinationOf,
+  isStateInFile,
+  newProcess,
+  phaseOf,
+  type Revocable,
+  type State,
+  watchedOf,
+} from './phases.js';
 import { rollback } from './rollback.js';
 import { switchover } from './switchover.js';
 import type { UpgradedDevice, UpgradeQemuHooks, UpgradeQemuOptions, UpgradeQemuResult } from './types.js';
@@ -109,7 +117,8 @@ async function upgradeOnce(
         stopwatch,
       );
     } finally {
-      closeParties(checked, destinationOf(course.state));
+      const { state } = course;
+      closeParties(checked, destinationOf(state), isStateInFile(state));
     }
   } finally {
     limits.clear();

@@ -9,7 +9,7 @@
  *        │                                └── executes (cpr-exec) ──▶ a program that is a new stand-in in its place
  *        └── starts (cpr-transfer) ──▶ a process that is the new one's
  */
-import { readdirSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -127,7 +127,9 @@ export class UpgradeBed {
     const { hosts, ram } = this;
     const [devices, incoming] = [devicesIn(command), { from: fileIn(command) }];
     try {
-      this.#begun(await QemuStandIn.start(qmpIn(command), { name: 'the new QEMU', hosts, ram, devices, incoming }));
+      this.#begun(
+        await QemuStandIn.start(qmpIn(command), { name: 'the new QEMU', hosts, ram, devices, incoming }),
+      );
     } catch (error) {
       this.failure = error;
     }
@@ -267,6 +269,8 @@ export class UpgradeBed {
     await this.next?.close();
     await this.old.close();
     for (const work of this.#cleanup.reverse()) await work();
+    // What an error says is left for a program to read.
+    for (const name of this.folders) rmSync(join(tmpdir(), name), { recursive: true });
     this.ram.close();
   }
 }

@@ -7,7 +7,9 @@ import { goodUpgrade, sweepUpgrade } from './upgrade-sweep.js';
 
 t.test('cont', async (t) => {
   await withoutLeak(t, async () => {
-    const points = qmpPoints(await goodUpgrade('cpr-transfer'), 'destination').filter(({ name }) => name === 'cont');
+    const points = qmpPoints(await goodUpgrade('cpr-transfer'), 'destination').filter(
+      ({ name }) => name === 'cont',
+    );
     t.ok(points.length >= 3, `${points.length} runs`);
     t.same(await sweepUpgrade('cpr-transfer', points), []);
   });

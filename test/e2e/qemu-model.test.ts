@@ -50,7 +50,7 @@ interface Side {
   readonly close: () => Promise<void>;
 }
 
-type Name = 'source' | 'cancelled' | 'cut' | 'destination';
+type Name = 'source' | 'cancelled' | 'cut' | 'ended' | 'destination';
 
 /** What is asked of one QEMU, and what of the answer is compared. */
 interface Step {
@@ -341,6 +341,11 @@ const MIGRATED: readonly Step[] = [
   { command: 'migrate-continue', args: { state: 'pre-switchover' }, until: 'RESUME' },
   { command: 'query-status', reads: status },
   { command: 'query-migrate', reads: migration },
+  ...toward('ended'),
+  { on: 'ended', command: 'quit', until: 'closed' },
+  { command: 'query-status', reads: status },
+  { command: 'query-migrate', reads: ({ status }: { status: string }) => status },
+  ...CANCEL,
   ...toward('destination'),
   { on: 'destination', command: 'stop' },
   { command: 'migrate-continue', args: { state: 'pre-switchover' }, until: 'MIGRATION completed' },
@@ -481,7 +486,7 @@ async function runLines({ qmp, path }: Asked, lines: readonly string[]): Promise
   return found;
 }
 
-const WAITING: readonly Name[] = ['cancelled', 'cut', 'destination'];
+const WAITING: readonly Name[] = ['cancelled', 'cut', 'ended', 'destination'];
 
 async function sideOf(
   t: Test,

@@ -250,7 +250,8 @@ const TABLE: readonly Group[] = [
       ['the caller cancels', ended(...CANCELLED, 'paused'), { paused: true }],
       ['the time is over', back(...LATE)],
       ["the source's migration fails", FAILED_HERE],
-      ["the destination's migration fails", FAILED_THERE],
+      // A source that waits at `pre-switchover` says so when it is to continue.
+      ["the destination's migration fails", FAILED_THERE, { phase: 'land' }],
       ['migrate_cancel', CANCELLED_BY_OTHERS],
       ['the guest resets', MOVED, { device: 'reset' }],
       ['stop', MOVED],
@@ -259,7 +260,7 @@ const TABLE: readonly Group[] = [
       ['quit', GONE],
       ['reset at the destination', RESET_THERE],
       ['cont at the destination', MOVED],
-      ['quit at the destination', GONE_THERE],
+      ['quit at the destination', GONE_THERE, { phase: 'land' }],
     ],
   },
   {

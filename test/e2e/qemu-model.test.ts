@@ -62,7 +62,7 @@ interface Step {
   /** What devstate reads of the answer. */
   readonly reads?: (answer: never) => unknown;
   readonly outOfBand?: boolean;
-  /** What comes next comes after this event; the events so far are compared then. `MIGRATION status`, or a name. */
+  /** The last event of those that follow, which are compared when it has come. `MIGRATION status`, or a name. */
   readonly until?: string;
   /** Its process is another program then, which is waited for until it has the VM. */
   readonly executes?: boolean;
@@ -338,7 +338,7 @@ const MIGRATED: readonly Step[] = [
   ...failed('cut'),
   { command: 'query-status', reads: status },
   { command: 'query-migrate', reads: migration },
-  { command: 'migrate-continue', args: { state: 'pre-switchover' }, until: 'RESUME' },
+  { command: 'migrate-continue', args: { state: 'pre-switchover' }, until: 'MIGRATION failed' },
   { command: 'query-status', reads: status },
   { command: 'query-migrate', reads: migration },
   ...toward('ended'),

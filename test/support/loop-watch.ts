@@ -2,7 +2,7 @@
 /** Shows when the event loop of a server that a test file started stood still for too long, and fails the file then. */
 
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { BOUND_MS, type Line } from './loop-watch-hook.js';
@@ -46,12 +46,13 @@ export function takeStops(): string[] {
 
 /**
  * In words, a line of the hook, unless it was the machine that stood still. A processor that is shared with other threads, or
- * other machines, takes up to twice as long for the same work. What is waited for may be a thread that has no processor.
+ * other machines, takes twice as long for the same work and more, and the kernel counts all of it as the thread's: it shows by a
+ * thread that was late, or by more load than there are processors. What is waited for may be a thread that has no processor.
  */
 function stopOf(pid: string, line: string): string[] {
   const { work, waiting, from, to, load, command } = JSON.parse(line) as Line;
   const late = metronome?.lateWithin(from, to) ?? 0;
-  const worked = Math.max(work / 2, work - late);
+  const worked = load > availableParallelism() ? work / 2 : Math.max(work / 2, work - late);
   const ms = worked + Math.max(0, waiting - late);
   if (worked <= BOUND_MS && ms <= BOUND_MS * Math.max(1, load)) return [];
   const [length, ofThat] = [ms, worked].map((one) => one.toFixed(0));

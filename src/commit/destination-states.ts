@@ -18,6 +18,8 @@ import type { DestinationRecord, Outcome, WhyTaken } from './records.js';
 /** `incoming` is being written. There is no copy of the VM yet: it is made when this is over, not before. */
 export interface Accepting extends Base {
   readonly name: 'accepting';
+  /** It was given up meanwhile. */
+  readonly givenUp: boolean;
 }
 
 /** The state comes in. */
@@ -102,7 +104,7 @@ export interface DestinationEnded extends Base {
 }
 
 /** The last word of a destination, which it gives to whoever asks again. */
-export type DestinationWord = 'runs' | 'gaveUp' | 'gone';
+export type DestinationWord = 'runs' | 'declined' | 'gaveUp' | 'gone';
 
 export type DestinationState =
   | Accepting

@@ -101,19 +101,22 @@ export const destinationTable: Table = {
     ...noAnswer,
     ...vmIgnored,
     ...noOperator,
-    persisted: (state) =>
-      go(
+    persisted: (state) => {
+      if (state.givenUp) return move.giveUp(state);
+      return go(
         { ...move.baseOf(state), name: 'receiving' },
         ...say(state, 'ready'),
         timer(state, 'repeat'),
         ...(state.link ? [] : [timer(state, 'patience')]),
-      ),
-    persistFailed: giveUp,
+      );
+    },
+    // There is no copy, and perhaps no record.
+    persistFailed: (state) => move.finish(state, 'returned', 'declined', ...say(state, 'declined')),
     offer: quiet,
     grant: outOfOrder,
-    withdrawn: giveUp,
+    withdrawn: (state) => go({ ...state, givenUp: true }),
     done: outOfOrder,
-    cancel: giveUp,
+    cancel: (state) => go({ ...state, givenUp: true }),
   },
 
   receiving: {
@@ -142,8 +145,8 @@ export const destinationTable: Table = {
     vmRuns: stopVm,
     vmRunFailed: quiet,
     vmStopped: quiet,
-    here: (state, { fenced }) =>
-      fenced ? move.take(state, 'none', 'operator') : refuse(state, 'not-fenced'),
+    // The source may have run since, so what has landed may be old. Only a grant says that it is not.
+    here: nothingToDecide,
     elsewhere: giveUp,
   },
 

@@ -22,7 +22,7 @@ import type { DestinationRecord } from './records.js';
  */
 export function beginDestination(attempt: Attempt, settings: CommitSettings, link: boolean): DestinationStep {
   const base = newBase(attempt, settings, link);
-  return move.go({ ...base, name: 'accepting' }, move.persistIncoming(base));
+  return move.go({ ...base, name: 'accepting', givenUp: false }, move.persistIncoming(base));
 }
 
 /**

@@ -43,6 +43,11 @@ export const destinationMessageSchema = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('waiting'), ...of }),
   /** The VM runs here, or has run here since the grant. */
   z.strictObject({ type: z.literal('runs'), ...of }),
+  /**
+   * The offer is not accepted now; it may be when it comes again. It says nothing of a grant: that needs a word which is as
+   * true after a restart, and this end can write nothing.
+   */
+  z.strictObject({ type: z.literal('declined'), ...of }),
   /** The VM has not run here, and never will in this attempt. */
   z.strictObject({ type: z.literal('gaveUp'), ...of }),
   /** The VM is gone here and does not run any more. It may have run since the grant. */

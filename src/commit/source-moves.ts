@@ -179,23 +179,26 @@ export function answerAfter(
       if (type === 'landed' || type === 'waiting') return go(state, ...sayGrant(state, 'none'));
       return refuse(state, type === 'gaveUp' ? 'contradiction' : 'stale');
     case 'returned':
-      if (type === 'gaveUp') return go(state);
+      if (type === 'gaveUp' || type === 'declined') return go(state);
       // The destination was fenced when the operator decided, so what it says is of before.
       if (type === 'runs' && why !== 'operator') return refuse(state, 'contradiction');
       return go(state, ...say(state, 'withdrawn'));
     case 'lost':
-      if (type === 'gaveUp') return go(state);
+      if (type === 'gaveUp' || type === 'declined') return go(state);
       return go(state, ...say(state, type === 'runs' || type === 'gone' ? 'done' : 'withdrawn'));
   }
 }
 
 /**
  * A destination of an earlier attempt that has not heard how it ended. This end had the VM again when it began the present
- * one, so it was given up. One that says `runs` was fenced by an operator then, or it refuses the answer as a contradiction.
+ * one, so it was given up. Only an operator can have made the VM run there all the same: after this end was fenced, which has
+ * nothing any more then, or before it, and then the destination has nothing, or refuses the answer as a contradiction.
  */
 export function answerEarlier(state: SourceState, { type, vm, generation }: DestinationMessage): SourceStep {
-  if (type === 'gaveUp') return refuse(state, 'stale');
-  return go(state, ...tell(state, { type: 'withdrawn', vm, generation }), { type: 'refuse', code: 'stale' });
+  if (type === 'gaveUp' || type === 'declined') return refuse(state, 'stale');
+  const hasNothing = (state.name === 'closing' || state.name === 'ended') && state.outcome === 'lost';
+  const answer = type === 'runs' && hasNothing ? 'done' : 'withdrawn';
+  return go(state, ...tell(state, { type: answer, vm, generation }), { type: 'refuse', code: 'stale' });
 }
 
 export function refuse(state: SourceState, code: (SourceOutput & { type: 'refuse' })['code']): SourceStep {

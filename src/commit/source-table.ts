@@ -53,8 +53,9 @@ const vmIgnored: Part<'vmRuns' | 'vmRunFailed' | 'vmStopped' | 'vmGone'> = {
 };
 const noOperator: Part<'here' | 'elsewhere'> = { here: nothingToDecide, elsewhere: nothingToDecide };
 /** Messages that wait until it is durable how things stand. The destination repeats them. */
-const later: Part<'ready' | 'landed' | 'waiting' | 'runs' | 'gaveUp' | 'gone'> = {
+const later: Part<'ready' | 'declined' | 'landed' | 'waiting' | 'runs' | 'gaveUp' | 'gone'> = {
   ready: quiet,
+  declined: quiet,
   landed: quiet,
   waiting: quiet,
   runs: quiet,
@@ -79,6 +80,7 @@ const answered = (outcome: 'moved' | 'returned' | 'lost'): Part<keyof typeof lat
       move.answerAfter(state, outcome, 'why' in state ? state.why : undefined, type);
   return {
     ready: answer('ready'),
+    declined: answer('declined'),
     landed: answer('landed'),
     waiting: answer('waiting'),
     runs: answer('runs'),
@@ -95,6 +97,7 @@ const asOutcomeSays: Part<keyof typeof later> = (() => {
         : go(state);
   return {
     ready: answer('ready'),
+    declined: answer('declined'),
     landed: answer('landed'),
     waiting: answer('waiting'),
     runs: answer('runs'),
@@ -120,6 +123,7 @@ export const sourceTable: Table = {
       ),
     persistFailed: (state) => move.giveUp(state, 'running'),
     ready: outOfOrder,
+    declined: outOfOrder,
     landed: outOfOrder,
     gaveUp: outOfOrder,
     vmGone: (state) => move.giveUp(state, 'gone'),
@@ -139,6 +143,7 @@ export const sourceTable: Table = {
     ready: quiet,
     landed: (state) =>
       state.vm === 'running' ? go({ ...state, landed: true }) : move.promise({ ...state, landed: true }),
+    declined: (state) => move.giveUp(state, state.vm),
     gaveUp: (state) => move.giveUp(state, state.vm),
     vmStopped: (state) => {
       const next = { ...state, vm: 'stopped' } as const;
@@ -168,6 +173,7 @@ export const sourceTable: Table = {
     // that it has given up.
     persistFailed: (state) => move.goBack(state, state.vm, 'unsent', ...say(state, 'withdrawn')),
     ready: quiet,
+    declined: quiet,
     landed: quiet,
     gaveUp: quiet,
     vmRuns: stopVm,
@@ -193,6 +199,7 @@ export const sourceTable: Table = {
     held: (state, { token }) => go({ ...state, tokenHeld: true, expected: token ?? state.expected }),
     unreachable: quiet,
     ready: quiet,
+    declined: quiet,
     landed: (state) => go(state, ...move.sayGrant(state, state.arbiter)),
     waiting: move.release,
     runs: move.leave,

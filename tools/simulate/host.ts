@@ -295,12 +295,12 @@ export class Host {
     copy.starting++;
     const runs = this.#runs;
     this.#command(1, 10, () => {
+      if (runs === this.#runs) copy.starting--;
       if (copy.state === 'none') {
         this.tell({ type: 'vmGone' });
         return;
       }
       if (runs !== this.#runs) return;
-      copy.starting--;
       if (copy.state === 'landed' && world.faulty && world.random.chance(0.02)) {
         world.log(this, 'QEMU refuses to run the VM');
         this.tell({ type: 'vmRunFailed' });

@@ -177,7 +177,7 @@ class Schedule {
     const name = host.machine?.state.name;
     const { other } = host;
     if (world.random.chance(0.5)) {
-      if (name === 'granted' || name === 'contending' || name === 'landed') world.decideHere(host);
+      if (name === 'granted' || name === 'contending') world.decideHere(host);
       return;
     }
     // Said of a source only where the operator sees the VM run at the destination.
@@ -223,9 +223,12 @@ class Schedule {
     const tokenOf = (host: Host) => isOwnedSince(attempt!, world.token!, host.name);
     // A copy that may have run was destroyed with its machine: only the witness knows whether it has.
     const unknown = destination.machine?.state.name === 'lost' && isolated === undefined;
+    // A machine that is gone for good talks to nobody.
+    const oneLeft = world.hosts.some((host) => host.destroyed && host !== isolated);
     const excused =
       unknown ||
-      (isolated === destination && (promised || tokenOf(destination))) ||
+      oneLeft ||
+      (isolated === destination && (promised || tokenOf(destination) || source.copy.state === 'none')) ||
       (isolated === source && (!taken || tokenOf(source) || destination.copy.state === 'none'));
     if (excused) this.#features.add('the one that is cut off has the right');
     else if (!this.#isForOperator()) world.violate(`nobody runs the VM, although ${pair} can talk`);
@@ -260,6 +263,7 @@ class Schedule {
     if (this.#running() !== 1 || world.hosts.some(({ alive }) => !alive)) return;
     world.migrations = 1;
     world.connect();
+    this.#runUntil(world.agenda.now + LONG, () => world.isQuiet());
     const before = world.hosts.find(({ copy }) => copy.state === 'running')!;
     if (!world.maybeBegin()) world.violate('no migration can begin any more');
     this.#runUntil(world.agenda.now + LONG, () => before.other.copy.state === 'running' && this.#isOver());
@@ -306,8 +310,8 @@ class Schedule {
     const world = this.#world;
     return world.hosts.some((host) => {
       const state = host.machine?.state;
-      if (state?.name !== 'granted' || !world.killed.has(host.other.name) || host.copy.state === 'none')
-        return false;
+      const isGone = world.killed.has(host.other.name) || host.other.destroyed;
+      if (state?.name !== 'granted' || !isGone || host.copy.state === 'none') return false;
       if (!state.attempt.witness || state.arbiter === 'none') return true;
       return isOwnedSince(state.attempt, world.token!, host.other.name);
     });

@@ -117,6 +117,12 @@ export class World {
 
   // The connection.
 
+  /** There is a connection, and both agents know of it. */
+  isQuiet(): boolean {
+    const { now } = this.agenda;
+    return this.#connected && this.hosts.every(({ link, toldAt }) => link && toldAt < now);
+  }
+
   connect(): void {
     if (this.#connecting || this.#connected) return;
     this.#connecting = true;

@@ -6,6 +6,7 @@ import {
   applySettings,
   destinationSettings,
   planSettings,
+  QmpCommandError,
   queryMigration,
   sourceSettings,
   startIncoming,
@@ -76,7 +77,12 @@ async function beginMigration(
   const { options, source, destination, signal } = configured;
   await saidBy('destination', startIncoming(destination.qmp, options.uri, { signal }));
   destination.watch.begin();
-  await saidBy('source', startMigration(source.qmp, options.uri, { signal }));
+  const begun = startMigration(source.qmp, options.uri, { signal }).catch((error: unknown) => {
+    // It may have begun all the same: the answer was lost, or not waited for. One that refuses may be at somebody else's.
+    if (!(error instanceof QmpCommandError)) reach({ ...configured, tag: 'migrating' });
+    throw error;
+  });
+  await saidBy('source', begun);
   source.watch.begin();
   return reach({ ...configured, tag: 'migrating' });
 }

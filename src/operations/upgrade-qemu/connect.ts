@@ -7,6 +7,7 @@
 import {
   applySettings,
   execArguments,
+  QmpCommandError,
   replaceSettings,
   startExec,
   startTransfer,
@@ -73,9 +74,14 @@ export async function connect(
   const connecting = reach({ ...configured, tag: 'connecting' });
   const { options, source, scratch, signal, report } = connecting;
   report({ phase: 'connect' });
-  if (options.mode === 'cpr-exec') {
-    await startExec(source.qmp, scratch.state, { signal });
-  } else await startTransfer(source.qmp, scratch, { signal });
+  try {
+    if (options.mode === 'cpr-exec') await startExec(source.qmp, scratch.state, { signal });
+    else await startTransfer(source.qmp, scratch, { signal });
+  } catch (error) {
+    // It may have begun all the same: the answer was lost, or not waited for. One that refuses may be at somebody else's.
+    if (!(error instanceof QmpCommandError)) reach({ ...connecting, tag: 'migrating' });
+    throw error;
+  }
   source.watch.begin();
   const migrating = reach({ ...connecting, tag: 'migrating' });
   const stopped = source.watch.waitFor('pre-switchover', { signal });

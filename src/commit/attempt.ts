@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** One attempt to migrate a VM: what both ends agree on before anything is moved. */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { generationSchema, nameSchema, type Token, tokenSchema } from './token.js';
 
 export const attemptSchema = z

@@ -4,7 +4,7 @@
  * things stand, so that a repetition does no harm, and the answer to it is how things stand at the other end.
  */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { attemptSchema } from './attempt.js';
 import { generationSchema, nameSchema } from './token.js';
 

@@ -4,7 +4,7 @@
  * never changed.
  */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 import { type Attempt, attemptSchema } from './attempt.js';
 import { arbiterSchema } from './messages.js';
 import { generationSchema, nameSchema } from './token.js';

@@ -4,7 +4,7 @@
  * generation. So one value is there at most once, and a request that comes late compares with a value that is gone for good.
  */
 
-import { z } from '../zod.js';
+import * as z from '../zod.js';
 
 /** Longest name of a VM or a host. */
 const MAX_NAME = 255;

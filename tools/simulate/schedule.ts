@@ -310,7 +310,9 @@ class Schedule {
     const world = this.#world;
     return world.hosts.some((host) => {
       const state = host.machine?.state;
-      const isGone = world.killed.has(host.other.name) || host.other.destroyed;
+      // The last: it could not write that it gave up, so after a restart it does not know that any more.
+      const { destroyed, machine } = host.other;
+      const isGone = world.killed.has(host.other.name) || destroyed || machine?.state.name === 'lost';
       if (state?.name !== 'granted' || !isGone || host.copy.state === 'none') return false;
       if (!state.attempt.witness || state.arbiter === 'none') return true;
       return isOwnedSince(state.attempt, world.token!, host.other.name);

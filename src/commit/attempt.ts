@@ -41,3 +41,9 @@ export function isOwnedSince(attempt: Attempt, token: Token, owner: string): boo
 export function nextGeneration(...seen: readonly number[]): number {
   return Math.max(0, ...seen) + 1;
 }
+
+/** What carries an attempt says of itself that it is of this one. */
+export function isOfItsAttempt(of: { vm: string; generation: number; attempt: Attempt }): boolean {
+  return of.vm === of.attempt.vm && of.generation === of.attempt.generation;
+}
+export const OF_ITS_ATTEMPT = 'the VM or the generation is not that of the attempt';

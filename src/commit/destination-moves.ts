@@ -68,7 +68,7 @@ export function take(state: Base, arbiter: Arbiter, why: WhyTaken): DestinationS
 
 /** The grant is durable. */
 export function taken(state: Taking): DestinationStep {
-  return state.arbiter === 'none' ? start(state, 'word') : contend(state, true);
+  return state.arbiter === 'none' ? start(state, 'word', state.why) : contend(state, true);
 }
 
 /** Rule 4: the token is taken before `cont`. */
@@ -93,9 +93,9 @@ export function takeRelease(state: Contending, why: WhyTaken): DestinationStep {
 }
 
 /** There is a right, and what gives it is durable: the VM runs. */
-export function start(state: Base, right: Starting['right']): DestinationStep {
+export function start(state: Base, right: Starting['right'], why: WhyTaken): DestinationStep {
   return go(
-    { ...baseOf(state), name: 'starting', right, settled: isSettled(state, right) },
+    { ...baseOf(state), name: 'starting', right, why, settled: isSettled(state, right) },
     { type: 'run' },
     timer(state, 'repeat'),
   );
@@ -111,7 +111,8 @@ export function running(
   state: Base,
   from: { right: Starting['right']; noted: boolean; vm: Running['vm'] },
 ): DestinationStep {
-  const settled = isSettled(state, from.right);
+  // An end that has nothing any more does not ask: the VM may run at the other one by now, by an operator's decision.
+  const settled = from.vm === 'gone' || isSettled(state, from.right);
   const next: Running = { ...baseOf(state), name: 'running', ...from, done: false, settled };
   const outputs = [...say(state, 'runs'), ...(from.noted ? [] : [persistRan(state)]), timer(state, 'repeat')];
   if (settled) return go(next, ...outputs);

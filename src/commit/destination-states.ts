@@ -59,6 +59,7 @@ export interface Starting extends Base {
   /** Whether the right is the token, or there is none. Else the token has still to be made right. */
   readonly settled: boolean;
   readonly right: 'token' | 'word';
+  readonly why: WhyTaken;
 }
 
 /** The VM runs here, or has. The source is told until it knows. */

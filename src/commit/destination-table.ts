@@ -184,7 +184,7 @@ export const destinationTable: Table = {
       const step = move.askAgain(state);
       return go(step.state, ...say(state, 'waiting'), ...step.outputs);
     },
-    won: (state, { token }) => move.start({ ...state, token }, 'token'),
+    won: (state, { token }) => move.start({ ...state, token }, 'token', 'grant'),
     held: giveUp,
     unreachable: move.waitForWord,
     offer: quiet,
@@ -206,7 +206,7 @@ export const destinationTable: Table = {
     ...noAnswer,
     ...noOperator,
     ...later,
-    persisted: (state, { record }) => (record === 'taken' ? move.start(state, 'word') : go(state)),
+    persisted: (state, { record }) => (record === 'taken' ? move.start(state, 'word', state.why) : go(state)),
     persistFailed: (state, { record }) =>
       record === 'taken'
         ? go({ ...move.baseOf(state), name: 'contending', fresh: state.fresh }, timer(state, 'witness'))
@@ -234,8 +234,8 @@ export const destinationTable: Table = {
     done: outOfOrder,
     vmLanded: quiet,
     vmRuns: (state) => move.running(state, { right: state.right, noted: false, vm: 'running' }),
-    // It has not run and is not going to: the source is the one that can.
-    vmRunFailed: giveUp,
+    // It has not run, and the source can. But what an operator has decided is the only copy: it is told to run again.
+    vmRunFailed: (state) => (state.why === 'grant' ? move.giveUp(state) : go(state)),
     vmStopped: quiet,
     vmGone: move.lose,
     cancel: tooLate,
@@ -276,7 +276,7 @@ export const destinationTable: Table = {
     vmRuns: quiet,
     vmRunFailed: quiet,
     vmStopped: quiet,
-    vmGone: (state) => go({ ...state, vm: 'gone' }),
+    vmGone: (state) => move.maybeClose({ ...state, vm: 'gone', settled: true }),
     cancel: tooLate,
   },
 

@@ -47,7 +47,7 @@ export function restartDestination(
       // Only this end runs it, and only by right.
       if (vm === 'running') return move.running(base, { right, noted: false, vm });
       if (vm === 'gone') return move.lose(base);
-      return right === 'word' ? move.start(base, right) : move.contend(base, false);
+      return right === 'word' ? move.start(base, right, last.why) : move.contend(base, false);
     }
     case 'ran': {
       const byWord = records.some((record) => record.type === 'taken' && record.arbiter === 'none');

@@ -5,7 +5,7 @@
  */
 
 import * as z from '../zod.js';
-import { attemptSchema } from './attempt.js';
+import { attemptSchema, isOfItsAttempt, OF_ITS_ATTEMPT } from './attempt.js';
 import { generationSchema, nameSchema } from './token.js';
 
 const of = { vm: nameSchema, generation: generationSchema };
@@ -20,7 +20,9 @@ export type Arbiter = z.infer<typeof arbiterSchema>;
 /** From the source to the destination. */
 export const sourceMessageSchema = z.discriminatedUnion('type', [
   /** An attempt begins. */
-  z.strictObject({ type: z.literal('offer'), ...of, attempt: attemptSchema }),
+  z
+    .strictObject({ type: z.literal('offer'), ...of, attempt: attemptSchema })
+    .refine(isOfItsAttempt, OF_ITS_ATTEMPT),
   /**
    * The source does not run the VM until it knows that the destination does not (rule 2). `witness`: or until it has the
    * token, so the destination must have it to run. `none`: the source does not ask the witness any more.

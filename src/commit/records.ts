@@ -5,7 +5,7 @@
  */
 
 import * as z from '../zod.js';
-import { type Attempt, attemptSchema } from './attempt.js';
+import { type Attempt, attemptSchema, isOfItsAttempt, OF_ITS_ATTEMPT } from './attempt.js';
 import { arbiterSchema } from './messages.js';
 import { generationSchema, nameSchema } from './token.js';
 
@@ -30,7 +30,9 @@ export const outcomeSchema = z.enum([
 export type Outcome = z.infer<typeof outcomeSchema>;
 
 export const sourceRecordSchema = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('begun'), ...of, attempt: attemptSchema }),
+  z
+    .strictObject({ type: z.literal('begun'), ...of, attempt: attemptSchema })
+    .refine(isOfItsAttempt, OF_ITS_ATTEMPT),
   /** The promise of rule 2. A second one, with `none`, gives up the way by the witness too. */
   z.strictObject({ type: z.literal('granted'), ...of, arbiter: arbiterSchema }),
   /** The promise is void, and the VM may run here. */
@@ -43,7 +45,9 @@ export const sourceRecordSchema = z.discriminatedUnion('type', [
 export type SourceRecord = z.infer<typeof sourceRecordSchema>;
 
 export const destinationRecordSchema = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('incoming'), ...of, attempt: attemptSchema }),
+  z
+    .strictObject({ type: z.literal('incoming'), ...of, attempt: attemptSchema })
+    .refine(isOfItsAttempt, OF_ITS_ATTEMPT),
   /** The grant. With `none` the VM may run from here on, with `witness` once the token is taken. */
   z.strictObject({ type: z.literal('taken'), ...of, arbiter: arbiterSchema, why: whyTakenSchema }),
   /** The VM has run here. Written while it does, so it may be missing. */

@@ -165,6 +165,11 @@ export function close(
   );
 }
 
+export function finish(state: Base, outcome: Outcome, why: WhyBack | undefined): SourceStep {
+  const { token } = state;
+  return go({ ...baseOf(state), name: 'ended', outcome, why }, { type: 'finish', outcome, token });
+}
+
 /** What a source that has the VM no more, or again, answers. */
 export function answerAfter(
   state: SourceState,

@@ -18,6 +18,9 @@ import type { Outcome, SourceRecord, WhyBack } from './records.js';
 /** `begun` is being written. Nothing has happened yet. */
 export interface Beginning extends Base {
   readonly name: 'beginning';
+  readonly vm: VmFound;
+  /** It was given up meanwhile. */
+  readonly givenUp: boolean;
 }
 
 /** Before the grant: either end may give up (rule 1). */

@@ -111,23 +111,28 @@ export const sourceTable: Table = {
     ...link,
     ...noTimers,
     ...noAnswer,
-    ...vmIgnored,
     ...noOperator,
     ...noGrantYet,
-    persisted: (state) =>
-      go(
-        { ...move.baseOf(state), name: 'migrating', vm: 'running', landed: false },
+    persisted: (state) => {
+      if (state.givenUp) return move.giveUp(state, state.vm);
+      return go(
+        { ...move.baseOf(state), name: 'migrating', vm: state.vm, landed: false },
         ...move.sayOffer(state),
         timer(state, 'repeat'),
         ...(state.link ? [] : [timer(state, 'patience')]),
-      ),
-    persistFailed: (state) => move.giveUp(state, 'running'),
+      );
+    },
+    // The generation may be used again, so nothing is said of it, and nobody has heard of it.
+    persistFailed: (state) => move.finish(state, state.vm === 'gone' ? 'lost' : 'returned', undefined),
     ready: outOfOrder,
     declined: outOfOrder,
     landed: outOfOrder,
     gaveUp: outOfOrder,
-    vmGone: (state) => move.giveUp(state, 'gone'),
-    cancel: (state) => move.giveUp(state, 'running'),
+    vmRuns: quiet,
+    vmRunFailed: quiet,
+    vmStopped: quiet,
+    vmGone: (state) => go({ ...state, vm: 'gone', givenUp: true }),
+    cancel: (state) => go({ ...state, givenUp: true }),
   },
 
   migrating: {
@@ -348,9 +353,7 @@ export const sourceTable: Table = {
     ...asOutcomeSays,
     ...vmIgnored,
     persisted: (state, { record }) => {
-      if (record !== 'closed') return go(state);
-      const { outcome, why, token } = state;
-      return go({ ...move.baseOf(state), name: 'ended', outcome, why }, { type: 'finish', outcome, token });
+      return record === 'closed' ? move.finish(state, state.outcome, state.why) : go(state);
     },
     persistFailed: quiet,
     patience: quiet,

@@ -17,7 +17,7 @@ import { type Detail, sourceTable } from './source-table.js';
  */
 export function beginSource(attempt: Attempt, settings: CommitSettings, link: boolean): SourceStep {
   const base = newBase(attempt, settings, link);
-  return move.go({ ...base, name: 'beginning' }, move.persistBegun(base));
+  return move.go({ ...base, name: 'beginning', vm: 'running', givenUp: false }, move.persistBegun(base));
 }
 
 /**

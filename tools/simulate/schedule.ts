@@ -36,7 +36,7 @@ export interface Result {
 /** Events of one schedule. One that has more goes in circles. */
 const MAX_EVENTS = 100_000;
 /** How long it may take until all is decided, in ms: many times the longest time that a machine waits for anything. */
-const LONG = 12_000;
+const LONG = 6_000;
 
 export function runSchedule(seed: number, options: { traced?: boolean; protocol?: Protocol } = {}): Result {
   const { traced = false, protocol = PROTOCOL } = options;

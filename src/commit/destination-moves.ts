@@ -13,16 +13,9 @@ import type {
   Taking,
   TakingRelease,
 } from './destination-states.js';
-import { ask, type Base, type RefusalCode, timer } from './machine.js';
+import { ask, type Base, baseOf, type RefusalCode, subjectOf, timer } from './machine.js';
 import type { Arbiter, DestinationMessage } from './messages.js';
 import type { DestinationRecord, Outcome, WhyTaken } from './records.js';
-
-const of = ({ attempt: { vm, generation } }: Base) => ({ vm, generation });
-
-/** Fields that every state has, without those of one state alone. */
-export function baseOf({ attempt, settings, link, asked, expected, token }: Base): Base {
-  return { attempt, settings, link, asked, expected, token };
-}
 
 export function go(state: DestinationState, ...outputs: readonly DestinationOutput[]): DestinationStep {
   return { state, outputs };
@@ -33,7 +26,7 @@ export function refuse(state: DestinationState, code: RefusalCode): DestinationS
 }
 
 export function say(state: Base, type: DestinationMessage['type']): DestinationOutput[] {
-  return state.link ? [{ type: 'send', message: { type, ...of(state) } }] : [];
+  return state.link ? [{ type: 'send', message: { type, ...subjectOf(state) } }] : [];
 }
 
 function persist(record: DestinationRecord): DestinationOutput {
@@ -41,24 +34,24 @@ function persist(record: DestinationRecord): DestinationOutput {
 }
 
 export function persistIncoming(state: Base): DestinationOutput {
-  return persist({ type: 'incoming', ...of(state), attempt: state.attempt });
+  return persist({ type: 'incoming', ...subjectOf(state), attempt: state.attempt });
 }
 
 export function persistTaken(state: Base, arbiter: Arbiter, why: WhyTaken): DestinationOutput {
-  return persist({ type: 'taken', ...of(state), arbiter, why });
+  return persist({ type: 'taken', ...subjectOf(state), arbiter, why });
 }
 
 export function persistRan(state: Base): DestinationOutput {
-  return persist({ type: 'ran', ...of(state) });
+  return persist({ type: 'ran', ...subjectOf(state) });
 }
 
 export function persistLast(state: Base, outcome: Outcome, word: DestinationWord): DestinationOutput {
   if (word === 'gaveUp') return persistGaveUp(state);
-  return persist({ type: 'finished', ...of(state), outcome });
+  return persist({ type: 'finished', ...subjectOf(state), outcome });
 }
 
 function persistGaveUp(state: Base): DestinationOutput {
-  return persist({ type: 'gaveUp', ...of(state) });
+  return persist({ type: 'gaveUp', ...subjectOf(state) });
 }
 
 /** Rule 3: the grant is written before anything follows from it. */

@@ -4,9 +4,10 @@
  * nothing is done, and of cells of its own; one that lacks a cell does not compile. The rules are those of docs/commit.md.
  */
 
+import { commonCells } from './cells.js';
 import * as move from './destination-moves.js';
 import type { DestinationKind, DestinationState, DestinationStep } from './destination-states.js';
-import { timer } from './machine.js';
+import { baseOf, timer } from './machine.js';
 import type { Arbiter } from './messages.js';
 import type { Token } from './token.js';
 
@@ -29,34 +30,12 @@ type Table = { readonly [N in DestinationState['name']]: Row<Extract<Destination
 /** A part of a row. */
 type Part<K extends DestinationKind> = { readonly [P in K]: Cell<DestinationState> };
 
-/** Nothing is to be done, and nothing is wrong. */
-const quiet: Cell<DestinationState> = (state) => go(state);
-const outOfOrder: Cell<DestinationState> = (state) => refuse(state, 'out-of-order');
-const contradiction: Cell<DestinationState> = (state) => refuse(state, 'contradiction');
-const tooLate: Cell<DestinationState> = (state) => refuse(state, 'too-late');
-const nothingToDecide: Cell<DestinationState> = (state) => refuse(state, 'nothing-to-decide');
-const gone: Cell<DestinationState> = (state) => refuse(state, 'vm-gone');
+const { quiet, outOfOrder, contradiction, tooLate, nothingToDecide, stopVm, ...cells } =
+  commonCells<DestinationState>();
+const { vmGone, link, nothingWritten, noTimers, noAnswer, noOperator } = cells;
+const vmIgnored = { ...cells.vmIgnored, vmLanded: quiet };
 const giveUp: Cell<DestinationState> = (state) => move.giveUp(state);
 
-/** The connection is only noted: what there is to say is said by the repeat timer, or as an answer. */
-const link: Part<'connected' | 'disconnected'> = {
-  connected: (state) => go({ ...state, link: true }),
-  disconnected: (state) => go({ ...state, link: false }),
-};
-/** A record of an earlier state, which another way has overtaken. */
-const nothingWritten: Part<'persisted' | 'persistFailed'> = { persisted: quiet, persistFailed: quiet };
-/** Timers that earlier states have set. */
-const noTimers: Part<'patience' | 'repeat' | 'witness'> = { patience: quiet, repeat: quiet, witness: quiet };
-/** An answer that nobody waits for any more: the right is another one by now, or given up. */
-const noAnswer: Part<'won' | 'held' | 'unreachable'> = { won: quiet, held: quiet, unreachable: quiet };
-const vmIgnored: Part<'vmRuns' | 'vmRunFailed' | 'vmStopped' | 'vmGone' | 'vmLanded'> = {
-  vmRuns: quiet,
-  vmRunFailed: quiet,
-  vmStopped: quiet,
-  vmGone: quiet,
-  vmLanded: quiet,
-};
-const noOperator: Part<'here' | 'elsewhere'> = { here: nothingToDecide, elsewhere: nothingToDecide };
 /** Messages that wait until it is durable how things stand. The source repeats them. */
 const later: Part<'offer' | 'grant' | 'withdrawn' | 'done'> = {
   offer: quiet,
@@ -64,10 +43,6 @@ const later: Part<'offer' | 'grant' | 'withdrawn' | 'done'> = {
   withdrawn: quiet,
   done: quiet,
 };
-
-/** The VM runs although there is no right to it: somebody else's `cont`. */
-const stopVm: Cell<DestinationState> = (state) =>
-  go(state, { type: 'stop' }, { type: 'refuse', code: 'no-right' });
 
 /** Before the grant: the source is told how things stand, and if it stays away this end gives up by itself (rule 1). */
 const beforeGrant = (
@@ -104,7 +79,7 @@ export const destinationTable: Table = {
     persisted: (state) => {
       if (state.givenUp) return move.giveUp(state);
       return go(
-        { ...move.baseOf(state), name: 'receiving' },
+        { ...baseOf(state), name: 'receiving' },
         ...say(state, 'ready'),
         timer(state, 'repeat'),
         ...(state.link ? [] : [timer(state, 'patience')]),
@@ -127,7 +102,7 @@ export const destinationTable: Table = {
     grant: outOfOrder,
     done: outOfOrder,
     vmLanded: (state) =>
-      go({ ...move.baseOf(state), name: 'landed' }, ...say(state, 'landed'), timer(state, 'repeat')),
+      go({ ...baseOf(state), name: 'landed' }, ...say(state, 'landed'), timer(state, 'repeat')),
     vmRuns: stopVm,
     vmRunFailed: quiet,
     vmStopped: quiet,
@@ -209,7 +184,7 @@ export const destinationTable: Table = {
     persisted: (state, { record }) => (record === 'taken' ? move.start(state, 'word', state.why) : go(state)),
     persistFailed: (state, { record }) =>
       record === 'taken'
-        ? go({ ...move.baseOf(state), name: 'contending', fresh: state.fresh }, timer(state, 'witness'))
+        ? go({ ...baseOf(state), name: 'contending', fresh: state.fresh }, timer(state, 'witness'))
         : go(state),
     ...noTimers,
     vmLanded: quiet,
@@ -328,7 +303,7 @@ export const destinationTable: Table = {
     withdrawn: (state) => move.close(state, 'returned', 'gone'),
     done: (state) => move.close(state, 'lost', 'gone'),
     cancel: tooLate,
-    here: gone,
+    here: vmGone,
     elsewhere: (state) => move.close(state, 'lost', 'gone'),
   },
 

@@ -149,6 +149,16 @@ export function newBase(attempt: Attempt, settings: CommitSettings, link: boolea
   return { attempt, settings, link, asked: 0, expected: attempt.from, token: undefined };
 }
 
+/** Fields that every state has, without those of one state alone. */
+export function baseOf({ attempt, settings, link, asked, expected, token }: Base): Base {
+  return { attempt, settings, link, asked, expected, token };
+}
+
+/** What every message and every record says of its attempt. */
+export function subjectOf({ attempt: { vm, generation } }: Base) {
+  return { vm, generation };
+}
+
 /** A compare-and-set that gives the VM to `owner`, and the timer that waits for its answer. */
 export function ask<S extends Base>(state: S, owner: string): [S, AskOutput] {
   const { attempt, expected } = state;

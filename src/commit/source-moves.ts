@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the source does when it leaves one state for another: the state that is entered, and what entering it puts out. */
 
-import { ask, type Base, timer, type VmFound } from './machine.js';
+import { ask, type Base, baseOf, subjectOf, timer, type VmFound } from './machine.js';
 import type { Arbiter, DestinationMessage, SourceMessage } from './messages.js';
 import type { Outcome, SourceRecord, WhyBack } from './records.js';
 import type {
@@ -15,27 +15,20 @@ import type {
   SourceStep,
 } from './source-states.js';
 
-const of = ({ attempt: { vm, generation } }: Base) => ({ vm, generation });
-
-/** Fields that every state has, without those of one state alone. */
-export function baseOf({ attempt, settings, link, asked, expected, token }: Base): Base {
-  return { attempt, settings, link, asked, expected, token };
-}
-
 export function go(state: SourceState, ...outputs: readonly SourceOutput[]): SourceStep {
   return { state, outputs };
 }
 
 export function say(state: Base, type: 'withdrawn' | 'done'): SourceOutput[] {
-  return tell(state, { type, ...of(state) });
+  return tell(state, { type, ...subjectOf(state) });
 }
 
 export function sayGrant(state: Base, arbiter: Arbiter): SourceOutput[] {
-  return tell(state, { type: 'grant', ...of(state), arbiter });
+  return tell(state, { type: 'grant', ...subjectOf(state), arbiter });
 }
 
 export function sayOffer(state: Base): SourceOutput[] {
-  return tell(state, { type: 'offer', ...of(state), attempt: state.attempt });
+  return tell(state, { type: 'offer', ...subjectOf(state), attempt: state.attempt });
 }
 
 function tell({ link }: Base, message: SourceMessage): SourceOutput[] {
@@ -47,23 +40,23 @@ function persist(record: SourceRecord): SourceOutput {
 }
 
 export function persistBegun(state: Base): SourceOutput {
-  return persist({ type: 'begun', ...of(state), attempt: state.attempt });
+  return persist({ type: 'begun', ...subjectOf(state), attempt: state.attempt });
 }
 
 export function persistGranted(state: Base, arbiter: Arbiter): SourceOutput {
-  return persist({ type: 'granted', ...of(state), arbiter });
+  return persist({ type: 'granted', ...subjectOf(state), arbiter });
 }
 
 export function persistBack(state: GoingBack): SourceOutput {
-  return persist({ type: 'back', ...of(state), why: state.why });
+  return persist({ type: 'back', ...subjectOf(state), why: state.why });
 }
 
 export function persistMoved(state: Base): SourceOutput {
-  return persist({ type: 'moved', ...of(state) });
+  return persist({ type: 'moved', ...subjectOf(state) });
 }
 
 export function persistClosed(state: Base, outcome: Outcome): SourceOutput {
-  return persist({ type: 'closed', ...of(state), outcome });
+  return persist({ type: 'closed', ...subjectOf(state), outcome });
 }
 
 /** Rule 1: before the grant the source gives up at any time, and asks nobody. */

@@ -4,7 +4,10 @@
  * is done, and of cells of its own; one that lacks a cell does not compile. The rules are those of docs/commit.md.
  */
 
-import { timer } from './machine.js';
+import { commonCells } from './cells.js';
+import { baseOf, timer } from './machine.js';
+import type { DestinationMessage } from './messages.js';
+import type { Outcome, WhyBack } from './records.js';
 import * as move from './source-moves.js';
 import { close } from './source-moves.js';
 import type { SourceKind, SourceState, SourceStep } from './source-states.js';
@@ -24,87 +27,39 @@ export interface Detail {
 type Cell<S> = (state: S, detail: Detail) => SourceStep;
 type Row<S> = { readonly [K in SourceKind]: Cell<S> };
 type Table = { readonly [N in SourceState['name']]: Row<Extract<SourceState, { name: N }>> };
-/** A part of a row. */
-type Part<K extends SourceKind> = { readonly [P in K]: Cell<SourceState> };
 
-/** Nothing is to be done, and nothing is wrong. */
-const quiet: Cell<SourceState> = (state) => go(state);
-const outOfOrder: Cell<SourceState> = (state) => refuse(state, 'out-of-order');
-const contradiction: Cell<SourceState> = (state) => refuse(state, 'contradiction');
-const tooLate: Cell<SourceState> = (state) => refuse(state, 'too-late');
-const nothingToDecide: Cell<SourceState> = (state) => refuse(state, 'nothing-to-decide');
+const { quiet, outOfOrder, contradiction, tooLate, stopVm, ...cells } = commonCells<SourceState>();
+const { link, nothingWritten, noTimers, noAnswer, vmIgnored, noOperator } = cells;
 
-/** The connection is only noted: what there is to say is said by the repeat timer, or as an answer. */
-const link: Part<'connected' | 'disconnected'> = {
-  connected: (state) => go({ ...state, link: true }),
-  disconnected: (state) => go({ ...state, link: false }),
-};
-/** A record of an earlier state, which another way has overtaken. */
-const nothingWritten: Part<'persisted' | 'persistFailed'> = { persisted: quiet, persistFailed: quiet };
-/** Timers that earlier states have set. */
-const noTimers: Part<'patience' | 'repeat' | 'witness'> = { patience: quiet, repeat: quiet, witness: quiet };
-/** An answer that nobody waits for any more: the right is another one by now. */
-const noAnswer: Part<'won' | 'held' | 'unreachable'> = { won: quiet, held: quiet, unreachable: quiet };
-const vmIgnored: Part<'vmRuns' | 'vmRunFailed' | 'vmStopped' | 'vmGone'> = {
-  vmRuns: quiet,
-  vmRunFailed: quiet,
-  vmStopped: quiet,
-  vmGone: quiet,
-};
-const noOperator: Part<'here' | 'elsewhere'> = { here: nothingToDecide, elsewhere: nothingToDecide };
+type Word = DestinationMessage['type'];
+/** A cell for each message of the destination. */
+function toEach(answer: (state: SourceState, word: Word) => SourceStep): { [W in Word]: Cell<SourceState> } {
+  const cell =
+    (word: Word): Cell<SourceState> =>
+    (state) =>
+      answer(state, word);
+  return {
+    ready: cell('ready'),
+    declined: cell('declined'),
+    landed: cell('landed'),
+    waiting: cell('waiting'),
+    runs: cell('runs'),
+    gaveUp: cell('gaveUp'),
+    gone: cell('gone'),
+  };
+}
+
 /** Messages that wait until it is durable how things stand. The destination repeats them. */
-const later: Part<'ready' | 'declined' | 'landed' | 'waiting' | 'runs' | 'gaveUp' | 'gone'> = {
-  ready: quiet,
-  declined: quiet,
-  landed: quiet,
-  waiting: quiet,
-  runs: quiet,
-  gaveUp: quiet,
-  gone: quiet,
-};
+const later = toEach((state) => go(state));
 /** The destination claims what it can only have by a grant that was never given. */
-const noGrantYet: Part<'waiting' | 'runs' | 'gone'> = {
-  waiting: outOfOrder,
-  runs: contradiction,
-  gone: outOfOrder,
-};
+const noGrantYet = { waiting: outOfOrder, runs: contradiction, gone: outOfOrder };
 
-/** The VM runs although this end has promised not to run it: somebody else's `cont`. */
-const stopVm: Cell<SourceState> = (state) =>
-  go(state, { type: 'stop' }, { type: 'refuse', code: 'no-right' });
-
-const answered = (outcome: 'moved' | 'returned' | 'lost'): Part<keyof typeof later> => {
-  const answer =
-    (type: keyof typeof later): Cell<SourceState> =>
-    (state) =>
-      move.answerAfter(state, outcome, 'why' in state ? state.why : undefined, type);
-  return {
-    ready: answer('ready'),
-    declined: answer('declined'),
-    landed: answer('landed'),
-    waiting: answer('waiting'),
-    runs: answer('runs'),
-    gaveUp: answer('gaveUp'),
-    gone: answer('gone'),
-  };
-};
-const asOutcomeSays: Part<keyof typeof later> = (() => {
-  const answer =
-    (type: keyof typeof later): Cell<SourceState> =>
-    (state) =>
-      state.name === 'closing' || state.name === 'ended'
-        ? answered(state.outcome)[type](state, { fenced: false, token: undefined, record: '' })
-        : go(state);
-  return {
-    ready: answer('ready'),
-    declined: answer('declined'),
-    landed: answer('landed'),
-    waiting: answer('waiting'),
-    runs: answer('runs'),
-    gaveUp: answer('gaveUp'),
-    gone: answer('gone'),
-  };
-})();
+const whyOf = (state: SourceState): WhyBack | undefined => ('why' in state ? state.why : undefined);
+const answered = (outcome: Outcome) =>
+  toEach((state, word) => move.answerAfter(state, outcome, whyOf(state), word));
+const asOutcomeSays = toEach((state, word) =>
+  'outcome' in state ? move.answerAfter(state, state.outcome, state.why, word) : go(state),
+);
 
 export const sourceTable: Table = {
   beginning: {
@@ -116,7 +71,7 @@ export const sourceTable: Table = {
     persisted: (state) => {
       if (state.givenUp) return move.giveUp(state, state.vm);
       return go(
-        { ...move.baseOf(state), name: 'migrating', vm: state.vm, landed: false },
+        { ...baseOf(state), name: 'migrating', vm: state.vm, landed: false },
         ...move.sayOffer(state),
         timer(state, 'repeat'),
         ...(state.link ? [] : [timer(state, 'patience')]),

@@ -26,6 +26,7 @@ const TO_VALUE = { longs: Number, defaults: true, arrays: true, objects: true } 
 export class Schema {
   readonly #text: () => string;
   #parsed: protobuf.IParserResult | undefined;
+  #prepared: Promise<void> | undefined;
 
   /** @param file name of the schema in `formats/`; `text` in its place is for schemas that are not there */
   constructor(file: string, text?: string) {
@@ -44,8 +45,13 @@ export class Schema {
     return this.#parsed;
   }
 
-  /** Makes what the first messages need: some tens of milliseconds of work, in turns. */
-  async prepare(): Promise<void> {
+  /** Makes what the first messages need: some tens of milliseconds of work, in turns, the first time that it is asked for. */
+  prepare(): Promise<void> {
+    this.#prepared ??= this.#makeCoders();
+    return this.#prepared;
+  }
+
+  async #makeCoders(): Promise<void> {
     const turns = new Turns();
     const { root } = this.#parse();
     await turns.next();

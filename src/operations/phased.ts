@@ -11,6 +11,7 @@
  */
 
 import { asDevstateError, DevstateError } from '../errors.js';
+import { QmpCommandError } from '../qemu/index.js';
 import type { DeviceSocket } from './device-socket.js';
 import { together } from './waiting.js';
 
@@ -76,6 +77,19 @@ export async function inPhases<State, Done>(
     if (problems.length === 0) throw inPhase(phase, reason, [left, ...remarks]);
     const message = `${phase}: ${asDevstateError(reason).message}; ${stuck(problems.join('; '))}`;
     throw new DevstateError('DEVSTATE_E_ROLLBACK', message, { cause: reason });
+  }
+}
+
+/**
+ * Waits for an answer of QEMU to what begins something. Where the answer is lost, or not waited for, it may have begun all the
+ * same; one that is refused has not, though one of another manager may be under way.
+ */
+export async function beginning(order: Promise<unknown>, mayHaveBegun: () => void): Promise<void> {
+  try {
+    await order;
+  } catch (error) {
+    if (!(error instanceof QmpCommandError)) mayHaveBegun();
+    throw error;
   }
 }
 

@@ -6,7 +6,6 @@ import {
   applySettings,
   destinationSettings,
   planSettings,
-  QmpCommandError,
   queryMigration,
   sourceSettings,
   startIncoming,
@@ -14,7 +13,7 @@ import {
   stopVm,
 } from '../../qemu/index.js';
 import { requireSameDevices } from '../identity/index.js';
-import { forEachDevice, type Reach } from '../phased.js';
+import { beginning, forEachDevice, type Reach } from '../phased.js';
 import { delay, unlessAborted } from '../waiting.js';
 import { requireArriving } from './arrival.js';
 import { DeviceStream } from './device-stream.js';
@@ -77,12 +76,11 @@ async function beginMigration(
   const { options, source, destination, signal } = configured;
   await saidBy('destination', startIncoming(destination.qmp, options.uri, { signal }));
   destination.watch.begin();
-  const begun = startMigration(source.qmp, options.uri, { signal }).catch((error: unknown) => {
-    // It may have begun all the same: the answer was lost, or not waited for. One that refuses may be at somebody else's.
-    if (!(error instanceof QmpCommandError)) reach({ ...configured, tag: 'migrating' });
-    throw error;
-  });
-  await saidBy('source', begun);
+  const begun = startMigration(source.qmp, options.uri, { signal });
+  await saidBy(
+    'source',
+    beginning(begun, () => reach({ ...configured, tag: 'migrating' })),
+  );
   source.watch.begin();
   return reach({ ...configured, tag: 'migrating' });
 }

@@ -7,7 +7,6 @@
 import {
   applySettings,
   execArguments,
-  QmpCommandError,
   replaceSettings,
   startExec,
   startTransfer,
@@ -17,7 +16,7 @@ import { DetachedProcess } from '../detached-process.js';
 import { requireSameDevices } from '../identity/index.js';
 import { noteSettings } from '../migrate/qemu-settings.js';
 import { saidBy } from '../migrate/reasons.js';
-import { forEachDevice, type Reach } from '../phased.js';
+import { beginning, forEachDevice, type Reach } from '../phased.js';
 import { namedIn } from './identity.js';
 import { untilListening } from './new-qemu.js';
 import type { Revocable, State, Transfer, Way } from './phases.js';
@@ -74,14 +73,11 @@ export async function connect(
   const connecting = reach({ ...configured, tag: 'connecting' });
   const { options, source, scratch, signal, report } = connecting;
   report({ phase: 'connect' });
-  try {
-    if (options.mode === 'cpr-exec') await startExec(source.qmp, scratch.state, { signal });
-    else await startTransfer(source.qmp, scratch, { signal });
-  } catch (error) {
-    // It may have begun all the same: the answer was lost, or not waited for. One that refuses may be at somebody else's.
-    if (!(error instanceof QmpCommandError)) reach({ ...connecting, tag: 'migrating' });
-    throw error;
-  }
+  const begun =
+    options.mode === 'cpr-exec'
+      ? startExec(source.qmp, scratch.state, { signal })
+      : startTransfer(source.qmp, scratch, { signal });
+  await beginning(begun, () => reach({ ...connecting, tag: 'migrating' }));
   source.watch.begin();
   const migrating = reach({ ...connecting, tag: 'migrating' });
   const stopped = source.watch.waitFor('pre-switchover', { signal });

@@ -99,7 +99,7 @@ function isSettled({ attempt, token }: Base, right: Starting['right']): boolean 
   return !attempt.witness || (right === 'token' && token !== undefined);
 }
 
-/** The VM runs, so the source is told, for as long as it takes (rule 3). A token that says otherwise is made right. */
+/** The VM runs, and `runs` is sent to the source until it answers (rule 3). A token that says otherwise is made right. */
 export function running(
   state: Base,
   from: { right: Starting['right']; noted: boolean; vm: Running['vm'] },

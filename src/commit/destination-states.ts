@@ -62,7 +62,7 @@ export interface Starting extends Base {
   readonly why: WhyTaken;
 }
 
-/** The VM runs here, or has. The source is told until it knows. */
+/** The VM runs here, or has run. `runs` is sent to the source until it answers. */
 export interface Running extends Base {
   readonly name: 'running';
   readonly vm: 'running' | 'gone';
@@ -79,7 +79,7 @@ export interface GivingUp extends Base {
   readonly name: 'givingUp';
 }
 
-/** This end's copy is being ended. Only then the source is told (rule 1). */
+/** This end's copy is being ended. `gaveUp` is sent only after that (rule 1). */
 export interface DestinationEnding extends Base {
   readonly name: 'ending';
   /** `gaveUp` is durable. */

@@ -44,7 +44,7 @@ const later: Part<'offer' | 'grant' | 'withdrawn' | 'done'> = {
   done: quiet,
 };
 
-/** Before the grant: the source is told how things stand, and if it stays away this end gives up by itself (rule 1). */
+/** Before the grant: this end repeats to the source how things stand, and gives up by itself if the source stays away (rule 1). */
 const beforeGrant = (
   word: 'ready' | 'landed',
 ): Part<
@@ -209,7 +209,7 @@ export const destinationTable: Table = {
     done: outOfOrder,
     vmLanded: quiet,
     vmRuns: (state) => move.running(state, { right: state.right, noted: false, vm: 'running' }),
-    // It has not run, and the source can. But what an operator has decided is the only copy: it is told to run again.
+    // It has not run, and the source can. But what an operator has decided is the only copy: `run` is repeated.
     vmRunFailed: (state) => (state.why === 'grant' ? move.giveUp(state) : go(state)),
     vmStopped: quiet,
     vmGone: move.lose,

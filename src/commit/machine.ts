@@ -29,7 +29,7 @@ export type CommonInput<Message, Rec extends { readonly type: string }> =
   | { readonly type: 'message'; readonly message: Message }
   /** The record is durable. */
   | { readonly type: 'persisted'; readonly record: Rec['type'] }
-  /** It could not be written. Nobody knows whether it is durable. */
+  /** It could not be written: it may be durable or not. */
   | { readonly type: 'persistFailed'; readonly record: Rec['type'] }
   /** The control connection to the other end is there, new or resumed; or it is not. */
   | { readonly type: 'connected' }
@@ -66,7 +66,7 @@ export type CommonKind =
   | 'witness'
   /** The token is this end's, by this answer or an earlier one that was lost. */
   | 'won'
-  /** The token is somebody else's. */
+  /** Another owner has the token. */
   | 'held'
   | 'unreachable'
   | 'vmRuns'
@@ -87,13 +87,13 @@ export interface AskOutput {
   readonly next: Token;
 }
 
-/** Why an input led to nothing although somebody may have expected something of it. */
+/** Why an input led to nothing although its sender may have expected something of it. */
 export type RefusalCode =
   /** Of another attempt, or the answer to an earlier request. Comes with duplicates; nothing is wrong. */
   | 'stale'
   /** No correct peer, witness or host says this in this state. */
   | 'out-of-order'
-  /** Both ends, or an end and the witness, claim the VM. Somebody has decided against the rules. */
+  /** Both ends, or an end and the witness, claim the VM: a decision was made against the rules. */
   | 'contradiction'
   /** The VM runs here although it may not; it is being stopped. */
   | 'no-right'
@@ -112,7 +112,7 @@ export type Output<Message, Rec> =
   | { readonly type: 'persist'; readonly record: Rec }
   /**
    * Run the VM: `cont`. Said only where this end has the right to, and may be said again. `run`, `stop` and `end` are carried
-   * out in the order in which they are put out, and all that was carried out is told.
+   * out in the order in which they are put out, and each is answered by an input when it was carried out.
    */
   | { readonly type: 'run' }
   /** Stop the VM at once, and keep its state. */

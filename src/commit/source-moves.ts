@@ -59,13 +59,13 @@ export function persistClosed(state: Base, outcome: Outcome): SourceOutput {
   return persist({ type: 'closed', ...subjectOf(state), outcome });
 }
 
-/** Rule 1: before the grant the source gives up at any time, and asks nobody. */
+/** Rule 1: before the grant the source gives up at any time, without asking the destination or the witness. */
 export function giveUp(state: Base, vm: VmFound): SourceStep {
   if (vm === 'gone') return close(state, 'lost', undefined, ...say(state, 'withdrawn'));
   return resume(state, undefined, ...say(state, 'withdrawn'));
 }
 
-/** Rule 2: the destination has landed and the VM stands here. The promise is written before anybody is told. */
+/** Rule 2: the destination has landed and the VM stands here. The promise is written before the destination learns of it. */
 export function promise(state: Migrating): SourceStep {
   const arbiter = state.attempt.witness ? 'witness' : 'none';
   const granting = { ...baseOf(state), name: 'granting', vm: state.vm, cancelled: false } as const;
@@ -135,7 +135,7 @@ export function askAgain(state: Settling): SourceStep {
   return go(next, question, timer(state, 'witness'));
 }
 
-/** The destination has the VM. That is written before this end's copy is ended and before the destination is told. */
+/** The destination has the VM. That is written before this end's copy is ended, and before `done` is sent. */
 export function leave(state: Base): SourceStep {
   return go({ ...baseOf(state), name: 'leaving' }, persistMoved(state));
 }

@@ -31,7 +31,7 @@ export interface Migrating extends Base {
   readonly landed: boolean;
 }
 
-/** The promise is being written. Nobody has been told yet. */
+/** The promise is being written. The destination does not know of it yet. */
 export interface Granting extends Base {
   readonly name: 'granting';
   readonly vm: VmFound;

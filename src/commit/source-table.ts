@@ -77,7 +77,7 @@ export const sourceTable: Table = {
         ...(state.link ? [] : [timer(state, 'patience')]),
       );
     },
-    // The generation may be used again, so nothing is said of it, and nobody has heard of it.
+    // The generation may be used again. No message of it was sent, and none is.
     persistFailed: (state) => move.finish(state, state.vm === 'gone' ? 'lost' : 'returned', undefined),
     ready: outOfOrder,
     declined: outOfOrder,

@@ -12,7 +12,7 @@ import type { SourceInput, SourceKind, SourceState, SourceStep } from './source-
 import { type Detail, sourceTable } from './source-table.js';
 
 /**
- * A new attempt. The VM runs, and goes on running for now.
+ * A new attempt. The VM runs, and continues to run for now.
  * @param link whether there is a connection to the destination
  */
 export function beginSource(attempt: Attempt, settings: CommitSettings, link: boolean): SourceStep {

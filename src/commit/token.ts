@@ -30,5 +30,5 @@ export type WitnessAnswer =
   | { readonly type: 'set' }
   /** The token was another one than expected: this one. */
   | { readonly type: 'conflict'; readonly current: Token }
-  /** Nobody knows whether it was set. It grants nothing (rule 5). */
+  /** It may have been set or not. It grants nothing (rule 5). */
   | { readonly type: 'unreachable' };

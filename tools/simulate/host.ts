@@ -156,7 +156,7 @@ export class Host {
       return;
     }
     if (machine === undefined) return;
-    // What is of an earlier attempt, with the roles the other way round, goes to nobody.
+    // What is of an earlier attempt, with the roles the other way round, is dropped.
     if (SOURCE_MESSAGES.includes(message.type) !== (machine.role === 'destination')) return;
     const before = machine.state.name;
     this.#step({ type: 'message', message } as SourceInput);

@@ -213,8 +213,8 @@ class Schedule {
     this.#startAll();
     this.#runUntil(world.agenda.now + LONG, () => this.#isDecided());
     this.#features.add(`only ${pair}`);
-    if (this.#running() === 1 || this.#nobodyCan()) return;
-    // The one that is cut off may have the right without knowing: nobody else can then (docs/commit.md).
+    if (this.#running() === 1 || this.#noHostCan()) return;
+    // The one that is cut off may have the right without knowing: no other host can then (docs/commit.md).
     const records = (host: Host) =>
       host.journal.filter(({ generation }) => generation === source.attempt?.generation);
     const attempt = source.attempt ?? destination.attempt;
@@ -223,7 +223,7 @@ class Schedule {
     const tokenOf = (host: Host) => isOwnedSince(attempt!, world.token!, host.name);
     // A copy that may have run was destroyed with its machine: only the witness knows whether it has.
     const unknown = destination.machine?.state.name === 'lost' && isolated === undefined;
-    // A machine that is gone for good talks to nobody.
+    // A machine that is gone for good is not connected to any other.
     const oneLeft = world.hosts.some((host) => host.destroyed && host !== isolated);
     const excused =
       unknown ||
@@ -231,7 +231,7 @@ class Schedule {
       (isolated === destination && (promised || tokenOf(destination) || source.copy.state === 'none')) ||
       (isolated === source && (!taken || tokenOf(source) || destination.copy.state === 'none'));
     if (excused) this.#features.add('the one that is cut off has the right');
-    else if (!this.#isForOperator()) world.violate(`nobody runs the VM, although ${pair} can talk`);
+    else if (!this.#isForOperator()) world.violate(`no host runs the VM, although ${pair} can talk`);
   }
 
   #allTalk(): void {
@@ -250,7 +250,7 @@ class Schedule {
       this.#runUntil(world.agenda.now + LONG, () => this.#isOver());
     }
     if (this.#running() === 0) {
-      if (!this.#nobodyCan()) world.violate('nobody runs the VM, although all can talk');
+      if (!this.#noHostCan()) world.violate('no host runs the VM, although all can talk');
       this.#features.add('the VM is lost');
     } else this.#features.add(`runs`);
     if (!this.#isOver())
@@ -297,7 +297,7 @@ class Schedule {
   }
 
   /** Every copy that could run was destroyed by a fault. */
-  #nobodyCan(): boolean {
+  #noHostCan(): boolean {
     const { hosts, killed, givenAway } = this.#world;
     return (
       hosts.every(({ copy }) => copy.state === 'none' || copy.state === 'incoming') &&

@@ -99,7 +99,7 @@ export class World {
       );
   }
 
-  /** A copy begins to run: nobody may have run since it was made. */
+  /** A copy begins to run: no other may have run since it was made. */
   history(host: Host): void {
     if (host.copy.life !== this.life)
       this.violate(`${host.name} runs an older state of the VM, although another copy has run since`);
